@@ -1,0 +1,171 @@
+"""The only reader of jaxpr equations' layouts, which are not API: tested on JAX 0.10, 0.11 and 0.12."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+from jax import lax
+from jax.extend import core
+
+
+class Opened(NamedTuple):
+    """A jaxpr with its constants beside it, whichever class this version of JAX keeps them in."""
+
+    invars: tuple
+    outvars: tuple
+    eqns: tuple
+    constvars: tuple
+    consts: tuple
+
+
+class Scan(NamedTuple):
+    body: Opened
+    consts: int
+    carry: int
+    length: int
+    rerun: Callable  # (body function, carry, xs) -> (carry, ys), with the equation's own length, order and unrolling
+
+
+class Dot(NamedTuple):
+    """Axes of a dot_general: (lhs, rhs) pairs."""
+
+    contract: tuple[tuple[int, ...], tuple[int, ...]]
+    batch: tuple[tuple[int, ...], tuple[int, ...]]
+
+
+class Lookup(NamedTuple):
+    """A gather of whole trailing slices along axis 0; `mode` is what happens out of range."""
+
+    mode: str  # "promise" | "clip" | "drop"
+
+
+def open_jaxpr(jaxpr: Any) -> Opened:
+    inner = getattr(jaxpr, "jaxpr", jaxpr)
+    return Opened(
+        tuple(inner.invars),
+        tuple(inner.outvars),
+        tuple(inner.eqns),
+        tuple(inner.constvars),
+        tuple(getattr(jaxpr, "consts", ())),
+    )
+
+
+def is_literal(atom: Any) -> bool:
+    return isinstance(atom, core.Literal)
+
+
+def bind(eqn: Any, values: Sequence[Any]) -> list[Any]:
+    """Carry out one equation as it stands; custom derivative rules stay attached."""
+    with eqn.ctx.manager:
+        out = eqn.primitive.bind(*values, **eqn.primitive.get_bind_params(eqn.params))
+    return list(out) if eqn.primitive.multiple_results else [out]
+
+
+def source_line(eqn: Any) -> str:
+    """Where in the user's code an equation comes from, for error messages."""
+    frame = getattr(eqn.source_info, "traceback", None)
+    frames = [f for f in (frame.frames if frame else []) if "/jax/" not in f.file_name]
+    return f"{frames[0].file_name}:{frames[0].line_num}" if frames else "an unknown place"
+
+
+INLINED = frozenset({"jit", "pjit", "closed_call", "core_call", "core_closed_call"})
+REMAT = frozenset({"remat", "remat2", "checkpoint"})
+
+
+def inner_jaxpr(eqn: Any) -> Opened:
+    """The jaxpr of a jit, a call or a remat."""
+    return open_jaxpr(eqn.params["jaxpr"] if "jaxpr" in eqn.params else eqn.params["call_jaxpr"])
+
+
+def remat_wrapper(eqn: Any) -> Callable[[Callable], Callable]:
+    """`jax.checkpoint` with the equation's own policy."""
+    policy, prevent_cse = eqn.params["policy"], eqn.params["prevent_cse"]
+    return lambda fun: jax.checkpoint(fun, policy=policy, prevent_cse=prevent_cse)
+
+
+def scan(eqn: Any) -> Scan:
+    params = eqn.params
+    if "num_consts" in params:
+        consts, carry = params["num_consts"], params["num_carry"]
+    else:  # JAX 0.12 keeps the three groups as a tree
+        consts, carry = (len(group) for group in params["ft_in"].unpack()[:2])
+    length, reverse, unroll = params["length"], params["reverse"], params["unroll"]
+
+    def rerun(body, init, xs):
+        return lax.scan(body, init, xs, length=length, reverse=reverse, unroll=unroll)
+
+    return Scan(open_jaxpr(params["jaxpr"]), consts, carry, length, rerun)
+
+
+def dot(eqn: Any) -> Dot:
+    contract, batch = eqn.params["dimension_numbers"]
+    pairs = [tuple(tuple(int(axis) for axis in side) for side in group) for group in (contract, batch)]
+    return Dot(*pairs)  # type: ignore[arg-type]  # two pairs, which pyright cannot count
+
+
+def permutation(eqn: Any) -> tuple[int, ...]:
+    return tuple(eqn.params["permutation"])
+
+
+def broadcast_dimensions(eqn: Any) -> tuple[int, ...]:
+    return tuple(eqn.params["broadcast_dimensions"])
+
+
+def squeezed(eqn: Any) -> tuple[int, ...]:
+    return tuple(eqn.params["dimensions"])
+
+
+def reshape_is_plain(eqn: Any) -> bool:
+    return eqn.params.get("dimensions") is None
+
+
+def lookup(eqn: Any) -> Lookup | None:
+    """The gather of an embedding table `[V, *rest]` at indices `[..., 1]`, or None for any other gather."""
+    operand, indices = (v.aval for v in eqn.invars)
+    numbers, sizes = eqn.params["dimension_numbers"], tuple(eqn.params["slice_sizes"])
+    rank, positions = len(operand.shape), len(indices.shape) - 1
+    plain = (
+        rank > 0
+        and indices.shape[-1:] == (1,)
+        and numbers.collapsed_slice_dims == (0,)
+        and numbers.start_index_map == (0,)
+        and not numbers.operand_batching_dims
+        and numbers.offset_dims == tuple(range(positions, positions + rank - 1))
+        and sizes == (1, *operand.shape[1:])
+    )
+    if not plain:
+        return None
+    mode = eqn.params["mode"]
+    modes = lax.GatherScatterMode
+    return Lookup({modes.PROMISE_IN_BOUNDS: "promise", modes.CLIP: "clip"}.get(mode, "drop"))
+
+
+class Conv(NamedTuple):
+    """A convolution's layout: `lhs`, `rhs`, `out` give (batch, feature, *spatial) axes (for rhs: out, in, *spatial)."""
+
+    lhs: tuple[int, ...]
+    rhs: tuple[int, ...]
+    out: tuple[int, ...]
+    strides: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    lhs_dilation: tuple[int, ...]
+    rhs_dilation: tuple[int, ...]
+    groups: int
+
+
+def conv(eqn: Any) -> Conv | None:
+    """The layout, or None where batch groups make the kernel meet data in another way."""
+    p = eqn.params
+    if p["batch_group_count"] != 1:
+        return None
+    numbers = p["dimension_numbers"]
+    return Conv(
+        tuple(numbers.lhs_spec),
+        tuple(numbers.rhs_spec),
+        tuple(numbers.out_spec),
+        tuple(p["window_strides"]),
+        tuple(tuple(pair) for pair in p["padding"]),
+        tuple(p["lhs_dilation"]),
+        tuple(p["rhs_dilation"]),
+        p["feature_group_count"],
+    )

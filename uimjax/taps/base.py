@@ -1,0 +1,122 @@
+"""What the taps speak of: atoms and views (how a value is cut from a parameter), sites, and factored gradients.
+
+A parameter's axes are cut into *atoms*, so that a reshape, a transposition or a scan over stacked layers only moves
+atoms about. The gradient of one example at a site is kept as the factors that make it, never formed unless asked.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+
+class Atom(NamedTuple):
+    """A piece of one axis of a source: index along `axis` = ... + atom index * stride. `axis` -1: broadcast, no source."""
+
+    axis: int
+    stride: int
+    size: int
+
+    @property
+    def broadcast(self) -> bool:
+        return self.axis < 0
+
+
+class View(NamedTuple):
+    """A value that is `scale` times a rearrangement (plus constants) of one source.
+
+    `dims`: the atoms of each axis. `outer`: for each enclosing scan, the atoms its iterations run over, or None where
+    every iteration sees the same value (its gradient then sums over them).
+    """
+
+    source: int
+    dims: tuple[tuple[Atom, ...], ...]
+    outer: tuple[tuple[Atom, ...] | None, ...] = ()
+    scale: float = 1.0
+
+    @property
+    def bijective(self) -> bool:
+        return not any(atom.broadcast for dim in self.dims for atom in dim)
+
+
+class Site(NamedTuple):
+    """One USE of a parameter by data.
+
+    `kind`: dense, conv, embed (factored) or scale, bias, direct (the gradient itself, in the parameter's shape).
+    `value_shape` is that of the weight at the point of use, for one scan iteration; `tap_shape` that of the zero
+    added there, for one example with the enclosing scans' lengths in front. `detail` is the equation's layout.
+    """
+
+    index: int
+    kind: str
+    source: int
+    view: View
+    value_shape: tuple[int, ...]
+    tap_shape: tuple[int, ...]
+    tap_dtype: Any
+    detail: Any
+    line: str
+
+    @property
+    def levels(self) -> int:
+        return len(self.view.outer)
+
+    @property
+    def repeats(self) -> int:
+        return math.prod(self.tap_shape[: self.levels])
+
+
+class Layout(NamedTuple):
+    """A parameter as a stack of matrices: atoms of the stack [n], the rows [I] and the columns [O]."""
+
+    stack: tuple[Atom, ...]
+    rows: tuple[Atom, ...]
+    cols: tuple[Atom, ...]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        n, i, o = (math.prod(atom.size for atom in group) for group in self)
+        return n, i, o
+
+
+class Dense(NamedTuple):
+    """Gradient `[B, n, I, O] = sum_t a[:, :, t, :, None] * g[:, :, t, None, :]`; a `[B, n, T, I]`, g `[B, n, T, O]`.
+
+    Rows and columns are the parameter's own (`Layout`): for a weight used transposed the activation lies in `g`.
+    """
+
+    a: Any
+    g: Any
+
+
+class Gather(NamedTuple):
+    """Gradient `[B, n, I, O] = sum_t onehot(ids[:, :, t], I)[..., None] * g[:, :, t, None, :]`; ids `[B, n, T]` int."""
+
+    ids: Any
+    g: Any
+
+
+class Direct(NamedTuple):
+    """The gradient itself, `[B, *parameter shape]`."""
+
+    gradient: Any
+
+
+Factor = Dense | Gather | Direct
+
+
+class Leaf(NamedTuple):
+    """One parameter: its path, shape, the layout its sketches and curvature use, and its uses."""
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: Any
+    layout: Layout
+    sites: tuple[Site, ...]
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+
+def axis_atoms(shape: tuple[int, ...]) -> tuple[tuple[Atom, ...], ...]:
+    """The identity view's dims: one atom an axis, none for axes of size 1."""
+    return tuple((Atom(axis, 1, size),) if size != 1 else () for axis, size in enumerate(shape))

@@ -1,0 +1,278 @@
+"""The taps' two calls: `sites` (shapes only, proven against `jax.grad` by `verify`) and `capture` (factored gradients).
+
+Guarantees: the model is never changed; every float parameter is accounted for; the result does not depend on the
+other examples of the batch.
+"""
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from uimjax.errors import BudgetError, CoverageError, ShapeError, TapError
+from uimjax.task import Task
+from uimjax.taps import layouts, plan, run, views
+from uimjax.taps.base import Dense, Direct, Factor, Gather, Leaf
+
+DIRECT_BUDGET = 2 << 30  # bytes a batch may spend on dense per-example gradients of direct sites
+Factors = dict[str, tuple[Factor, ...]]
+
+
+@dataclass(frozen=True, eq=False)
+class Sites:
+    """Where the parameters of a loss meet data. `leaves`: one entry a float parameter; `closed`: float constants the
+    loss closes over (shape, dtype), which get no gradient. Prints as a table."""
+
+    leaves: tuple[Leaf, ...]
+    derived: tuple[Leaf, ...]
+    closed: tuple[tuple[tuple[int, ...], str], ...]
+    program: Any
+    plan: plan.Plan
+    params_tree: Any
+    example_tree: Any
+
+    @property
+    def coverage(self) -> float:
+        """Share of float parameters whose gradient is accounted for; anything below 1 has raised before."""
+        return 1.0
+
+    def leaf(self, path: str) -> Leaf:
+        return next(leaf for leaf in self.leaves if leaf.path == path)
+
+    def __str__(self) -> str:
+        total = sum(leaf.size for leaf in self.leaves)
+        rows = [("parameter", "kinds", "shape", "repeats", "share")]
+        for leaf in self.leaves:
+            kinds = ", ".join(site.kind for site in leaf.sites) or _unused_reason(self, leaf)
+            repeats = max((site.repeats for site in leaf.sites), default=1)
+            share = f"{leaf.size / total:.1%}"
+            rows.append((leaf.path, kinds, "x".join(map(str, leaf.shape)) or "scalar", str(repeats), share))
+        widths = [max(len(row[k]) for row in rows) for k in range(5)]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+        lines.append(f"coverage {self.coverage:.0%} of {total:,} parameters")
+        lines += [f"closed over (no gradient): {dtype}{list(shape)}" for shape, dtype in self.closed]
+        return "\n".join(line.rstrip() for line in lines)
+
+
+def _unused_reason(found: "Sites", leaf: Leaf) -> str:
+    return "through a derived value" if found.derived else f"unused ({leaf.dtype})"
+
+
+def sites(task: Task, params: Any, example: Any) -> Sites:
+    """Follow one example's loss; nothing is computed. `params` and `example` may be arrays or `ShapeDtypeStruct`s.
+
+    Raises:
+        TapError: the loss has no reverse-mode derivative there, or no data reach it.
+        ShapeError: the loss is neither a scalar nor `[T]`.
+    """
+    leaves, params_tree = jax.tree_util.tree_flatten_with_path(params)
+    example_leaves, example_tree = jax.tree_util.tree_flatten(example)
+    paths = tuple(jax.tree_util.keystr(path, simple=True, separator="/") or "params" for path, _ in leaves)
+    spec = tuple(_spec(leaf) for _, leaf in leaves), tuple(_spec(leaf) for leaf in example_leaves)
+    return _sites(task, paths, params_tree, example_tree, *spec)
+
+
+def _spec(leaf: Any) -> tuple[tuple[int, ...], Any]:
+    return tuple(np.shape(leaf)), leaf.dtype if hasattr(leaf, "dtype") else jax.typeof(leaf).dtype
+
+
+@functools.lru_cache(maxsize=64)
+def _sites(task: Task, paths, params_tree, example_tree, params_spec, example_spec) -> Sites:
+    params_in = [jax.ShapeDtypeStruct(*s) for s in params_spec]
+    example_in = [jax.ShapeDtypeStruct(*s) for s in example_spec]
+
+    def flat(*args):
+        params = jax.tree.unflatten(params_tree, args[: len(params_in)])
+        return task.loss(params, jax.tree.unflatten(example_tree, args[len(params_in) :]))
+
+    program = jax.make_jaxpr(flat)(*params_in, *example_in)
+    out = program.out_avals
+    if len(out) != 1 or len(out[0].shape) > 1 or not jnp.issubdtype(out[0].dtype, jnp.floating):
+        raise ShapeError(
+            f"the loss of one example returned {[str(a) for a in out]}; a float scalar, or [T] with one entry a token, "
+            "was wanted. Sum or index it inside the loss."
+        )
+    built, state, loss_class = plan.build(program, params_in)
+    if loss_class is not plan.DATA:
+        raise TapError("the loss does not depend on the example, so no training example can have caused anything")
+    groups: dict[int, list[Any]] = {}
+    for site in state.sites:
+        groups.setdefault(site.source, []).append(site)
+
+    def leaf(source: int, path: str) -> Leaf:
+        shape, dtype = state.sources[source].shape, state.sources[source].dtype
+        used = tuple(groups.get(source, ()))
+        return Leaf(path, shape, dtype, layouts.choose(used, shape), used)
+
+    floats = [k for k, p in enumerate(params_in) if jnp.issubdtype(p.dtype, jnp.floating)]
+    derived = range(len(params_in), len(state.sources))
+    consts = [c for c in program.consts if jnp.issubdtype(jax.typeof(c).dtype, jnp.floating) and np.ndim(c)]
+    return Sites(
+        tuple(leaf(k, paths[k]) for k in floats),
+        tuple(leaf(k, f"derived/{k}") for k in derived),
+        tuple((tuple(c.shape), str(c.dtype)) for c in consts),
+        program,
+        built,
+        params_tree,
+        example_tree,
+    )
+
+
+def capture(found: Sites, params: Any, batch: Any, budget: int = DIRECT_BUDGET) -> tuple[Any, Factors]:
+    """Losses `[B]` (nats, summed over tokens) and each parameter's factors, in ONE forward and backward pass.
+
+    Pure and jittable. The gradient of example b with respect to a parameter is the sum over its factors; no parameter
+    gradient is formed unless the site is direct.
+
+    Raises:
+        BudgetError: the dense per-example gradients of direct sites would exceed `budget` bytes.
+    """
+    args = jax.tree.leaves(params)
+    rows = jax.tree.leaves(batch)
+    size = rows[0].shape[0]
+    every = [site for leaf in (*found.leaves, *found.derived) for site in leaf.sites]
+    check_budget(found, size, budget)
+
+    def one(row, zeros):
+        outs, records = run.run(found.plan, [*args, *row], zeros)
+        return jnp.sum(outs[0]), records
+
+    def total(zeros):
+        losses, records = jax.vmap(one)(rows, zeros)
+        return jnp.sum(losses), (losses, records)
+
+    zeros = {site.index: jnp.zeros((size, *site.tap_shape), site.tap_dtype) for site in every}
+    g, (losses, records) = jax.grad(total, has_aux=True)(zeros)
+    factors = {leaf.path: _leaf_factors(leaf, records, g) for leaf in found.leaves}
+    if found.derived:
+        factors = _pull_back(found, args, records, g, factors)
+    return losses, factors
+
+
+def _leaf_factors(leaf: Leaf, records: Any, g: Any) -> tuple[Factor, ...]:
+    """Factored uses one by one; plain gradients of the same parameter are added into one."""
+    made = [
+        layouts.factor(site, records.get(site.index), g[site.index], leaf.layout, leaf.shape) for site in leaf.sites
+    ]
+    plain = [f.gradient for f in made if isinstance(f, Direct)]
+    factored = tuple(f for f in made if not isinstance(f, Direct))
+    return (*factored, Direct(functools.reduce(jnp.add, plain))) if plain else factored
+
+
+def _pull_back(found: Sites, args: list[Any], records: Any, g: Any, factors: Factors) -> Factors:
+    """Gradients of derived values, formed and carried back to the parameters by the parameter-only part's own vjp."""
+    numbers = [int(leaf.path.split("/")[1]) for leaf in found.derived]
+    cotangents = []
+    for leaf in found.derived:
+        parts = [to_gradient(leaf, f) for f in _leaf_factors(leaf, records, g)]
+        size = jax.tree.leaves(g)[0].shape[0]
+        zero = jnp.zeros((size, *leaf.shape), leaf.dtype)
+        cotangents.append(functools.reduce(jnp.add, parts, zero).astype(leaf.dtype))
+    is_float = [jnp.issubdtype(a.dtype, jnp.floating) for a in args]
+    floats = [a for a, yes in zip(args, is_float, strict=True) if yes]
+
+    def derive(floats):
+        queue = iter(floats)
+        full = [next(queue) if yes else a for a, yes in zip(args, is_float, strict=True)]
+        known = run.derived_values(found.plan, full)
+        return [known[n] for n in numbers]
+
+    _, vjp = jax.vjp(derive, floats)
+    (pulled,) = jax.vmap(vjp)(cotangents)
+    return {
+        leaf.path: _add_direct(factors[leaf.path], extra)
+        for leaf, extra in zip(found.leaves, pulled, strict=True)
+    }
+
+
+def _add_direct(factors: tuple[Factor, ...], extra: Any) -> tuple[Factor, ...]:
+    if factors and isinstance(factors[-1], Direct):
+        return (*factors[:-1], Direct(factors[-1].gradient + extra))
+    return (*factors, Direct(extra))
+
+
+def to_gradient(leaf: Leaf, factor: Factor) -> Any:
+    """A factor formed in the parameter's shape `[B, *shape]`."""
+    if isinstance(factor, Direct):
+        return factor.gradient
+    return views.from_matrices(layouts.matrices(factor, leaf.layout.shape), leaf.shape, leaf.layout)
+
+
+def check_budget(found: Sites, batch_size: int, budget: int = DIRECT_BUDGET) -> None:
+    """Refuse a batch whose dense per-example gradients would not fit, naming the parameter."""
+    for leaf in (*found.leaves, *found.derived):
+        for site in leaf.sites:
+            if site.kind != "direct" and layouts.site_layout(site) is not None:
+                if layouts.orientation(site, leaf.layout) != "apart" and leaf not in found.derived:
+                    continue
+            need = batch_size * jnp.dtype(leaf.dtype).itemsize * max(leaf.size, math.prod(site.tap_shape))
+            if site.kind in ("direct", "dense", "conv", "embed") and need > budget:
+                raise BudgetError(
+                    f"{leaf.path} {list(leaf.shape)} meets data at {site.line} in a way that has no factored form, and "
+                    f"its per-example gradients for a batch of {batch_size} need {need / 2**30:.1f} GiB "
+                    f"(budget {budget / 2**30:.1f} GiB). Use a batch of at most {max(1, budget * batch_size // need)}, "
+                    "or rewrite that line as a matmul, a convolution, an embedding or an elementwise scale."
+                )
+
+
+def verify(task: Task, found: Sites, params: Any, batch: Any, examples: int = 4) -> None:
+    """Prove coverage on real rows: factors formed and summed must equal `jax.grad` of the summed loss, leaf by leaf.
+
+    Relative tolerance 1e-9 in float64, 1e-3 in float32, 5e-2 below. Where the task gives `batch_loss`, its value must
+    equal the sum over examples.
+
+    Raises:
+        CoverageError: names the parameter that differs, or `batch_loss`.
+    """
+    batch = jax.tree.map(lambda x: x[:examples], batch)
+
+    def gradients(params, batch):
+        _, factors = capture(found, params, batch)
+        return {
+            leaf.path: functools.reduce(
+                jnp.add, (to_gradient(leaf, f).sum(0) for f in factors[leaf.path]), jnp.zeros(leaf.shape, leaf.dtype)
+            )
+            for leaf in found.leaves
+        }
+
+    def total(params, batch):
+        return jnp.sum(jax.vmap(lambda row: jnp.sum(task.loss(params, row)))(batch))
+
+    mine = jax.jit(gradients)(params, batch)
+    summed, truth = jax.jit(jax.value_and_grad(total, allow_int=True))(params, batch)
+    named = jax.tree_util.tree_flatten_with_path(truth)[0]
+    reference = {jax.tree_util.keystr(path, simple=True, separator="/") or "params": leaf for path, leaf in named}
+    whole_norm = math.sqrt(sum(float(np.sum(np.square(np.asarray(g, np.float64)))) for g in _float_leaves(truth)))
+    for leaf in found.leaves:
+        expected = np.asarray(reference[leaf.path], np.float64)
+        error = np.linalg.norm(np.asarray(mine[leaf.path], np.float64) - expected)
+        scale = np.linalg.norm(expected)
+        if not error <= _tolerance(leaf.dtype) * (scale + 1e-3 * whole_norm):
+            raise CoverageError(
+                f"the per-example gradients of {leaf.path} do not add up to jax.grad: off by {error:.3g} where the "
+                f"gradient's norm is {scale:.3g}. Please report it with this loss; meanwhile move the parameter out of "
+                f"the loss, or write its use as a matmul. Uses: {[f'{s.kind} at {s.line}' for s in leaf.sites]}"
+            )
+    if task.batch_loss is not None:
+        whole = float(task.batch_loss(params, batch))
+        if abs(whole - float(summed)) > 1e-3 * max(abs(float(summed)), 1e-6):
+            raise CoverageError(
+                f"batch_loss gives {whole:.6g} on {examples} examples and the sum over single examples is "
+                f"{float(summed):.6g}. Examples are coupled (batch norm in training mode, MoE capacity), or batch_loss "
+                "is a mean where the sum was wanted. Put normalisation in evaluation mode, then try again."
+            )
+
+
+def _float_leaves(tree: Any) -> list[Any]:
+    return [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+
+
+def _tolerance(dtype: Any) -> float:
+    return {8: 1e-9, 4: 1e-3}.get(jnp.dtype(dtype).itemsize, 5e-2)
+
+
+__all__ = ["Dense", "Direct", "Factors", "Gather", "Sites", "capture", "check_budget", "sites", "to_gradient", "verify"]

@@ -1,0 +1,262 @@
+"""From what the taps recorded to factors in each parameter's own rows and columns."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from jax import lax
+
+from uimjax.taps import views
+from uimjax.taps.base import Atom, Dense, Direct, Factor, Gather, Layout, Site
+
+
+def site_layout(site: Site) -> Layout | None:
+    """Stack, rows (data side of the matrix) and columns (output side) of a factored site; None for plain gradients."""
+    split = {"dense": _dense_dims, "conv": _conv_dims, "embed": _embed_dims}.get(site.kind)
+    if split is None:
+        return None
+    stack, rows, cols = split(site)
+    stack = [atom for level in site.view.outer if level is not None for atom in level] + list(stack)
+    return Layout(*(views.in_order([a for a in group if not a.broadcast]) for group in (stack, rows, cols)))
+
+
+def _dense_dims(site: Site):
+    numbers, position = site.detail
+    dims = site.view.dims
+    batch, contract = numbers.batch[position], numbers.contract[position]
+    free = [axis for axis in range(len(dims)) if axis not in (*batch, *contract)]
+    return tuple([atom for axis in axes for atom in dims[axis]] for axes in (batch, contract, free))
+
+
+def _conv_dims(site: Site):
+    dims, (out, *inner) = site.view.dims, site.detail.rhs
+    split = views.split_leading(dims[out], site.detail.groups)
+    assert split is not None
+    return split[0], [atom for axis in inner for atom in dims[axis]], split[1]
+
+
+def _embed_dims(site: Site):
+    dims = site.view.dims
+    return (), dims[0], [atom for dim in dims[1:] for atom in dim]
+
+
+def choose(sites: Sequence[Site], shape: tuple[int, ...]) -> Layout:
+    """One layout a parameter: that of its first embedding, else of its first matrix use, else vectors as columns.
+
+    Rows are the axes that come first in the parameter, so that uses of a tied weight in two orientations add up.
+    """
+    factored = [site for site in sites if site.kind in ("embed", "dense", "conv")]
+    factored.sort(key=lambda site: site.kind != "embed")
+    for site in factored:
+        layout = site_layout(site)
+        assert layout is not None
+        if not views.tiles([atom for group in layout for atom in group], shape):
+            continue
+        swapped = Layout(layout.stack, layout.cols, layout.rows)
+        later = site.kind == "dense" and bool(layout.rows) and bool(layout.cols) and layout.rows[0] > layout.cols[0]
+        return swapped if later else layout
+    stack = next((_levels(site) for site in sites if _levels(site)), ())
+    rest = _without(shape, stack)
+    return Layout(stack, rest[:-1], rest[-1:]) if len(rest) > 1 else Layout(stack, (), rest)
+
+
+def _levels(site: Site) -> tuple[Atom, ...]:
+    atoms = [a for level in site.view.outer if level is not None for a in level if not a.broadcast]
+    return views.in_order(atoms)
+
+
+def _without(shape: tuple[int, ...], stack: Sequence[Atom]) -> tuple[Atom, ...]:
+    """The atoms of a parameter that are not in the stack."""
+    whole = [Atom(axis, 1, size) for axis, size in enumerate(shape) if size != 1]
+    cut = []
+    for atom in whole:
+        inside = [s for s in stack if s.axis == atom.axis]
+        fine, high = [], atom.size
+        for s in views.in_order(inside):
+            if high != s.stride * s.size:
+                fine.append(Atom(atom.axis, s.stride * s.size, high // (s.stride * s.size)))
+            high = s.stride
+        if high > 1 or not inside:
+            fine.append(Atom(atom.axis, 1, high))
+        cut.extend(a for a in fine if a not in stack and a.size > 1)
+    return views.in_order(cut)
+
+
+def _same(one: Sequence[Atom], other: Sequence[Atom]) -> bool:
+    left, right = views.refine(one, other), views.refine(other, one)
+    return left is not None and right is not None and sorted(left) == sorted(right)
+
+
+def orientation(site: Site, layout: Layout) -> str:
+    """How a factored site lies in the parameter's layout: "as is", "swapped", or "apart" (then it is made dense)."""
+    own = site_layout(site)
+    assert own is not None
+    if _same(own.stack, layout.stack):
+        if _same(own.rows, layout.rows) and _same(own.cols, layout.cols):
+            return "as is"
+        if site.kind != "embed" and _same(own.rows, layout.cols) and _same(own.cols, layout.rows):
+            return "swapped"
+    return "apart"
+
+
+# ---------------------------------------------------------------- raw records to factors
+
+
+def factor(site: Site, record: Any, g: Any, layout: Layout, shape: tuple[int, ...]) -> Factor:
+    """One site's factor. `record` `[B, *levels, *data shape]`, `g` `[B, *levels, *output shape]`."""
+    if site.kind == "bias":
+        return Direct(_to_source(site, _unbroadcast(site, g), shape))
+    if site.kind == "scale":
+        return Direct(_to_source(site, _unbroadcast(site, _times(site, record, g)), shape))
+    if site.kind == "direct":
+        return Direct(_to_source(site, g, shape))
+    found = {"dense": _dense, "conv": _conv, "embed": _embed}[site.kind](site, record, g)
+    if site.view.scale != 1.0:
+        found = found._replace(g=found.g * jnp.asarray(site.view.scale, found.g.dtype))
+    way = orientation(site, layout)
+    if way == "swapped":
+        assert isinstance(found, Dense)
+        return Dense(found.g, found.a)
+    if way == "apart":
+        own = site_layout(site)
+        assert own is not None
+        return Direct(views.from_matrices(matrices(found, own.shape), shape, own))
+    return found
+
+
+def matrices(found: Factor, shape: tuple[int, int, int]):
+    """A factored gradient formed: `[B, n, I, O]`."""
+    if isinstance(found, Dense):
+        return jnp.einsum("bnti,bnto->bnio", found.a, found.g)
+    assert isinstance(found, Gather)
+    batch, n, t = found.ids.shape
+    lead = jnp.arange(batch)[:, None, None], jnp.arange(n)[None, :, None]
+    return jnp.zeros((batch, *shape), found.g.dtype).at[(*lead, found.ids)].add(found.g)
+
+
+def _to_source(site: Site, raw: Any, shape: tuple[int, ...]):
+    return views.to_source(raw, site.view, shape)
+
+
+def _times(site: Site, record: Any, g: Any):
+    """Data times cotangent, the data's missing axes (a scalar operand) filled in."""
+    lead = 1 + site.levels
+    if record.ndim < g.ndim:
+        record = record.reshape(*record.shape[:lead], *(1,) * (g.ndim - record.ndim), *record.shape[lead:])
+    return record * g
+
+
+def _unbroadcast(site: Site, g: Any):
+    """Sum over the axes that an elementwise equation stretched the operand along (a scalar, or axes of size 1)."""
+    lead = 1 + site.levels
+    if not site.value_shape:
+        return g.sum(tuple(range(lead, g.ndim)))
+    stretched = [lead + k for k, n in enumerate(site.value_shape) if n == 1 and g.shape[lead + k] != 1]
+    return g.sum(tuple(stretched), keepdims=True) if stretched else g
+
+
+def _mark(kind: int, k: int, size: int) -> Atom:
+    """A label for an axis that is no part of the parameter and is summed over (a position)."""
+    return Atom(-1 - kind, k, size)
+
+
+def _level_axes(site: Site) -> list[tuple[Atom, ...]]:
+    return [
+        (_mark(1, k, site.tap_shape[k]),) if level is None else _marked(level, 10 + k)
+        for k, level in enumerate(site.view.outer)
+    ]
+
+
+def _marked(atoms: Sequence[Atom], key: int) -> tuple[Atom, ...]:
+    """Atoms with their broadcast ones made distinct."""
+    return tuple(_mark(100 + key, k, a.size) if a.broadcast else a for k, a in enumerate(atoms))
+
+
+def _fold(x: Any, axes: Sequence[Sequence[Atom]], stack, positions, last) -> Any:
+    """`[B, ...]` to `[B, n, T, last]`."""
+    return views.arrange(x, axes, (stack, positions, last))
+
+
+def _split(axes: Sequence[Sequence[Atom]]):
+    """(stack atoms in the parameter's order, position labels in order of appearance)."""
+    flat = [atom for axis in axes for atom in axis]
+    return views.in_order([a for a in flat if not a.broadcast]), [a for a in flat if a.broadcast]
+
+
+def _dense(site: Site, record: Any, g: Any) -> Dense:
+    numbers, position = site.detail
+    dims, other = site.view.dims, 1 - position
+    batch, contract = numbers.batch, numbers.contract
+    levels = _level_axes(site)
+    shared = [_marked(dims[axis], 50 + k) for k, axis in enumerate(batch[position])]
+    data_shape = record.shape[1 + site.levels :]
+    data_free = [axis for axis in range(len(data_shape)) if axis not in (*batch[other], *contract[other])]
+    free = [(_mark(2, axis, data_shape[axis]),) for axis in data_free]
+    weight_free = [dims[axis] for axis in range(len(dims)) if axis not in (*batch[position], *contract[position])]
+
+    data_axes: list[Sequence[Atom]] = [()] * len(data_shape)
+    for label, axis in zip(shared, batch[other], strict=True):
+        data_axes[axis] = label
+    for axis, mate in zip(contract[other], contract[position], strict=True):
+        data_axes[axis] = dims[mate]
+    for label, axis in zip(free, data_free, strict=True):
+        data_axes[axis] = label
+    out_axes = [*shared, *(weight_free + free if position == 0 else free + weight_free)]
+
+    stack, positions = _split([*levels, *shared, *free])
+    rows = views.in_order([atom for axis in contract[position] for atom in dims[axis]])
+    cols = views.in_order([atom for dim in weight_free for atom in dim])
+    return Dense(
+        _fold(record, [*levels, *data_axes], stack, positions, rows),
+        _fold(g, [*levels, *out_axes], stack, positions, cols),
+    )
+
+
+def _embed(site: Site, record: Any, g: Any) -> Gather:
+    levels, dims = _level_axes(site), site.view.dims
+    index_shape = record.shape[1 + site.levels : -1]
+    free = [(_mark(2, axis, size),) for axis, size in enumerate(index_shape)]
+    stack, positions = _split([*levels, *free])
+    cols = views.in_order([atom for dim in dims[1:] for atom in dim])
+    rows = site.value_shape[0]
+    ids = _fold(record, [*levels, *free, ()], stack, positions, ())[..., 0].astype(jnp.int32)
+    g = _fold(g, [*levels, *free, *dims[1:]], stack, positions, cols)
+    if site.detail.mode == "drop":
+        g = jnp.where(((ids >= 0) & (ids < rows))[..., None], g, 0)
+    return Gather(jnp.clip(ids, 0, rows - 1), g)
+
+
+def _conv(site: Site, record: Any, g: Any) -> Dense:
+    """Patches are cut from the input; channels split into groups become a stack."""
+    conv, levels, dims = site.detail, _level_axes(site), site.view.dims
+    lead = record.shape[: 1 + site.levels]
+    image = record.reshape(-1, *record.shape[len(lead) :])
+    image = image.transpose(0, *(1 + axis for axis in conv.lhs))  # [lead, N, C, *spatial]
+    count, channels, spatial = image.shape[1], image.shape[2], image.shape[3:]
+    window = tuple(site.value_shape[axis] for axis in conv.rhs[2:])
+    patches = lax.conv_general_dilated_patches(
+        image.reshape(-1, channels, *spatial),
+        window,
+        conv.strides,
+        conv.padding,
+        lhs_dilation=conv.lhs_dilation,
+        rhs_dilation=conv.rhs_dilation,
+        precision=lax.Precision.HIGHEST,
+    )
+    out_spatial = patches.shape[2:]
+    patches = patches.reshape(*lead, count, channels, *window, *out_spatial)
+    split = views.split_leading(dims[conv.rhs[0]], conv.groups)
+    assert split is not None
+    groups, cols = split
+    inner = [dims[axis] for axis in conv.rhs[1:]]
+    marks = [(_mark(2, 0, count),), *((_mark(3, k, size),) for k, size in enumerate(out_spatial))]
+    patch_axes = [*levels, marks[0], (*groups, *inner[0]), *inner[1:], *marks[1:]]
+    out_axes: list[Sequence[Atom]] = [()] * len(conv.out)
+    for axis, label in zip(conv.out, [marks[0], (*groups, *cols), *marks[1:]], strict=True):
+        out_axes[axis] = label
+    stack, positions = _split([*levels, groups, *marks])
+    rows = views.in_order([atom for dim in inner for atom in dim])
+    return Dense(
+        _fold(patches, patch_axes, stack, positions, rows),
+        _fold(g, [*levels, *out_axes], stack, positions, views.in_order(cols)),
+    )
