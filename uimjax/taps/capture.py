@@ -40,8 +40,10 @@ class Sites:
         """Share of float parameters whose gradient is accounted for; anything below 1 has raised before."""
         return 1.0
 
-    def leaf(self, path: str) -> Leaf:
-        return next(leaf for leaf in self.leaves if leaf.path == path)
+    @property
+    def used(self) -> tuple[Leaf, ...]:
+        """The parameters that have a gradient at all."""
+        return tuple(leaf for leaf in self.leaves if leaf.sites or self.derived)
 
     def __str__(self) -> str:
         total = sum(leaf.size for leaf in self.leaves)
@@ -62,8 +64,11 @@ def _unused_reason(found: "Sites", leaf: Leaf) -> str:
     return "through a derived value" if found.derived else f"unused ({leaf.dtype})"
 
 
-def sites(task: Task, params: Any, example: Any) -> Sites:
+def sites(task: Task, params: Any, example: Any, like: Sites | None = None) -> Sites:
     """Follow one example's loss; nothing is computed. `params` and `example` may be arrays or `ShapeDtypeStruct`s.
+
+    `like`: lay each parameter out in rows and columns as these sites do, so that the sketches of two programs over
+    the same parameters (a training loss and a measurement) can be multiplied.
 
     Raises:
         TapError: the loss has no reverse-mode derivative there, or no data reach it.
@@ -73,7 +78,8 @@ def sites(task: Task, params: Any, example: Any) -> Sites:
     example_leaves, example_tree = jax.tree_util.tree_flatten(example)
     paths = tuple(jax.tree_util.keystr(path, simple=True, separator="/") or "params" for path, _ in leaves)
     spec = tuple(_spec(leaf) for _, leaf in leaves), tuple(_spec(leaf) for leaf in example_leaves)
-    return _sites(task, paths, params_tree, example_tree, *spec)
+    fixed = tuple((leaf.path, leaf.layout) for leaf in like.leaves) if like else ()
+    return _sites(task, paths, params_tree, example_tree, *spec, fixed)
 
 
 def _spec(leaf: Any) -> tuple[tuple[int, ...], Any]:
@@ -81,7 +87,7 @@ def _spec(leaf: Any) -> tuple[tuple[int, ...], Any]:
 
 
 @functools.lru_cache(maxsize=64)
-def _sites(task: Task, paths, params_tree, example_tree, params_spec, example_spec) -> Sites:
+def _sites(task: Task, paths, params_tree, example_tree, params_spec, example_spec, fixed) -> Sites:
     params_in = [jax.ShapeDtypeStruct(*s) for s in params_spec]
     example_in = [jax.ShapeDtypeStruct(*s) for s in example_spec]
 
@@ -103,10 +109,12 @@ def _sites(task: Task, paths, params_tree, example_tree, params_spec, example_sp
     for site in state.sites:
         groups.setdefault(site.source, []).append(site)
 
+    layout_of = dict(fixed)
+
     def leaf(source: int, path: str) -> Leaf:
         shape, dtype = state.sources[source].shape, state.sources[source].dtype
         used = tuple(groups.get(source, ()))
-        return Leaf(path, shape, dtype, layouts.choose(used, shape), used)
+        return Leaf(path, shape, dtype, layout_of.get(path) or layouts.choose(used, shape), used)
 
     floats = [k for k, p in enumerate(params_in) if jnp.issubdtype(p.dtype, jnp.floating)]
     derived = range(len(params_in), len(state.sources))

@@ -1,0 +1,28 @@
+"""The contract of every curvature: a sum over rows, then a solve."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+
+class Spectrum(NamedTuple):
+    """A finished block-diagonal curvature: eigenvectors `[d, d]` and damped eigenvalues `[d]` (float64) a block."""
+
+    vectors: tuple[Any, ...]
+    values: tuple[Any, ...]
+    damping: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Curvature:
+    """`init(blocks) -> state`, `update(state, rows) -> state`, `finish(state) -> inverse`,
+    `solve(inverse, rows, power=-1.0) -> rows`.
+
+    `blocks` are (start, stop) column ranges of the rows `[N, D]`; `power` -1 gives H^-1 x, -1/2 whitens.
+    """
+
+    name: str
+    init: Callable[[tuple[tuple[int, int], ...]], Any]
+    update: Callable[[Any, Any], Any]
+    finish: Callable[[Any], Any]
+    solve: Callable[..., Any]

@@ -1,0 +1,82 @@
+"""Gauss-Newton on sketched rows: `H = (1/N) sum_i s_i s_i^T + lambda I`, block by block.
+
+`s_i` are sketched per-example gradients at the true labels, so H is the projected empirical Fisher that stands for the
+Gauss-Newton matrix in LoGra (arXiv 2405.13954) and TrackStar (arXiv 2410.17413). `lambda = damping x mean eigenvalue`
+of each block, so the damping has no units and needs no rescaling between models.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from uimjax.curvature.base import Curvature, Spectrum
+from uimjax.errors import NonFiniteError, UsageError
+
+
+class Sum(NamedTuple):
+    """Second moments a block (float64 `[d, d]`), their column ranges, and the number of rows."""
+
+    moments: tuple[np.ndarray, ...]
+    blocks: tuple[tuple[int, int], ...]
+    count: int
+
+
+def projected(damping: float = 0.1) -> Curvature:
+    """*Guarantees*: independent of batch order and split (to float32 rounding of a batch's products); zero rows, such
+    as padding, count unless left out: pass real rows only.
+
+    Raises:
+        NonFiniteError: a moment is NaN or infinite, or no row came.
+    """
+    if not damping > 0:
+        raise UsageError(f"damping {damping} should be above 0: sketched Gauss-Newton matrices are rank deficient")
+
+    def init(blocks: tuple[tuple[int, int], ...]) -> Sum:
+        return Sum(tuple(np.zeros((b - a, b - a)) for a, b in blocks), blocks, 0)
+
+    def update(state: Sum, rows: Any) -> Sum:
+        rows = jnp.asarray(rows)
+        added = tuple(
+            total + np.asarray(_gram(rows[:, a:b]), np.float64)
+            for total, (a, b) in zip(state.moments, state.blocks, strict=True)
+        )
+        return Sum(added, state.blocks, state.count + rows.shape[0])
+
+    def finish(state: Sum) -> Spectrum:
+        if not state.count:
+            raise NonFiniteError("a curvature of no rows was asked for; run `update` on the training rows first")
+        vectors, values, dampings = [], [], []
+        for moment, block in zip(state.moments, state.blocks, strict=True):
+            if not np.isfinite(moment).all():
+                raise NonFiniteError(f"the curvature of columns {block} is not finite; check the rows for NaN")
+            found, basis = np.linalg.eigh(moment / state.count)
+            found = np.maximum(found, 0.0)  # rounding below zero; the matrix is a sum of squares
+            # a block without any gradient has mean 0: there the solve is the identity, and its rows are zero
+            mean = float(found.mean()) or 1.0
+            vectors.append(basis)
+            values.append(found + damping * mean)
+            dampings.append(damping * mean)
+        return Spectrum(tuple(vectors), tuple(values), tuple(dampings))
+
+    def solve(inverse: Spectrum, rows: Any, power: float = -1.0) -> Any:
+        parts, start = [], 0
+        for basis, found in zip(inverse.vectors, inverse.values, strict=True):
+            stop = start + len(found)
+            operator = (basis * found**power) @ basis.T
+            parts.append(_product(rows[:, start:stop], jnp.asarray(operator, jnp.float32)))
+            start = stop
+        return jnp.concatenate(parts, 1)
+
+    return Curvature(f"projected(damping={damping})", init, update, finish, solve)
+
+
+@jax.jit
+def _gram(rows):
+    return jnp.einsum("nd,ne->de", rows, rows, precision="highest", preferred_element_type=jnp.float32)
+
+
+@jax.jit
+def _product(rows, operator):
+    return jnp.einsum("nd,de->ne", rows, operator, precision="highest", preferred_element_type=jnp.float32)

@@ -1,0 +1,127 @@
+"""The algebra of factored per-example gradients: dense, inner, norm, pool.
+
+Everything works leaf by leaf on what `taps.capture` returns; cross terms between two uses of one parameter (a tied
+embedding) are always included.
+"""
+
+import functools
+from typing import Any
+
+import jax.numpy as jnp
+
+from uimjax.errors import ShapeError
+from uimjax.taps import Dense, Direct, Factor, Factors, Gather, Leaf, Sites, to_gradient
+
+Gradients = dict[str, Any]
+
+
+def dense(found: Sites, factors: Factors) -> Gradients:
+    """The gradients formed: `{path: [B, *parameter shape]}`. Memory B x parameters: for small models and oracles."""
+    return {leaf.path: leaf_dense(leaf, factors[leaf.path]) for leaf in found.leaves}
+
+
+def leaf_dense(leaf: Leaf, factors: tuple[Factor, ...]) -> Any:
+    return functools.reduce(jnp.add, (to_gradient(leaf, f) for f in factors)) if factors else None
+
+
+def inner(found: Sites, x: Factors, y: Factors) -> Any:
+    """All pairs `<grad_i, grad_j>`, `[Bx, By]`, over all parameters, in float32 at least.
+
+    Per pair of uses the cheaper order is taken: `sum_ts (a_t . a'_s)(g_t . g'_s)` without forming a gradient, or the
+    gradients formed and multiplied.
+    """
+    total = 0.0
+    for leaf in found.leaves:
+        uses, others = x[leaf.path], y[leaf.path]
+        if len(uses) == len(others) == 1 and _ghost_is_cheaper(leaf, uses[0], others[0]):
+            total = total + _ghost(uses[0], others[0])
+        elif uses and others:
+            left, right = leaf_dense(leaf, uses), leaf_dense(leaf, others)
+            total = total + _gemm(left.reshape(left.shape[0], -1), right.reshape(right.shape[0], -1))
+    return total
+
+
+def norm(found: Sites, factors: Factors) -> Any:
+    """Exact gradient norms `[B]`, over all parameters. Where one matrix use has few positions no gradient is formed."""
+    return jnp.sqrt(sum(leaf_norms(found, factors).values()))
+
+
+def leaf_norms(found: Sites, factors: Factors) -> Gradients:
+    """Exact SQUARED gradient norms `[B]` of each parameter."""
+    out = {}
+    for leaf in found.leaves:
+        uses = factors[leaf.path]
+        if len(uses) == 1 and isinstance(uses[0], Dense) and uses[0].a.shape[2] ** 2 <= _matrix(leaf):
+            a, g = uses[0]
+            grams = _einsum("bnti,bnsi->bnts", a, a) * _einsum("bnto,bnso->bnts", g, g)
+            out[leaf.path] = grams.sum((1, 2, 3))
+        elif uses:
+            gradient = leaf_dense(leaf, uses)
+            out[leaf.path] = jnp.sum(jnp.square(_wide(gradient)).reshape(gradient.shape[0], -1), 1)
+    return out
+
+
+def pool(factors: Factors, size: int) -> Factors:
+    """Sum gradients over groups of `size` consecutive examples: `[B, ...]` to `[B / size, ...]`, still factored.
+
+    The examples of a group become further positions.
+
+    Raises:
+        ShapeError: B is no multiple of `size`.
+    """
+
+    def join(x):  # [B, n, T, k] -> [B/size, n, size*T, k]
+        b, n, *rest = x.shape
+        if b % size:
+            raise ShapeError(f"{b} gradients cannot be pooled in groups of {size}; pad the batch to a multiple")
+        grouped = x.reshape(b // size, size, n, *rest)
+        return jnp.moveaxis(grouped, 1, 2).reshape(b // size, n, size * rest[0], *rest[1:])
+
+    def one(factor: Factor) -> Factor:
+        if isinstance(factor, Direct):
+            g = factor.gradient
+            if g.shape[0] % size:
+                raise ShapeError(f"{g.shape[0]} gradients cannot be pooled in groups of {size}; pad the batch")
+            return Direct(g.reshape(-1, size, *g.shape[1:]).sum(1))
+        return type(factor)(*(join(x) for x in factor))
+
+    return {path: tuple(one(f) for f in uses) for path, uses in factors.items()}
+
+
+def _wide(x):
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _einsum(spec: str, *args):
+    dtype = jnp.promote_types(jnp.result_type(*args), jnp.float32)
+    return jnp.einsum(spec, *args, preferred_element_type=dtype)
+
+
+def _gemm(x, y):
+    return _einsum("ip,jp->ij", x, y)
+
+
+def _matrix(leaf: Leaf) -> int:
+    _, rows, cols = leaf.layout.shape
+    return rows * cols
+
+
+def _ghost_is_cheaper(leaf: Leaf, x: Factor, y: Factor) -> bool:
+    if not (isinstance(x, Dense) and isinstance(y, Dense)):
+        return False
+    (bx, _, tx, i), (by, _, ty, _), o = x.a.shape, y.a.shape, x.g.shape[-1]
+    ghost = bx * by * tx * ty * (i + o)
+    return ghost <= (bx * tx + by * ty + bx * by) * i * o
+
+
+def _ghost(x: Factor, y: Factor):
+    assert isinstance(x, Dense) and isinstance(y, Dense)
+    if x.a.shape[2] == y.a.shape[2] == 1:  # rank one: the pairs' product of two Gram matrices
+        a, g = (_einsum("bnti,csni->bcn", p, jnp.swapaxes(q, 1, 2)) for p, q in zip(x, y, strict=True))
+        return (a * g).sum(-1)
+    a = _einsum("bnti,cnsi->bcnts", x.a, y.a)
+    g = _einsum("bnto,cnso->bcnts", x.g, y.g)
+    return (a * g).sum((2, 3, 4))
+
+
+__all__ = ["Dense", "Direct", "Gather", "Gradients", "dense", "inner", "leaf_dense", "leaf_norms", "norm", "pool"]

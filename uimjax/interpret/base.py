@@ -1,0 +1,150 @@
+"""What every attribution method is made of: the choice itself, and the program from examples to gradient rows."""
+
+import functools
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from uimjax import factors as algebra
+from uimjax import rows as row
+from uimjax import sketch as sketching
+from uimjax.curvature import Curvature
+from uimjax.errors import NonFiniteError, ShapeError, UimError
+from uimjax.sketch import Sketch
+from uimjax.taps import Sites, capture, sites, verify
+from uimjax.task import NATS, RELATIVE, Measurement, Task
+
+
+@dataclass(frozen=True)
+class Method:
+    """An attribution method as a value: `score_i = - <H^-1 grad f, grad loss_i>` in the sketched space, or its cosine.
+
+    `curvature` None means H = I. `normalize` "unit" divides by the whitened norms of both sides (cosine; TrackStar).
+    """
+
+    name: str
+    sketch: Sketch | None = None
+    curvature: Curvature | None = None
+    normalize: Literal["none", "unit"] = "unit"
+
+    @property
+    def unit(self) -> str:
+        return RELATIVE if self.normalize == "unit" else NATS
+
+
+class Scores(NamedTuple):
+    """`values` `[N, Q]` in the order of the training rows; positive = proponent of the failure. `unit`: see task.py."""
+
+    values: np.ndarray
+    method: str
+    unit: str
+
+
+def training_sites(task: Task, params: Any, data: Any, check: bool = True) -> Sites:
+    """The sites of a training loss, proven on the first rows; bad parameters and rows are refused before compiling."""
+    row.check_finite(params, "parameters")
+    row.check_finite(data, "training rows")
+    row.count(data)
+    found = sites(task, params, row.example_spec(data))
+    if check:
+        verify(task, found, params, jax.tree.map(lambda x: x[:4], data))
+    return found
+
+
+def query_sites(found: Sites, measurement: Measurement, params: Any, queries: Any) -> Sites:
+    """The sites of a measurement, laid out as the training loss's.
+
+    Raises:
+        ShapeError: the measurement cannot be applied to these queries.
+    """
+    row.check_finite(queries, "queries")
+    row.count(queries)
+    try:
+        return sites(measurement.as_task(), params, row.example_spec(queries), like=found)
+    except UimError:
+        raise
+    except (TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
+        shapes = jax.tree.map(lambda x: f"{x.dtype}{list(x.shape[1:])}", queries)
+        raise ShapeError(
+            f"the measurement {measurement.name!r} cannot be applied to one query of {shapes}: {error}. "
+            "Queries are a pytree of arrays [Q, ...]; each must look like what the measurement takes."
+        ) from error
+
+
+@functools.lru_cache(maxsize=32)
+def row_program(found: Sites, reference: Sites, sketch: Sketch | None):
+    """Compiled `(params, batch, drawn) -> (losses [B], rows [B, D])`; `reference` fixes the columns."""
+
+    def program(params: Any, batch: Any, drawn: Any):
+        losses, factors = capture(found, params, batch)
+        if sketch is not None:
+            return losses, sketching.rows(reference, sketching.project(found, drawn, factors), sketch)
+        formed = {path: g for path, g in algebra.dense(found, factors).items() if g is not None}
+        parts = [
+            formed[leaf.path].reshape(losses.shape[0], -1).astype(jnp.float32)
+            if leaf.path in formed
+            else jnp.zeros((losses.shape[0], leaf.size))
+            for leaf in reference.used
+        ]
+        return losses, jnp.concatenate(parts, 1)
+
+    return jax.jit(program)
+
+
+@functools.lru_cache(maxsize=32)
+def drawn_matrices(reference: Sites, sketch: Sketch | None):
+    return None if sketch is None else jax.jit(lambda: sketching.matrices(sketch, reference))()
+
+
+def columns(reference: Sites, sketch: Sketch | None) -> tuple[tuple[int, int], ...]:
+    """Column ranges of the curvature's blocks: one for each matrix of each parameter's stack."""
+    blocks, start = [], 0
+    for leaf in reference.used:
+        n = leaf.layout.shape[0]
+        width = (sketching.widths(sketch, reference)[leaf.path] if sketch else leaf.size) // n
+        for _ in range(n):
+            blocks.append((start, start + width))
+            start += width
+    return tuple(blocks)
+
+
+def query_rows(
+    found: Sites, measurement: Measurement, params: Any, queries: Any, sketch: Sketch | None, each: bool
+) -> Any:
+    """`grad f` of each query, `[Q, D]`; or of their mean, `[1, D]`, which asks what caused them together."""
+    asked = query_sites(found, measurement, params, queries)
+    _, vectors = row_program(asked, found, sketch)(params, queries, drawn_matrices(found, sketch))
+    finite(vectors, f"gradients of the measurement {measurement.name!r}")
+    return vectors if each else vectors.mean(0, keepdims=True)
+
+
+def finite(values: Any, what: str) -> None:
+    if not bool(jnp.isfinite(values).all()):
+        raise NonFiniteError(f"{what} hold NaN or infinity; the parameters are finite, so look at the loss itself")
+
+
+def directions(method: Method, inverse: Any, vectors: Any) -> Any:
+    """The vector each training row is multiplied with: `- H^-1 grad f`, over its whitened norm for unit methods."""
+    solved = vectors if method.curvature is None else method.curvature.solve(inverse, vectors, power=-1.0)
+    if method.normalize == "unit":
+        solved = solved / jnp.maximum(whitened_norm(method, inverse, vectors), 1e-30)[:, None]
+    return -solved
+
+
+def row_scale(method: Method, inverse: Any, unit_rows: Any, norms: Any) -> Any:
+    """What multiplies `<direction, unit row>`: the row's norm, or one over the unit row's whitened norm.
+
+    A row without any gradient caused nothing and scores 0.
+    """
+    if method.normalize == "none":
+        return norms
+    return jnp.where(norms > 0, 1.0 / jnp.maximum(whitened_norm(method, inverse, unit_rows), 1e-30), 0.0)
+
+
+def whitened_norm(method: Method, inverse: Any, rows: Any) -> Any:
+    """`|H^-1/2 g|` `[B]`."""
+    half = rows if method.curvature is None else method.curvature.solve(inverse, rows, power=-0.5)
+    return jnp.linalg.norm(half, axis=1)

@@ -1,0 +1,130 @@
+"""Ask an index: stream its shards once, keep the top proponents and opponents of each query, never N x Q."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from uimjax_kernels import TopK, topk_dot
+
+from uimjax import rows as row
+from uimjax import store
+from uimjax.errors import MismatchError, UsageError
+from uimjax.interpret import base, methods
+from uimjax.interpret.base import Method, Scores
+from uimjax.interpret.index import Index, open_index, task_digest
+from uimjax.task import Measurement, Task
+
+
+class Trace(NamedTuple):
+    """For each query, best first: `proponents` `[Q, k]` row ids and their positive-end scores, `opponents` likewise."""
+
+    proponents: np.ndarray
+    proponent_scores: np.ndarray
+    opponents: np.ndarray
+    opponent_scores: np.ndarray
+    method: str
+    unit: str
+
+
+class Asked(NamedTuple):
+    """A question made ready: one direction a query, and the curvature it was solved with."""
+
+    index: Index
+    method: Method
+    inverse: Any
+    directions: Any
+
+
+def ask(
+    index: Index | str | Path,
+    task: Task,
+    params: Any,
+    example: Any,
+    measurement: Measurement,
+    queries: Any,
+    method: str | Method = "grad_cos",
+    each: bool = False,
+) -> Asked:
+    """Turn queries into directions. `example` is any rows of the training data (for their shapes).
+
+    Raises:
+        MismatchError: the index was built with other parameters or another loss.
+        UnknownNameError, ShapeError, NonFiniteError
+    """
+    index = index if isinstance(index, Index) else open_index(index)
+    chosen = methods.get(method) if isinstance(method, str) else method
+    found = base.training_sites(task, params, example, check=False)
+    for key, value in (("params", store.digest_tree(params)), ("task", task_digest(found))):
+        if index.manifest[key] != value:
+            what = {"params": "other parameters", "task": "another loss"}[key]
+            raise MismatchError(
+                f"{index.folder} was built with {what} than these, so its scores would mean nothing. Load the "
+                "checkpoint it was built from, or build an index of this one into another folder."
+            )
+    vectors = base.query_rows(found, measurement, params, queries, index.sketch, each)
+    inverse = None
+    if chosen.curvature is not None:
+        state = chosen.curvature.init(index.blocks)
+        for shard in index.shards():
+            state = chosen.curvature.update(state, _full(shard))
+        inverse = chosen.curvature.finish(state)
+    return Asked(index, chosen, inverse, base.directions(chosen, inverse, vectors))
+
+
+def trace(asked: Asked, k: int = 20) -> Trace:
+    """The k strongest proponents and opponents of each query, in one pass over the shards."""
+    if k < 1:
+        raise UsageError(f"k = {k} examples were asked for; at least 1 was wanted")
+    k = min(k, asked.index.rows)
+    best: TopK | None = None
+    for entry in asked.index.entries:
+        shard = asked.index.shard(entry)
+        found = topk_dot(asked.directions, jnp.asarray(shard.vectors, jnp.float32), _scale(asked, shard), k)
+        found = _shift(found, entry.start)
+        best = found if best is None else _merge(best, found, k)
+    assert best is not None
+    values = [np.asarray(x) for x in best]
+    return Trace(values[1], values[0], values[3], values[2], asked.method.name, asked.method.unit)
+
+
+def score_all(asked: Asked) -> Scores:
+    """Every row's score, `[N, Q]`: for data small enough to look at whole."""
+    parts = []
+    for shard in asked.index.shards():
+        products = jnp.asarray(shard.vectors, jnp.float32) @ asked.directions.T
+        parts.append(np.asarray(products * _scale(asked, shard)[:, None]))
+    return Scores(np.concatenate(parts), asked.method.name, asked.method.unit)
+
+
+def _full(shard: store.Shard):
+    return jnp.asarray(shard.vectors, jnp.float32) * jnp.asarray(shard.norm)[:, None]
+
+
+def _scale(asked: Asked, shard: store.Shard):
+    vectors = jnp.asarray(shard.vectors, jnp.float32)
+    return base.row_scale(asked.method, asked.inverse, vectors, jnp.asarray(shard.norm))
+
+
+def _shift(found: TopK, start: int) -> TopK:
+    def move(index):
+        return np.where(np.asarray(index) < 0, -1, np.asarray(index, np.int64) + start)
+
+    return TopK(np.asarray(found[0]), move(found[1]), np.asarray(found[2]), move(found[3]))
+
+
+def _merge(old: TopK, new: TopK, k: int) -> TopK:
+    """Stable: on a tie the lower row id stays."""
+
+    def join(values, index, sign):
+        order = np.argsort(-sign * values, axis=1, kind="stable")[:, :k]
+        return np.take_along_axis(values, order, 1), np.take_along_axis(index, order, 1)
+
+    joined = [np.concatenate([a, b], 1) for a, b in zip(old, new, strict=True)]
+    return TopK(*join(joined[0], joined[1], 1), *join(joined[2], joined[3], -1))
+
+
+def check_rows(index: Index, data: Any) -> None:
+    """Refuse data that are not what the index was built from."""
+    if row.count(data) != index.rows or store.digest_tree(data) != index.manifest["data"]:
+        raise MismatchError(f"{index.folder} was built from other training rows than these; build it again")

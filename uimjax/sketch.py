@@ -1,0 +1,129 @@
+"""Projections of factored gradients, with one matrix for each (seed, parameter, axis).
+
+Two-sided (Kronecker) sketch of a matrix gradient G `[I, O]`: `P_I^T G P_O`, `[p, q]`, computed from the factors as
+`sum_t (P_I^T a_t) (P_O^T g_t)^T`, so G is never formed (LoGra: Choe et al. 2024, arXiv 2405.13954). Vectors get a one-
+sided sketch of p*q numbers. An axis no longer than its sketch is kept whole.
+
+*Guarantees*: `E <sketch(x), sketch(y)> = <x, y>` over seeds for every parameter shape (each matrix has independent
+entries of mean 0 and variance 1/p, so `E[P P^T] = I`); the same for any batch split, padding or device count; two uses
+of one parameter share matrices, so a tied weight's uses add up. Matrices of different stack entries are independent.
+"""
+
+import functools
+import math
+import zlib
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from uimjax.errors import UsageError
+from uimjax.taps import Dense, Direct, Factor, Factors, Leaf, Sites, to_gradient, to_matrices
+
+VERSION = 1  # of how matrices follow from (seed, parameter, axis); stored in every index
+
+
+@dataclass(frozen=True)
+class Sketch:
+    """A choice: `rank` p = q of each side, the entries' distribution, the seed."""
+
+    rank: int = 16
+    distribution: Literal["rademacher", "gaussian"] = "rademacher"
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.rank < 1:
+            raise UsageError(f"a sketch of rank {self.rank} was asked for; at least 1 was wanted")
+        if self.distribution not in ("rademacher", "gaussian"):
+            raise UsageError(f"unknown distribution {self.distribution!r}: rademacher or gaussian")
+
+
+Matrices = dict[str, tuple[Any, Any]]  # path -> (rows [n, I, p] or None, cols [n, O, q] or None); None = kept whole
+
+
+def sides(sketch: Sketch, leaf: Leaf) -> tuple[int, int]:
+    """(p, q) of one parameter: matrices get rank x rank, vectors rank^2, and never more than the axis has."""
+    _, rows, cols = leaf.layout.shape
+    if rows == 1 or cols == 1:
+        return min(rows, sketch.rank**2), min(cols, sketch.rank**2)
+    return min(rows, sketch.rank), min(cols, sketch.rank)
+
+
+def widths(sketch: Sketch, found: Sites) -> dict[str, int]:
+    """Numbers a parameter's sketch has: n * p * q. Their sum is the width of a row."""
+    return {leaf.path: leaf.layout.shape[0] * math.prod(sides(sketch, leaf)) for leaf in found.used}
+
+
+def matrices(sketch: Sketch, found: Sites) -> Matrices:
+    """The projection matrices, float32. Cheap to make and never stored: they follow from the seed and the path."""
+    return {leaf.path: _leaf_matrices(sketch, leaf) for leaf in found.used}
+
+
+def _leaf_matrices(sketch: Sketch, leaf: Leaf):
+    n, *axes = leaf.layout.shape
+    key = jax.random.fold_in(jax.random.key(sketch.seed), zlib.crc32(leaf.path.encode()))
+
+    def side(axis: int, width: int):
+        if width == axes[axis]:
+            return None
+        keys = jax.vmap(lambda k: jax.random.fold_in(jax.random.fold_in(key, axis), k))(jnp.arange(n))
+        shape = (axes[axis], width)
+        if sketch.distribution == "gaussian":
+            drawn = jax.vmap(lambda k: jax.random.normal(k, shape, jnp.float32))(keys)
+        else:
+            drawn = jax.vmap(lambda k: jax.random.rademacher(k, shape, jnp.float32))(keys)
+        return drawn / jnp.sqrt(jnp.float32(width))
+
+    p, q = sides(sketch, leaf)
+    return side(0, p), side(1, q)
+
+
+def project(found: Sites, drawn: Matrices, factors: Factors) -> dict[str, Any]:
+    """Sketched gradients `{path: [B, n, p, q]}`, in the projections' precision."""
+    return {
+        leaf.path: functools.reduce(
+            jnp.add, (_leaf_project(leaf, drawn[leaf.path], factor) for factor in factors[leaf.path])
+        )
+        for leaf in found.used
+        if leaf.path in drawn
+    }
+
+
+def _leaf_project(leaf: Leaf, drawn: tuple[Any, Any], factor: Factor):
+    rows, cols = drawn
+    if isinstance(factor, Direct):
+        full = to_matrices(to_gradient(leaf, factor), leaf.layout)
+        full = full if rows is None else jnp.einsum("bnio,nip->bnpo", full, rows)
+        return full if cols is None else jnp.einsum("bnpo,noq->bnpq", full, cols)
+    g = factor.g if cols is None else _apply(factor.g, cols)
+    if isinstance(factor, Dense):
+        a = factor.a if rows is None else _apply(factor.a, rows)
+        return jnp.einsum("bntp,bntq->bnpq", a, g)
+    if rows is None:  # a short table, kept whole: its rows are picked by one-hot
+        n, i, _ = leaf.layout.shape
+        rows = jnp.broadcast_to(jnp.eye(i, dtype=g.dtype), (n, i, i))
+    picked = jax.vmap(lambda table, ids: table[ids], in_axes=(0, 1), out_axes=1)(rows, factor.ids)
+    return jnp.einsum("bntp,bntq->bnpq", picked, g)
+
+
+def _apply(x, matrix):
+    """`[B, n, T, I]` times `[n, I, p]`; one GEMM where the stack has one entry."""
+    matrix = matrix.astype(jnp.promote_types(x.dtype, jnp.float32))
+    if matrix.shape[0] == 1:
+        return jnp.einsum("bnti,ip->bntp", x, matrix[0])
+    return jnp.einsum("bnti,nip->bntp", x, matrix)
+
+
+def rows(found: Sites, projected: dict[str, Any], sketch: Sketch | None = None) -> Any:
+    """Sketches side by side in the order of `found.used`: `[B, D]`, D the sum of `widths`.
+
+    `found` is the training loss's; a measurement that does not touch a parameter has zeros there (then give `sketch`).
+    """
+    size = next(iter(projected.values())).shape[0]
+    width = widths(sketch, found) if sketch else {}
+    parts = [
+        projected[leaf.path].reshape(size, -1) if leaf.path in projected else jnp.zeros((size, width[leaf.path]))
+        for leaf in found.used
+    ]
+    return jnp.concatenate(parts, 1)

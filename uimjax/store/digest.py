@@ -1,0 +1,39 @@
+"""xxh3-128 digests of arrays, pytrees, files and texts."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import xxhash
+
+
+def digest_bytes(data: Any) -> str:
+    return xxhash.xxh3_128_hexdigest(data)
+
+
+def digest_text(text: str) -> str:
+    return digest_bytes(text.encode())
+
+
+def digest_array(array: Any) -> str:
+    """Of dtype, shape and bytes. Typed PRNG keys count by their data."""
+    if jax.dtypes.issubdtype(getattr(array, "dtype", None), jax.dtypes.prng_key):
+        array = jax.random.key_data(array)
+    array = np.ascontiguousarray(array)
+    head = f"{array.dtype}{array.shape}".encode()
+    return digest_bytes(head + array.tobytes())
+
+
+def digest_tree(tree: Any) -> str:
+    """Of a pytree of arrays: paths and leaves."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return digest_text("\n".join(f"{jax.tree_util.keystr(path)} {digest_array(leaf)}" for path, leaf in leaves))
+
+
+def digest_file(path: Path) -> str:
+    hasher = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            hasher.update(chunk)
+    return hasher.hexdigest()
