@@ -12,7 +12,7 @@ from uimjax import factors as algebra
 from uimjax import rows as row
 from uimjax import sketch as sketching
 from uimjax.curvature import Curvature
-from uimjax.errors import NonFiniteError, ShapeError, UimError
+from uimjax.errors import NonFiniteError, ShapeError, UimError, UsageError
 from uimjax.sketch import Sketch
 from uimjax.taps import Sites, capture, sites, verify
 from uimjax.task import NATS, RELATIVE, Measurement, Task
@@ -23,12 +23,15 @@ class Method:
     """An attribution method as a value: `score_i = - <H^-1 grad f, grad loss_i>` in the sketched space, or its cosine.
 
     `curvature` None means H = I. `normalize` "unit" divides by the whitened norms of both sides (cosine; TrackStar).
+    `retain`: `grad f` is first made orthogonal to the loss gradients of held-out rows that the model gets right, so that
+    training rows which merely teach the same answers well are not taken for the cause.
     """
 
     name: str
     sketch: Sketch | None = None
     curvature: Curvature | None = None
     normalize: Literal["none", "unit"] = "unit"
+    retain: bool = False
 
     @property
     def unit(self) -> str:
@@ -119,6 +122,44 @@ def query_rows(
     _, vectors = row_program(asked, found, sketch)(params, queries, drawn_matrices(found, sketch))
     finite(vectors, f"gradients of the measurement {measurement.name!r}")
     return vectors if each else vectors.mean(0, keepdims=True)
+
+
+def asked_rows(
+    found: Sites,
+    method: Method,
+    sketch: Sketch | None,
+    measurement: Measurement,
+    params: Any,
+    queries: Any,
+    each: bool,
+    retain: Any,
+) -> Any:
+    """`query_rows`, made orthogonal to the gradients of the rows to retain where the method asks for that.
+
+    Raises:
+        UsageError: the method needs rows to retain and got none.
+    """
+    vectors = query_rows(found, measurement, params, queries, sketch, each)
+    if not method.retain:
+        return vectors
+    if retain is None:
+        raise UsageError(
+            f"{method.name} keeps what the model does right: pass retain=rows like the training rows, held out and "
+            "clean (a few per class or topic; 30 to 200 in all)"
+        )
+    row.check_finite(retain, "rows to retain")
+    _, kept = row_program(found, found, sketch)(params, retain, drawn_matrices(found, sketch))
+    return remove_span(vectors, kept)
+
+
+def remove_span(vectors: Any, span: Any) -> Any:
+    """`v - V V^T v` for an orthonormal basis V of the span's rows (unit rows; directions under 1e-4 are noise)."""
+    rows = np.asarray(span, np.float64)
+    rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-300)
+    _, strength, basis = np.linalg.svd(rows, full_matrices=False)
+    basis = basis[strength > 1e-4 * strength.max(initial=0.0)]
+    wide = np.asarray(vectors, np.float64)
+    return jnp.asarray(wide - (wide @ basis.T) @ basis, jnp.float32)
 
 
 def finite(values: Any, what: str) -> None:

@@ -24,6 +24,7 @@ HELD = 4 << 30  # bytes of rows that `score` holds at once for a method with cur
 PRESETS: dict[str, Method] = {
     "grad_dot": Method("grad_dot", normalize="none"),  # TracIn at one checkpoint
     "grad_cos": Method("grad_cos"),
+    "retain_cos": Method("retain_cos", retain=True),  # the failure's gradient less what clean rows explain
     "logra": Method("logra", Sketch(16), projected(0.1), normalize="none"),  # arXiv 2405.13954
     "trackstar": Method("trackstar", Sketch(16), projected(0.1)),  # arXiv 2410.17413
 }
@@ -53,12 +54,14 @@ def score(
     each: bool = False,
     batch_size: int = 256,
     seed: int = 0,
+    retain: Any = None,
     texts: tuple[Sequence[str], Sequence[str]] | None = None,
 ) -> Scores:
     """Score every training row: `[N, 1]` for the mean of the measurement over the queries, `[N, Q]` with `each`.
 
     `score_i = - <H^-1 grad f, grad loss_i>`: positive rows are proponents of the failure (see `uimjax.task`). For small
-    data, held or streamed in memory; for large data build an index and trace it. `method` is a preset, a `Method`, or
+    data, held or streamed in memory; for large data build an index and trace it. `retain`: held-out clean rows like the
+    training rows, for methods that keep what the model does right (retain_cos). `method` is a preset, a `Method`, or
     a baseline: random (by `seed`), loss, grad_norm, rep_sim (needs `task.features` and queries whose first part, or
     whole, is an example), bm25 (needs `texts`: those of the rows and of the queries).
 
@@ -69,7 +72,7 @@ def score(
         return _baseline(method, task, params, data, queries, each, batch_size, seed, texts)
     chosen = get(method) if isinstance(method, str) else method
     found = base.training_sites(task, params, data)
-    vectors = base.query_rows(found, measurement, params, queries, chosen.sketch, each)
+    vectors = base.asked_rows(found, chosen, chosen.sketch, measurement, params, queries, each, retain)
     program, drawn = base.row_program(found, found, chosen.sketch), base.drawn_matrices(found, chosen.sketch)
     inverse, held = None, None
     if chosen.curvature is not None:

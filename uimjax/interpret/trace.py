@@ -45,8 +45,10 @@ def ask(
     queries: Any,
     method: str | Method = "grad_cos",
     each: bool = False,
+    retain: Any = None,
 ) -> Asked:
-    """Turn queries into directions. `example` is any rows of the training data (for their shapes).
+    """Turn queries into directions. `example` is any rows of the training data (for their shapes); `retain`: held-out
+    clean rows, for methods that keep what the model does right.
 
     Raises:
         MismatchError: the index was built with other parameters or another loss.
@@ -62,7 +64,7 @@ def ask(
                 f"{index.folder} was built with {what} than these, so its scores would mean nothing. Load the "
                 "checkpoint it was built from, or build an index of this one into another folder."
             )
-    vectors = base.query_rows(found, measurement, params, queries, index.sketch, each)
+    vectors = base.asked_rows(found, chosen, index.sketch, measurement, params, queries, each, retain)
     inverse = None
     if chosen.curvature is not None:
         state = chosen.curvature.init(index.blocks)

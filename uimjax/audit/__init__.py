@@ -1,0 +1,1 @@
+"""Audit: one file a weakness, and the scorecard."""

@@ -1,0 +1,1 @@
+"""Interpret: from a failure to the training rows that caused it."""

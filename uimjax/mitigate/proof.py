@@ -1,0 +1,83 @@
+"""The triple: the traced fix beside the oracle's and a random one of equal size, and what may be said of it."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from uimjax.errors import UsageError
+
+SEEDS = 3  # least repetitions for a verdict
+ORACLE, TRACED, RANDOM, UTILITY = 0.8, 0.9, 0.2, 0.01  # gates: mitigate by design, frozen before any run
+
+
+class Outcome(NamedTuple):
+    """One edit carried out: the probe and the utility after it."""
+
+    probe: float
+    utility: float
+
+
+class Verdict(NamedTuple):
+    """Means over draws and seeds. `closed_*`: share of the gap to the clean twin; `spread`: standard deviation of the
+    traced arm's probe. `says`: "fixed", "not fixed", or why nothing can be said."""
+
+    probe_clean_twin: float
+    probe_before: float
+    probe_after_traced: float
+    probe_after_oracle: float
+    probe_after_random: float
+    closed_traced: float
+    closed_oracle: float
+    closed_random: float
+    spread: float
+    utility_before: float
+    utility_after: float
+    says: str
+
+
+def judge(
+    twin: float,
+    before: Outcome,
+    traced: Sequence[Outcome],
+    oracle: Sequence[Outcome],
+    random: Sequence[Outcome],
+) -> Verdict:
+    """Weigh the arms. Without a random control, or with fewer than three repetitions, nothing is called fixed.
+
+    Raises:
+        UsageError: an arm is missing.
+    """
+    if not traced or not oracle or not random:
+        raise UsageError("a verdict needs the traced, the oracle and the random arm; one has no outcome")
+    gap = before.probe - twin
+    means = [float(np.mean([o.probe for o in arm])) for arm in (traced, oracle, random)]
+    closed = [(before.probe - mean) / gap if gap > 0 else 0.0 for mean in means]
+    utility = float(np.mean([o.utility for o in traced]))
+    return Verdict(
+        twin,
+        before.probe,
+        *means,
+        *closed,
+        float(np.std([o.probe for o in traced])),
+        before.utility,
+        utility,
+        _says(gap, closed, before.utility - utility, min(len(traced), len(oracle), len(random))),
+    )
+
+
+def _says(gap: float, closed: Sequence[float], loss: float, repeats: int) -> str:
+    traced, oracle, random = closed
+    if gap < 0.1:
+        return "no failure to fix: the probe is within 0.1 of the clean twin"
+    if repeats < SEEDS:
+        return f"no verdict from {repeats} repetition(s); at least {SEEDS} are needed"
+    if random > RANDOM:
+        return f"no verdict: forgetting random rows closes {random:.0%} of the gap too"
+    if oracle < ORACLE:
+        return f"not fixed: even the planted rows close only {oracle:.0%} of the gap"
+    if traced < TRACED * oracle:
+        return f"not fixed: the traced rows close {traced:.0%} of the gap, the planted ones {oracle:.0%}"
+    if loss > UTILITY:
+        return f"not fixed: it costs {100 * loss:.1f} points of utility"
+    return "fixed"

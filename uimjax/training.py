@@ -1,0 +1,176 @@
+"""The training loop: pure epochs over in-memory rows, with every example's loss and margin recorded in the same step.
+
+One compiled epoch serves every run of the same shapes: leaving rows out is a weight of zero, not another array, so
+twins and retrainings share the program. The order of rows follows from (seed, epoch) alone; a run that was stopped and
+resumed has the same loss curve to the bit.
+"""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from uimjax import checkpoint
+from uimjax import rows as row
+from uimjax.errors import NonFiniteError, UsageError
+from uimjax.progress import Progress, quiet
+from uimjax.sinks import Sink
+from uimjax.task import Task
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train. `learning_rate` is the peak of a cosine that ends at a tenth of it, or a constant."""
+
+    epochs: int = 30
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    weight_decay: float = 1e-4
+    schedule: Literal["constant", "cosine"] = "cosine"
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.epochs < 1 or self.batch_size < 1 or not self.learning_rate > 0:
+            raise UsageError(f"epochs, batch_size and learning_rate should be positive: {self}")
+
+    def steps_per_epoch(self, rows: int) -> int:
+        return -(-rows // self.batch_size)
+
+
+class Fitted(NamedTuple):
+    """`loss` `[E]` mean over kept rows; `example_loss`, `margin` `[E, N]`: as each row was met in that epoch, before its
+    step. The margin is z_y - max_{k != y} z_k; NaN for rows left out (weight 0) and for tasks without outputs."""
+
+    params: Any
+    loss: np.ndarray
+    example_loss: np.ndarray
+    margin: np.ndarray
+
+
+class _State(NamedTuple):
+    params: Any
+    optimizer: Any
+    example_loss: Any  # [E, N]
+    margin: Any
+
+
+def fit(
+    task: Task,
+    params: Any,
+    data: Any,
+    recipe: Recipe,
+    *,
+    weights: np.ndarray | None = None,
+    folder: Path | None = None,
+    save_every: int = 10,
+    sinks: Sequence[Sink] = (),
+    progress: Progress = quiet,
+) -> Fitted:
+    """Minimise the weighted mean of `task.loss` over the rows.
+
+    `weights` `[N]` (default ones): a row of weight 0 is met by nothing. With `folder`, a checkpoint is kept every
+    `save_every` epochs and a run found there is continued.
+
+    Raises:
+        NonFiniteError: parameters, rows or the loss are not finite. UsageError: weights of another length.
+    """
+    row.check_finite(params, "parameters")
+    row.check_finite(data, "training rows")
+    count = row.count(data)
+    weights = np.ones(count, np.float32) if weights is None else np.asarray(weights, np.float32)
+    if weights.shape != (count,) or not weights.sum() > 0:
+        raise UsageError(f"weights of shape {weights.shape} for {count} rows; [N] with at least one row kept was wanted")
+    static = _static(recipe, count)
+    optimizer = _optimizer(*static)
+    blank = jnp.full((recipe.epochs, count), jnp.nan, jnp.float32)
+    state = _State(params, optimizer.init(params), blank, blank)
+    start = 0
+    if folder is not None and checkpoint.latest(folder) is not None:
+        start, state = checkpoint.load(folder, state)
+    program, placed = _epoch(task, static), jax.tree.map(jnp.asarray, data)
+    key = jax.random.key(recipe.seed)
+    curve = []
+    for epoch in progress(range(recipe.epochs), "training", unit="epochs", skip=start):
+        if epoch >= start:
+            state = program(state, placed, jnp.asarray(weights), jax.random.fold_in(key, epoch), epoch)
+            loss = _mean(state.example_loss[epoch], weights)
+            if not np.isfinite(loss):
+                raise NonFiniteError(
+                    f"the loss became {loss} in epoch {epoch}; lower the learning rate ({recipe.learning_rate})"
+                )
+            for sink in sinks:
+                sink.write(epoch, {"loss": loss, "margin": _mean(state.margin[epoch], weights)})
+            if folder is not None and ((epoch + 1) % save_every == 0 or epoch + 1 == recipe.epochs):
+                checkpoint.save(folder, epoch + 1, state)
+        curve.append(_mean(state.example_loss[epoch], weights))
+    return Fitted(state.params, np.asarray(curve), np.asarray(state.example_loss), np.asarray(state.margin))
+
+
+def _mean(values: Any, weights: np.ndarray) -> float:
+    kept = weights > 0
+    return float(np.average(np.asarray(values)[kept], weights=weights[kept]))
+
+
+def _static(recipe: Recipe, count: int):
+    steps = recipe.steps_per_epoch(count)
+    rate = recipe.learning_rate
+    return recipe.optimizer, rate, recipe.weight_decay, recipe.schedule, steps * recipe.epochs, recipe.batch_size
+
+
+def _optimizer(name, rate, decay, schedule, total, _batch) -> optax.GradientTransformation:
+    speed = optax.cosine_decay_schedule(rate, total, alpha=0.1) if schedule == "cosine" else rate
+    if name == "adamw":
+        return optax.adamw(speed, weight_decay=decay)
+    return optax.chain(optax.add_decayed_weights(decay), optax.sgd(speed, momentum=0.9))
+
+
+@functools.lru_cache(maxsize=32)
+def _epoch(task: Task, static: tuple):
+    """The compiled epoch of (state, data, weights, key, epoch)."""
+    optimizer, size = _optimizer(*static), static[-1]
+
+    def batch_loss(params, rows, weight):
+        losses = jax.vmap(lambda r: jnp.sum(task.loss(params, r)))(rows)
+        return jnp.sum(losses * weight) / jnp.maximum(jnp.sum(weight), 1e-9), losses
+
+    def program(state: _State, data: Any, weights: Any, key: Any, epoch: Any) -> _State:
+        count = weights.shape[0]
+        steps = -(-count // size)
+        order = jax.random.permutation(key, count)
+        order = jnp.pad(order, (0, steps * size - count), constant_values=count).reshape(steps, size)
+
+        def step(state, ids):
+            rows = jax.tree.map(lambda x: x[jnp.minimum(ids, count - 1)], data)
+            weight = jnp.where(ids < count, weights[jnp.minimum(ids, count - 1)], 0.0)
+            (_, losses), gradient = jax.value_and_grad(batch_loss, has_aux=True)(state.params, rows, weight)
+            margins = _margins(task, state.params, rows, losses)
+            updates, opt = optimizer.update(gradient, state.optimizer, state.params)
+            where = jnp.where(weight > 0, ids, count)  # rows left out keep their NaN
+            record = [
+                table.at[epoch, where].set(values.astype(jnp.float32), mode="drop")
+                for table, values in ((state.example_loss, losses), (state.margin, margins))
+            ]
+            return _State(optax.apply_updates(state.params, updates), opt, *record), None
+
+        return jax.lax.scan(step, state, order)[0]
+
+    return jax.jit(program, donate_argnums=())
+
+
+def _margins(task: Task, params: Any, rows: Any, losses: Any) -> Any:
+    if task.outputs is None or task.label is None:
+        return jnp.full_like(losses, jnp.nan)
+    return jax.vmap(lambda r: margin(task.outputs(params, r), task.label(r)))(rows)  # type: ignore[misc]  # checked above
+
+
+def margin(logits: Any, label: Any) -> Any:
+    """z_y - max_{k != y} z_k of one example's logits `[C]`: positive where the answer is right."""
+    others = jnp.where(jnp.arange(logits.shape[0]) == label, -jnp.inf, logits)
+    return logits[label] - jnp.max(others)
