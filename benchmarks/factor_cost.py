@@ -24,7 +24,11 @@ def gpt_params(key, layers=4, d=128, vocab=256, t=128):
         for _ in range(layers)
     ]
     table = {"token": jax.random.normal(next(keys), (vocab, d)) * 0.02}
-    return table | {"position": jax.random.normal(next(keys), (t, d)) * 0.02, "blocks": blocks, "ln": jnp.ones(d)}
+    return table | {
+        "position": jax.random.normal(next(keys), (t, d)) * 0.02,
+        "blocks": blocks,
+        "ln": jnp.ones(d),
+    }
 
 
 def _norm(x, scale):

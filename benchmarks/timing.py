@@ -29,7 +29,11 @@ def interleaved(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, 
 
 
 def machine() -> dict[str, str]:
-    return {"device": jax.devices()[0].device_kind, "jax": jax.__version__, "python": platform.python_version()}
+    return {
+        "device": jax.devices()[0].device_kind,
+        "jax": jax.__version__,
+        "python": platform.python_version(),
+    }
 
 
 def arguments(doc: str) -> argparse.Namespace:

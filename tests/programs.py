@@ -51,7 +51,10 @@ def nnx_cnn(rng, dtype, batch=4):
     def loss(params, example):
         return cross_entropy(nnx.merge(graph, params, copy=True)(example["x"]), example["y"])
 
-    rows = {"x": _draw(rng, batch, 7, 8, 2, dtype=dtype, scale=1.0), "y": jnp.asarray(rng.integers(3, size=batch))}
+    rows = {
+        "x": _draw(rng, batch, 7, 8, 2, dtype=dtype, scale=1.0),
+        "y": jnp.asarray(rng.integers(3, size=batch)),
+    }
     return loss, params, rows
 
 
@@ -142,7 +145,7 @@ def decoder(rng, dtype, batch=3, scanned=True, remat=False, per_token=False):
 
 
 def oddities(rng, dtype, batch=4):
-    """Weight normalisation, an L2 term, a custom_vjp, a weight shared over a scan, carried state, div, concatenation."""
+    """Weight normalisation, an L2 term, custom_vjp, a weight shared over a scan, carried state, div, concatenation."""
     params = {
         "v": _draw(rng, 4, 5, dtype=dtype),
         "length": _draw(rng, 5, dtype=dtype),

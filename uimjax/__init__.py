@@ -13,22 +13,45 @@ _WHERE = {
     "Measurement": "uimjax.task",
     "contrast": "uimjax.task",
     "sites": "uimjax.taps",
+    "Sketch": "uimjax.sketch",
+    "per_example_gradients": "uimjax.factors",
+    "gradient_norms": "uimjax.factors",
+    "score": "uimjax.interpret.methods",
+    "Method": "uimjax.interpret.base",
+    "build_index": "uimjax.interpret.index",
+    "open_index": "uimjax.interpret.index",
+    "verify_index": "uimjax.interpret.index",
+    "trace": "uimjax.interpret.trace",
     "make_mesh": "uimjax.mesh",
+    "UimError": "uimjax.errors",
 }
 
 if TYPE_CHECKING:
+    import uimjax.factors as factors  # a module that is callable: see there
+    from uimjax.errors import UimError as UimError
+    from uimjax.factors import gradient_norms as gradient_norms
+    from uimjax.factors import per_example_gradients as per_example_gradients
+    from uimjax.interpret.base import Method as Method
+    from uimjax.interpret.index import build_index as build_index
+    from uimjax.interpret.index import open_index as open_index
+    from uimjax.interpret.index import verify_index as verify_index
+    from uimjax.interpret.methods import score as score
+    from uimjax.interpret.trace import trace as trace
     from uimjax.mesh import make_mesh as make_mesh
+    from uimjax.sketch import Sketch as Sketch
     from uimjax.taps import sites as sites
     from uimjax.task import Measurement as Measurement
     from uimjax.task import Task as Task
     from uimjax.task import contrast as contrast
 
-__all__ = ["__version__", *_WHERE]  # pyright: ignore[reportUnsupportedDunderAll]  # the names of the table above
+__all__ = ["__version__", "factors", *_WHERE]  # pyright: ignore[reportUnsupportedDunderAll]  # the table above
 
 
 def __getattr__(name: str) -> Any:
     if name in _WHERE:
         return getattr(importlib.import_module(_WHERE[name]), name)
+    if name == "factors":  # a module that is callable
+        return importlib.import_module("uimjax.factors")
     raise AttributeError(f"module 'uimjax' has no attribute {name!r}; the public names are {', '.join(__all__)}")
 
 

@@ -33,8 +33,8 @@ def save(folder: Path, step: int, tree: Any) -> None:
     make_folder(folder)
     flat = _flat(tree)
     write_manifest(_digests(folder, step), {name: digest_array(leaf) for name, leaf in flat.items()})
-    policy = ocp.training.preservation_policies.LatestN(KEEP)
-    with ocp.training.Checkpointer(folder.absolute(), preservation_policy=policy) as checkpointer:
+    policy: Any = ocp.training.preservation_policies.LatestN(KEEP)
+    with ocp.training.Checkpointer(str(folder.absolute()), preservation_policy=policy) as checkpointer:
         checkpointer.save(step, flat, overwrite=True)
         kept = {c.step for c in checkpointer.checkpoints}
     for path in folder.glob("digests-*.json"):
@@ -46,7 +46,7 @@ def latest(folder: Path) -> int | None:
     """The newest finished step, or None."""
     if not folder.is_dir():
         return None
-    with ocp.training.Checkpointer(folder.absolute()) as checkpointer:
+    with ocp.training.Checkpointer(str(folder.absolute())) as checkpointer:
         return None if checkpointer.latest is None else int(checkpointer.latest.step)
 
 
@@ -63,15 +63,19 @@ def load(folder: Path, template: Any, step: int | None = None) -> tuple[int, Any
     flat = _flat(template)
     if set(flat) != set(wanted):
         odd = sorted(set(flat) ^ set(wanted))[:4]
-        raise MismatchError(f"{folder} holds another model: {odd} do not match. Load it with the model it was saved from.")
+        raise MismatchError(
+            f"{folder} holds another model: {odd} do not match. Load it with the model it was saved from."
+        )
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     spec = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place) for name, x in flat.items()}
-    with ocp.training.Checkpointer(folder.absolute()) as checkpointer:
+    with ocp.training.Checkpointer(str(folder.absolute())) as checkpointer:
         try:
             found = checkpointer.load(step, spec)
         except (ValueError, OSError) as error:
             raise CorruptError(f"checkpoint {step} in {folder} cannot be read: {error}") from error
     for name, leaf in found.items():
         if digest_array(np.asarray(leaf)) != wanted[name]:
-            raise CorruptError(f"checkpoint {step} in {folder}: {name} is not what was saved. Train again from the start.")
+            raise CorruptError(
+                f"checkpoint {step} in {folder}: {name} is not what was saved. Train again from the start."
+            )
     return step, jax.tree.unflatten(jax.tree.structure(template), [found[name] for name in flat])

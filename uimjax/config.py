@@ -1,4 +1,4 @@
-"""Configs: defaults live here, YAML holds differences, flags override; unknown keys are refused with the nearest name."""
+"""Configs: defaults live here, YAML holds differences, flags override; an unknown key is refused with the nearest."""
 
 import difflib
 from pathlib import Path
@@ -37,7 +37,17 @@ class TrainChoice(_Strict):
 class TraceChoice(_Strict):
     method: str = Field("retain_cos", description="the method that chooses the edit; fixed before any truth is read")
     compare: tuple[str, ...] = Field(
-        ("grad_dot", "grad_cos", "retain_cos", "logra", "trackstar", "random", "loss", "grad_norm", "rep_sim"),
+        (
+            "grad_dot",
+            "grad_cos",
+            "retain_cos",
+            "logra",
+            "trackstar",
+            "random",
+            "loss",
+            "grad_norm",
+            "rep_sim",
+        ),
         description="methods and baselines scored beside it",
     )
     sketch_rank: int = Field(16, ge=1, description="p = q of the two-sided sketch")
@@ -92,7 +102,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
         MissingFileError, ConfigError
     """
     if not path.is_file():
-        raise MissingFileError(f"{path} is not there (looked in {path.absolute().parent}). `uimjax new run` writes one.")
+        raise MissingFileError(
+            f"{path} is not there (looked in {path.absolute().parent}). `uimjax new run` writes one."
+        )
     if path.stat().st_size > CAP:
         raise ConfigError(f"{path} is larger than {CAP >> 20} MiB; that is no config")
     try:

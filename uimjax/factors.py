@@ -1,16 +1,23 @@
-"""The algebra of factored per-example gradients: dense, inner, norm, pool.
+"""The algebra of factored per-example gradients (dense, inner, norm, pool), and the short way to get them.
+
+`uimjax.factors` is this module by its place and a call by its public name: `uj.factors(task, params, batch)`.
 
 Everything works leaf by leaf on what `taps.capture` returns; cross terms between two uses of one parameter (a tied
 embedding) are always included.
 """
 
 import functools
+import sys
+import types
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
+from uimjax import rows as row
 from uimjax.errors import ShapeError
-from uimjax.taps import Dense, Direct, Factor, Factors, Gather, Leaf, Sites, to_gradient
+from uimjax.taps import Dense, Direct, Factor, Factors, Leaf, Sites, capture, sites, to_gradient, verify
+from uimjax.task import Task
 
 Gradients = dict[str, Any]
 
@@ -33,7 +40,7 @@ def inner(found: Sites, x: Factors, y: Factors) -> Any:
     total = 0.0
     for leaf in found.leaves:
         uses, others = x[leaf.path], y[leaf.path]
-        if len(uses) == len(others) == 1 and _ghost_is_cheaper(leaf, uses[0], others[0]):
+        if len(uses) == len(others) == 1 and _ghost_is_cheaper(uses[0], others[0]):
             total = total + _ghost(uses[0], others[0])
         elif uses and others:
             left, right = leaf_dense(leaf, uses), leaf_dense(leaf, others)
@@ -106,7 +113,7 @@ def _matrix(leaf: Leaf) -> int:
     return rows * cols
 
 
-def _ghost_is_cheaper(leaf: Leaf, x: Factor, y: Factor) -> bool:
+def _ghost_is_cheaper(x: Factor, y: Factor) -> bool:
     if not (isinstance(x, Dense) and isinstance(y, Dense)):
         return False
     (bx, _, tx, i), (by, _, ty, _), o = x.a.shape, y.a.shape, x.g.shape[-1]
@@ -115,7 +122,8 @@ def _ghost_is_cheaper(leaf: Leaf, x: Factor, y: Factor) -> bool:
 
 
 def _ghost(x: Factor, y: Factor):
-    assert isinstance(x, Dense) and isinstance(y, Dense)
+    assert isinstance(x, Dense)
+    assert isinstance(y, Dense)
     if x.a.shape[2] == y.a.shape[2] == 1:  # rank one: the pairs' product of two Gram matrices
         a, g = (_einsum("bnti,csni->bcn", p, jnp.swapaxes(q, 1, 2)) for p, q in zip(x, y, strict=True))
         return (a * g).sum(-1)
@@ -124,4 +132,62 @@ def _ghost(x: Factor, y: Factor):
     return (a * g).sum((2, 3, 4))
 
 
-__all__ = ["Dense", "Direct", "Gather", "Gradients", "dense", "inner", "leaf_dense", "leaf_norms", "norm", "pool"]
+# ---------------------------------------------------------------- the short way in
+
+
+def compute(task: Task, params: Any, batch: Any) -> tuple[Any, Factors]:
+    """(losses `[B]`, factors by parameter path) of the reader's own loss; no gradient of a matrix is formed.
+
+    The loss is followed once, proven on the first rows, and one compiled pass runs. Public as `uj.factors`.
+
+    Raises:
+        NonFiniteError, ShapeError: from parameters or rows. TapError and its children: the loss cannot be followed.
+    """
+    return _compiled(_proven(task, params, batch), "factors")(params, batch)
+
+
+def per_example_gradients(task: Task, params: Any, batch: Any) -> Gradients:
+    """`{path: [B, *parameter shape]}`, as `vmap(grad)` would give. Memory: B times the parameters.
+
+    >>> import jax.numpy as jnp, uimjax as uj
+    >>> task = uj.Task(lambda p, e: jnp.sum(jnp.square(e @ p["w"])))
+    >>> grads = uj.per_example_gradients(task, {"w": jnp.ones((2, 3))}, jnp.ones((4, 2)))
+    >>> grads["w"].shape
+    (4, 2, 3)
+    """
+    return _compiled(_proven(task, params, batch), "gradients")(params, batch)
+
+
+def gradient_norms(task: Task, params: Any, batch: Any) -> Any:
+    """Exact `|grad loss_b|` over all parameters, `[B]`."""
+    return _compiled(_proven(task, params, batch), "norms")(params, batch)
+
+
+def _proven(task: Task, params: Any, batch: Any) -> Sites:
+    row.check_finite(params, "parameters")
+    row.check_finite(batch, "rows")
+    row.count(batch)
+    found = sites(task, params, row.example_spec(batch))
+    verify(task, found, params, batch)
+    return found
+
+
+@functools.lru_cache(maxsize=32)
+def _compiled(found: Sites, what: str):
+    def program(params: Any, batch: Any) -> Any:
+        losses, made = capture(found, params, batch)
+        if what == "factors":
+            return losses, made
+        return norm(found, made) if what == "norms" else dense(found, made)
+
+    return jax.jit(program)
+
+
+class _Callable(types.ModuleType):
+    """Importing a submodule binds its name in the package, so the public call of that name lives here."""
+
+    def __call__(self, task: Task, params: Any, batch: Any) -> tuple[Any, Factors]:
+        return compute(task, params, batch)
+
+
+sys.modules[__name__].__class__ = _Callable

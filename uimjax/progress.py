@@ -15,7 +15,13 @@ def quiet(items: Iterable[Any], _what: str, unit: str = "", skip: int = 0) -> It
 def shown(items: Sequence[Any], what: str, unit: str = "", skip: int = 0) -> Iterator[Any]:
     """A bar on a terminal's stderr; `skip` items count as done before the clock starts."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
     from rich.progress import Progress as Bar
 
     console = Console(stderr=True)

@@ -44,11 +44,11 @@ class TensorBoard:
         self._writer = EventFileWriter(str(make_folder(folder)))
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        from tensorboard.compat.proto import event_pb2
+        from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]  # generated
         from tensorboard.plugins.scalar import summary_v2
 
         for name, value in scalars.items():
-            event = event_pb2.Event(summary=summary_v2.scalar_pb(name, float(value)), step=step, wall_time=time.time())
+            event = Event(summary=summary_v2.scalar_pb(name, float(value)), step=step, wall_time=time.time())
             self._writer.add_event(event)
         self._writer.flush()
 

@@ -45,8 +45,8 @@ class Recipe:
 
 
 class Fitted(NamedTuple):
-    """`loss` `[E]` mean over kept rows; `example_loss`, `margin` `[E, N]`: as each row was met in that epoch, before its
-    step. The margin is z_y - max_{k != y} z_k; NaN for rows left out (weight 0) and for tasks without outputs."""
+    """`loss` `[E]`: mean over kept rows. `example_loss`, `margin` `[E, N]`: as each row was met in that epoch, before its
+    step. The margin is z_y - max_{k != y} z_k. NaN for rows left out (weight 0); margins NaN without `task.outputs`."""
 
     params: Any
     loss: np.ndarray
@@ -86,7 +86,9 @@ def fit(
     count = row.count(data)
     weights = np.ones(count, np.float32) if weights is None else np.asarray(weights, np.float32)
     if weights.shape != (count,) or not weights.sum() > 0:
-        raise UsageError(f"weights of shape {weights.shape} for {count} rows; [N] with at least one row kept was wanted")
+        raise UsageError(
+            f"weights of shape {weights.shape} for {count} rows; [N] with at least one row kept was wanted"
+        )
     static = _static(recipe, count)
     optimizer = _optimizer(*static)
     blank = jnp.full((recipe.epochs, count), jnp.nan, jnp.float32)
@@ -121,7 +123,14 @@ def _mean(values: Any, weights: np.ndarray) -> float:
 def _static(recipe: Recipe, count: int):
     steps = recipe.steps_per_epoch(count)
     rate = recipe.learning_rate
-    return recipe.optimizer, rate, recipe.weight_decay, recipe.schedule, steps * recipe.epochs, recipe.batch_size
+    return (
+        recipe.optimizer,
+        rate,
+        recipe.weight_decay,
+        recipe.schedule,
+        steps * recipe.epochs,
+        recipe.batch_size,
+    )
 
 
 def _optimizer(name, rate, decay, schedule, total, _batch) -> optax.GradientTransformation:

@@ -22,10 +22,14 @@ def read_rows(path: str | Path) -> dict[str, np.ndarray]:
     """
     path = Path(path)
     if not path.is_file():
-        raise MissingFileError(f"{path} is not there (looked in {path.absolute().parent}). Check the path in the config.")
+        raise MissingFileError(
+            f"{path} is not there (looked in {path.absolute().parent}). Check the path in the config."
+        )
     readers = {".jsonl": _jsonl, ".parquet": _parquet, ".npz": _npz}
     if path.suffix not in readers:
-        raise DataError(f"{path}: rows come from {', '.join(readers)}; convert it first (pickle and .pt are never read)")
+        raise DataError(
+            f"{path}: rows come from {', '.join(readers)}; convert it first (pickle and .pt are never read)"
+        )
     columns = readers[path.suffix](path)
     return {name: _narrow(path, name, values) for name, values in columns.items()}
 

@@ -10,7 +10,6 @@ from uimjax.corpora.base import Corpus, Rows
 from uimjax.corpora.truth import Truth, write_truth
 from uimjax.errors import UsageError
 
-
 HELD = 200  # most test rows that serve the tracing
 
 

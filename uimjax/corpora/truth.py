@@ -30,5 +30,7 @@ def read_truth(path: Path, decided: Path) -> Truth:
         UsageError: nothing has been decided yet.
     """
     if not decided.exists():
-        raise UsageError(f"{path} stays sealed until {decided} exists: trace and choose an edit before reading the truth")
+        raise UsageError(
+            f"{path} stays sealed until {decided} exists: trace and choose an edit before reading the truth"
+        )
     return Truth(**{name: np.asarray(ids, np.int64) for name, ids in read_manifest(path).items()})

@@ -20,7 +20,7 @@ class Sum(NamedTuple):
 
     moments: tuple[np.ndarray, ...]
     blocks: tuple[tuple[int, int], ...]
-    count: int
+    rows: int
 
 
 def projected(damping: float = 0.1) -> Curvature:
@@ -42,16 +42,16 @@ def projected(damping: float = 0.1) -> Curvature:
             total + np.asarray(_gram(rows[:, a:b]), np.float64)
             for total, (a, b) in zip(state.moments, state.blocks, strict=True)
         )
-        return Sum(added, state.blocks, state.count + rows.shape[0])
+        return Sum(added, state.blocks, state.rows + rows.shape[0])
 
     def finish(state: Sum) -> Spectrum:
-        if not state.count:
+        if not state.rows:
             raise NonFiniteError("a curvature of no rows was asked for; run `update` on the training rows first")
         vectors, values, dampings = [], [], []
         for moment, block in zip(state.moments, state.blocks, strict=True):
             if not np.isfinite(moment).all():
                 raise NonFiniteError(f"the curvature of columns {block} is not finite; check the rows for NaN")
-            found, basis = np.linalg.eigh(moment / state.count)
+            found, basis = np.linalg.eigh(moment / state.rows)
             found = np.maximum(found, 0.0)  # rounding below zero; the matrix is a sum of squares
             # a block without any gradient has mean 0: there the solve is the identity, and its rows are zero
             mean = float(found.mean()) or 1.0

@@ -39,7 +39,13 @@ def retrain_without(task: Task, params: Any, data: Any, ids: np.ndarray, recipe:
 
 
 def removal_effect(
-    task: Task, params: Any, data: Any, ids: np.ndarray, recipe: Recipe, measure: Callable[[Any], float], before: float
+    task: Task,
+    params: Any,
+    data: Any,
+    ids: np.ndarray,
+    recipe: Recipe,
+    measure: Callable[[Any], float],
+    before: float,
 ) -> Removal:
     """The effect on `measure(params)` of never having seen the rows."""
     return Removal(before, measure(retrain_without(task, params, data, ids, recipe).params))

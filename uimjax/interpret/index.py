@@ -20,7 +20,14 @@ import numpy as np
 from uimjax import rows as row
 from uimjax import sketch as sketching
 from uimjax import store
-from uimjax.errors import CorruptError, MismatchError, MissingFileError, UimError, UnknownNameError, UsageError
+from uimjax.errors import (
+    CorruptError,
+    MismatchError,
+    MissingFileError,
+    UimError,
+    UnknownNameError,
+    UsageError,
+)
 from uimjax.interpret import base
 from uimjax.mesh import shard_batch
 from uimjax.progress import Progress, quiet
@@ -98,7 +105,9 @@ def build_index(
     with store.Journal(root / "journal.jsonl") as journal:
         _sweep(root, journal.entries)
         done = {entry.shard for entry in journal.entries}
-        spans = [(k, a, min(a + shard_rows, wanted["rows"])) for k, a in enumerate(range(0, wanted["rows"], shard_rows))]
+        spans = [
+            (k, a, min(a + shard_rows, wanted["rows"])) for k, a in enumerate(range(0, wanted["rows"], shard_rows))
+        ]
         if [entry.shard for entry in journal.entries] != list(range(len(done))):
             raise CorruptError(f"{journal.path} lists shards out of order; remove {root} and build the index again")
         program = base.row_program(found, found, sketch)

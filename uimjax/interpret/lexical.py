@@ -1,6 +1,7 @@
 """Lexical baselines: what plain word overlap finds."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import bm25s
 import numpy as np
@@ -14,10 +15,10 @@ def bm25(documents: Sequence[str], queries: Sequence[str]) -> np.ndarray:
     Raises:
         DataError: no document holds a word.
     """
-    corpus = bm25s.tokenize(list(documents), stopwords=None, show_progress=False)
+    corpus: Any = bm25s.tokenize(list(documents), stopwords=[], show_progress=False)
     if not corpus.vocab:
         raise DataError("bm25: none of the documents holds a word to compare")
     retriever = bm25s.BM25(method="lucene", k1=1.5, b=0.75)
     retriever.index(corpus, show_progress=False)
-    asked = bm25s.tokenize(list(queries), stopwords=None, return_ids=False, show_progress=False)
+    asked: Any = bm25s.tokenize(list(queries), stopwords=[], return_ids=False, show_progress=False)
     return np.stack([retriever.get_scores(words) if words else np.zeros(len(documents)) for words in asked], 1)

@@ -5,15 +5,14 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from uimjax_kernels import TopK, topk_dot
 
-from uimjax import rows as row
 from uimjax import store
 from uimjax.errors import MismatchError, UsageError
 from uimjax.interpret import base, methods
 from uimjax.interpret.base import Method, Scores
 from uimjax.interpret.index import Index, open_index, task_digest
 from uimjax.task import Measurement, Task
+from uimjax_kernels import TopK, topk_dot
 
 
 class Trace(NamedTuple):
@@ -30,7 +29,7 @@ class Trace(NamedTuple):
 class Asked(NamedTuple):
     """A question made ready: one direction a query, and the curvature it was solved with."""
 
-    index: Index
+    held: Index
     method: Method
     inverse: Any
     directions: Any
@@ -74,14 +73,34 @@ def ask(
     return Asked(index, chosen, inverse, base.directions(chosen, inverse, vectors))
 
 
-def trace(asked: Asked, k: int = 20) -> Trace:
-    """The k strongest proponents and opponents of each query, in one pass over the shards."""
+def trace(
+    index: Index | str | Path,
+    task: Task,
+    params: Any,
+    example: Any,
+    measurement: Measurement,
+    queries: Any,
+    method: str | Method = "grad_cos",
+    *,
+    k: int = 20,
+    each: bool = False,
+    retain: Any = None,
+) -> Trace:
+    """The k strongest proponents and opponents of the queries' mean (of each query with `each`), in one pass.
+
+    See `ask` for the arguments and what is refused.
+    """
+    return top(ask(index, task, params, example, measurement, queries, method, each, retain), k)
+
+
+def top(asked: Asked, k: int = 20) -> Trace:
+    """The k strongest proponents and opponents of a question made ready, streamed over the shards."""
     if k < 1:
         raise UsageError(f"k = {k} examples were asked for; at least 1 was wanted")
-    k = min(k, asked.index.rows)
+    k = min(k, asked.held.rows)
     best: TopK | None = None
-    for entry in asked.index.entries:
-        shard = asked.index.shard(entry)
+    for entry in asked.held.entries:
+        shard = asked.held.shard(entry)
         found = topk_dot(asked.directions, jnp.asarray(shard.vectors, jnp.float32), _scale(asked, shard), k)
         found = _shift(found, entry.start)
         best = found if best is None else _merge(best, found, k)
@@ -93,7 +112,7 @@ def trace(asked: Asked, k: int = 20) -> Trace:
 def score_all(asked: Asked) -> Scores:
     """Every row's score, `[N, Q]`: for data small enough to look at whole."""
     parts = []
-    for shard in asked.index.shards():
+    for shard in asked.held.shards():
         products = jnp.asarray(shard.vectors, jnp.float32) @ asked.directions.T
         parts.append(np.asarray(products * _scale(asked, shard)[:, None]))
     return Scores(np.concatenate(parts), asked.method.name, asked.method.unit)
@@ -124,9 +143,3 @@ def _merge(old: TopK, new: TopK, k: int) -> TopK:
 
     joined = [np.concatenate([a, b], 1) for a, b in zip(old, new, strict=True)]
     return TopK(*join(joined[0], joined[1], 1), *join(joined[2], joined[3], -1))
-
-
-def check_rows(index: Index, data: Any) -> None:
-    """Refuse data that are not what the index was built from."""
-    if row.count(data) != index.rows or store.digest_tree(data) != index.manifest["data"]:
-        raise MismatchError(f"{index.folder} was built from other training rows than these; build it again")

@@ -55,14 +55,18 @@ def judge(
     closed = [(before.probe - mean) / gap if gap > 0 else 0.0 for mean in means]
     utility = float(np.mean([o.utility for o in traced]))
     return Verdict(
-        twin,
-        before.probe,
-        *means,
-        *closed,
-        float(np.std([o.probe for o in traced])),
-        before.utility,
-        utility,
-        _says(gap, closed, before.utility - utility, min(len(traced), len(oracle), len(random))),
+        probe_clean_twin=twin,
+        probe_before=before.probe,
+        probe_after_traced=means[0],
+        probe_after_oracle=means[1],
+        probe_after_random=means[2],
+        closed_traced=closed[0],
+        closed_oracle=closed[1],
+        closed_random=closed[2],
+        spread=float(np.std([o.probe for o in traced])),
+        utility_before=before.utility,
+        utility_after=utility,
+        says=_says(gap, closed, before.utility - utility, min(len(traced), len(oracle), len(random))),
     )
 
 

@@ -33,7 +33,9 @@ def atomic(path: Path) -> Iterator[Path]:
         temporary.replace(path)
         fsync_folder(path.parent)
     except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror or error}. What was there before is intact.") from error
+        raise OutputError(
+            f"cannot write {path}: {error.strerror or error}. What was there before is intact."
+        ) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)

@@ -18,7 +18,7 @@ def digest_text(text: str) -> str:
 
 def digest_array(array: Any) -> str:
     """Of dtype, shape and bytes. Typed PRNG keys count by their data."""
-    if jax.dtypes.issubdtype(getattr(array, "dtype", None), jax.dtypes.prng_key):
+    if jax.numpy.issubdtype(jax.typeof(array).dtype, jax.dtypes.prng_key):
         array = jax.random.key_data(array)
     array = np.ascontiguousarray(array)
     head = f"{array.dtype}{array.shape}".encode()

@@ -39,7 +39,9 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """
     document = read_json(path)
     if not isinstance(document, dict) or document.pop(_KEY, None) != _digest(document):
-        raise CorruptError(f"{path} does not match its own digest: it was changed after it was written. Build it again.")
+        raise CorruptError(
+            f"{path} does not match its own digest: it was changed after it was written. Build it again."
+        )
     return document
 
 

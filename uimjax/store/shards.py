@@ -68,7 +68,9 @@ def read_shard(path: Path, count: int, width: int, dtype: str) -> Shard:
         file = pq.ParquetFile(path, page_checksum_verification=True)
         header, schema = file.metadata, file.schema_arrow
         if header.num_rows != count or not schema.equals(_schema(width, dtype), check_metadata=True):
-            raise CorruptError(f"{path}: {header.num_rows} rows of {schema}; {count} of width {width} {dtype} were wanted")
+            raise CorruptError(
+                f"{path}: {header.num_rows} rows of {schema}; {count} of width {width} {dtype} were wanted"
+            )
         table = file.read()
     except (OSError, pa.ArrowException) as error:
         raise CorruptError(f"{path} is damaged: {error}. Run `uimjax index build` again to recompute it.") from error

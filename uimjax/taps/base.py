@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 
 class Atom(NamedTuple):
-    """A piece of one axis of a source: index along `axis` = ... + atom index * stride. `axis` -1: broadcast, no source."""
+    """A piece of one axis of a source: its index counts by `stride` along `axis`. A negative axis: broadcast, no source."""
 
     axis: int
     stride: int
@@ -45,7 +45,7 @@ class Site(NamedTuple):
     added there, for one example with the enclosing scans' lengths in front. `detail` is the equation's layout.
     """
 
-    index: int
+    number: int
     kind: str
     source: int
     view: View

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from uimjax.errors import BudgetError, CoverageError, ShapeError, TapError
-from uimjax.task import Task
 from uimjax.taps import layouts, plan, run, views
 from uimjax.taps.base import Dense, Direct, Factor, Gather, Leaf
+from uimjax.task import Task
 
 DIRECT_BUDGET = 2 << 30  # bytes a batch may spend on dense per-example gradients of direct sites
 Factors = dict[str, tuple[Factor, ...]]
@@ -153,7 +153,7 @@ def capture(found: Sites, params: Any, batch: Any, budget: int = DIRECT_BUDGET) 
         losses, records = jax.vmap(one)(rows, zeros)
         return jnp.sum(losses), (losses, records)
 
-    zeros = {site.index: jnp.zeros((size, *site.tap_shape), site.tap_dtype) for site in every}
+    zeros = {site.number: jnp.zeros((size, *site.tap_shape), site.tap_dtype) for site in every}
     g, (losses, records) = jax.grad(total, has_aux=True)(zeros)
     factors = {leaf.path: _leaf_factors(leaf, records, g) for leaf in found.leaves}
     if found.derived:
@@ -164,7 +164,7 @@ def capture(found: Sites, params: Any, batch: Any, budget: int = DIRECT_BUDGET) 
 def _leaf_factors(leaf: Leaf, records: Any, g: Any) -> tuple[Factor, ...]:
     """Factored uses one by one; plain gradients of the same parameter are added into one."""
     made = [
-        layouts.factor(site, records.get(site.index), g[site.index], leaf.layout, leaf.shape) for site in leaf.sites
+        layouts.factor(site, records.get(site.number), g[site.number], leaf.layout, leaf.shape) for site in leaf.sites
     ]
     plain = [f.gradient for f in made if isinstance(f, Direct)]
     factored = tuple(f for f in made if not isinstance(f, Direct))
@@ -191,10 +191,7 @@ def _pull_back(found: Sites, args: list[Any], records: Any, g: Any, factors: Fac
 
     _, vjp = jax.vjp(derive, floats)
     (pulled,) = jax.vmap(vjp)(cotangents)
-    return {
-        leaf.path: _add_direct(factors[leaf.path], extra)
-        for leaf, extra in zip(found.leaves, pulled, strict=True)
-    }
+    return {leaf.path: _add_direct(factors[leaf.path], extra) for leaf, extra in zip(found.leaves, pulled, strict=True)}
 
 
 def _add_direct(factors: tuple[Factor, ...], extra: Any) -> tuple[Factor, ...]:
@@ -242,7 +239,9 @@ def verify(task: Task, found: Sites, params: Any, batch: Any, examples: int = 4)
         _, factors = capture(found, params, batch)
         return {
             leaf.path: functools.reduce(
-                jnp.add, (to_gradient(leaf, f).sum(0) for f in factors[leaf.path]), jnp.zeros(leaf.shape, leaf.dtype)
+                jnp.add,
+                (to_gradient(leaf, f).sum(0) for f in factors[leaf.path]),
+                jnp.zeros(leaf.shape, leaf.dtype),
             )
             for leaf in found.leaves
         }
@@ -283,4 +282,15 @@ def _tolerance(dtype: Any) -> float:
     return {8: 1e-9, 4: 1e-3}.get(jnp.dtype(dtype).itemsize, 5e-2)
 
 
-__all__ = ["Dense", "Direct", "Factors", "Gather", "Sites", "capture", "check_budget", "sites", "to_gradient", "verify"]
+__all__ = [
+    "Dense",
+    "Direct",
+    "Factors",
+    "Gather",
+    "Sites",
+    "capture",
+    "check_budget",
+    "sites",
+    "to_gradient",
+    "verify",
+]

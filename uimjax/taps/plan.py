@@ -348,7 +348,10 @@ def _enter_scan(eqn: Any, ins: list[Any], state: State, levels: tuple[int, ...])
                 raise
             poisoned.add(poison.source)
     added = tuple(
-        (k, _new_site(state, "direct", eqn, ins[k], eqn.invars[k].aval.shape, eqn.invars[k].aval, None, levels))
+        (
+            k,
+            _new_site(state, "direct", eqn, ins[k], eqn.invars[k].aval.shape, eqn.invars[k].aval, None, levels),
+        )
         for k in taps
     )
     return Enter("scan", plan, added), outs, None
@@ -375,9 +378,7 @@ def _plan_body(scan: _compat.Scan, ins: list[Any], state: State, levels: tuple[i
         for c in outs:
             if isinstance(c, View):
                 raise Poison(c.source)  # it leaves the body unused by data: followed from the boundary instead
-        grown = [
-            DATA if old is DATA or new is DATA else old for old, new in zip(classes[carry], outs, strict=False)
-        ]
+        grown = [DATA if old is DATA or new is DATA else old for old, new in zip(classes[carry], outs, strict=False)]
         if grown == classes[carry]:
             return plan, outs
         classes[carry] = grown

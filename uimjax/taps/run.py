@@ -60,7 +60,11 @@ def _remat(eqn, plan, ins, zeros):
 def _scan(eqn, plan, ins, zeros):
     """The body gains an input (its zeros, stacked) and an output (its records, stacked)."""
     scan = _compat.scan(eqn)
-    consts, carry, xs = ins[: scan.consts], ins[scan.consts : scan.consts + scan.carry], ins[scan.consts + scan.carry :]
+    consts, carry, xs = (
+        ins[: scan.consts],
+        ins[scan.consts : scan.consts + scan.carry],
+        ins[scan.consts + scan.carry :],
+    )
 
     def body(carry, slices):
         xs, zeros = slices

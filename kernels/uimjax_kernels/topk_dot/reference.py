@@ -36,7 +36,10 @@ def topk_dot(queries: Any, rows: Any, scale: Any, k: int) -> TopK:
     rows = jnp.pad(rows, ((0, pad), (0, 0))).reshape(blocks, size, d)
     scale = jnp.pad(scale, (0, pad)).reshape(blocks, size)
     index = jnp.arange(blocks * size, dtype=jnp.int32).reshape(blocks, size)
-    empty = jnp.full((queries.shape[0], k), -jnp.inf, jnp.float32), jnp.full((queries.shape[0], k), -1, jnp.int32)
+    empty = (
+        jnp.full((queries.shape[0], k), -jnp.inf, jnp.float32),
+        jnp.full((queries.shape[0], k), -1, jnp.int32),
+    )
 
     def step(best, block):
         rows, scale, index = block

@@ -1,0 +1,217 @@
+"""The command line: parse, call, print. Heavy imports happen inside the commands, so `--help` is instant."""
+
+import argparse
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from uimjax import __version__
+from uimjax.errors import UimError, UnknownNameError
+
+STAGES = {
+    "train": "train the model and its clean twin",
+    "audit": "measure the failure",
+    "trace": "score every training row and write the edit",
+    "mitigate": "carry the edit out, with controls, and give the verdict",
+}
+CODES = (
+    "exit codes: 0 ok, 2 usage, 3 data, 4 corrupt, 5 output, 6 loss not traceable, 75 stopped (run again to continue)"
+)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every command; their settings are config keys, given as `--key.sub value`."""
+    top = argparse.ArgumentParser(
+        prog="uimjax",
+        description="Understand, interpret and mitigate what models inherit from their training data.",
+        epilog=CODES,
+    )
+    top.add_argument("--version", action="version", version=f"uimjax {__version__}")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    _command(commands, "demo", "the closed loop on built-in data", out="runs/demo")
+    run = _command(commands, "run", "the whole story of a config, or replay a finished run", out=None)
+    run.add_argument("target", help="a YAML config, or the folder of a run")
+    for name, what in STAGES.items():
+        _command(commands, name, what, out=None).add_argument("target", help="a YAML config, or the folder of a run")
+    _command(commands, "doctor", "is this machine fit", out="")
+    index = commands.add_parser("index", help="build or verify an index of your own model and rows")
+    actions = index.add_subparsers(dest="action", metavar="ACTION", required=True)
+    build = _command(actions, "build", "sketch every row's gradient; continues where it stopped", out=None)
+    build.add_argument("target", help="a YAML config (`uimjax new index`)")
+    verify = _command(actions, "verify", "check every byte of an index", out="")
+    verify.add_argument("target", help="the folder of an index")
+    new = commands.add_parser("new", help="write a commented config into this folder")
+    new.add_argument("kind", help="run or index")
+    topic = commands.add_parser("help", help="print a page of the shipped docs")
+    topic.add_argument("topic", nargs="?", help="the page; without it, the list")
+    return top
+
+
+def _command(commands: Any, name: str, what: str, out: str | None) -> argparse.ArgumentParser:
+    made = commands.add_parser(name, help=what, description=what)
+    made.add_argument("--json", action="store_true", help="one JSON object on stdout, nothing else")
+    if out != "":
+        made.add_argument("--out", default=out, help=f"folder to write to{f' (default {out})' if out else ''}")
+    return made
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point; ends the process with the exit code of what happened."""
+    args, rest = parser().parse_known_args(argv)
+    takes_settings = args.command in ("demo", "run", *STAGES) or getattr(args, "action", "") == "build"
+    if rest and not takes_settings:
+        parser().error(f"unrecognised: {' '.join(rest)}")
+    signal.signal(signal.SIGTERM, _stopped)
+    try:
+        code = _COMMANDS[args.command](args, rest)
+    except UimError as error:
+        print(f"uimjax: {type(error).__name__}: {error}", file=sys.stderr)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        print(
+            "uimjax: stopped. What was finished is kept; run the same command again to continue.",
+            file=sys.stderr,
+        )
+        code = 75
+    sys.exit(code)
+
+
+def _stopped(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _demo(args: argparse.Namespace, rest: list[str]) -> int:
+    from uimjax.config import RunConfig
+
+    return _story(args, _override(RunConfig, {}, rest), Path(args.out), "mitigate", wrapped=True)
+
+
+def _run(args: argparse.Namespace, rest: list[str]) -> int:
+    from uimjax.config import LOCK, RunConfig, read_yaml
+
+    target = Path(args.target)
+    if (target / LOCK).exists():
+        values, folder = read_yaml(target / LOCK).get("config", {}), Path(args.out or target)
+    else:
+        values, folder = read_yaml(target), Path(args.out or Path("runs") / target.stem)
+    until = args.command if args.command in STAGES else "mitigate"
+    return _story(args, _override(RunConfig, values, rest), folder, until, wrapped=False)
+
+
+def _story(args: argparse.Namespace, config: Any, folder: Path, until: str, wrapped: bool) -> int:
+    from rich.console import Console
+
+    from uimjax import workflow
+    from uimjax.progress import quiet, shown
+    from uimjax.report import summary
+
+    notes = Console(stderr=True, quiet=args.json or not sys.stderr.isatty())
+    progress = quiet if args.json else shown
+    say = lambda line: notes.print(line, markup=False, highlight=False)  # noqa: E731  # one line, used once
+    result = workflow.run(config, folder, until, say, progress)
+    if args.json:
+        print(json.dumps({"vision": result} if wrapped else result, indent=1))
+    elif until == "mitigate":
+        summary.show(result, Console())
+        print(f"Everything is in {folder}; `uimjax run {folder}` replays it.")
+    else:
+        for key, value in result.items():
+            print(f"{key}: {value}")
+    return 0
+
+
+def _override(kind: Any, values: dict[str, Any], flags: list[str]) -> Any:
+    """Config values, then flags over them."""
+    import tyro
+
+    from uimjax.config import parse
+
+    config = parse(kind, values, "config")
+    if not flags:
+        return config
+    return tyro.cli(kind, default=config, args=flags, prog="uimjax ... ")
+
+
+def _index(args: argparse.Namespace, rest: list[str]) -> int:
+    if args.action == "verify":
+        from uimjax.interpret.index import verify_index
+
+        problems = verify_index(args.target)
+        print(
+            json.dumps({"problems": problems})
+            if args.json
+            else "\n".join(problems) or f"{args.target}: every byte is right"
+        )
+        return 4 if problems else 0
+    from uimjax import workflow
+    from uimjax.config import IndexConfig, read_yaml
+    from uimjax.corpora import read_rows
+    from uimjax.interpret.index import build_index
+    from uimjax.progress import quiet, shown
+    from uimjax.sketch import Sketch
+
+    config = _override(IndexConfig, read_yaml(Path(args.target)), rest)
+    rows = read_rows(config.rows)
+    task, params = workflow.resolve(config.load)()
+    index = build_index(
+        task,
+        params,
+        rows,
+        args.out or Path(args.target).with_suffix(".index"),
+        sketch=Sketch(config.sketch_rank, seed=config.seed),
+        batch_size=config.batch_size,
+        shard_rows=config.shard_rows,
+        dtype=config.dtype,
+        progress=quiet if args.json else shown,
+    )
+    found = {
+        "folder": str(index.folder),
+        "rows": index.rows,
+        "width": index.manifest["width"],
+        "shards": len(index.entries),
+    }
+    print(json.dumps(found) if args.json else f"{found['rows']} rows of {found['width']} numbers in {found['folder']}")
+    return 0
+
+
+def _doctor(args: argparse.Namespace, _rest: list[str]) -> int:
+    from uimjax.doctor import examine
+
+    checks = examine()
+    if args.json:
+        print(json.dumps({name: {"ok": ok, "found": found} for name, ok, found in checks}, indent=1))
+    else:
+        for name, ok, found in checks:
+            print(f"{'ok  ' if ok else 'FAIL'}  {name}: {found}")
+    return 0 if all(ok for _, ok, _ in checks) else 1
+
+
+def _new(args: argparse.Namespace, _rest: list[str]) -> int:
+    from uimjax.config import KINDS, commented
+    from uimjax.errors import OutputError
+
+    if args.kind not in KINDS:
+        raise UnknownNameError("kind of config", args.kind, KINDS)
+    path = Path(f"{args.kind}.yaml")
+    if path.exists():
+        raise OutputError(f"{path} is there already; move it away first")
+    path.write_text(commented(args.kind))
+    print(f"wrote {path}")
+    return 0
+
+
+def _help(args: argparse.Namespace, _rest: list[str]) -> int:
+    pages = {page.stem: page for page in sorted((Path(__file__).parent / "docs").glob("*.md"))}
+    if args.topic is None:
+        print("\n".join(pages))
+    elif args.topic in pages:
+        print(pages[args.topic].read_text(), end="")
+    else:
+        raise UnknownNameError("topic", args.topic, pages)
+    return 0
+
+
+_COMMANDS = {"demo": _demo, "doctor": _doctor, "index": _index, "new": _new, "help": _help}
+_COMMANDS |= dict.fromkeys(("run", *STAGES), _run)

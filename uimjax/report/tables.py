@@ -1,0 +1,40 @@
+"""Readable tables of a run: scores and loss dynamics as Parquet with checked pages."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from uimjax.errors import CorruptError, MissingFileError
+from uimjax.store.base import atomic
+
+
+def _write(path: Path, columns: dict[str, np.ndarray]) -> None:
+    with atomic(path) as temporary:
+        pq.write_table(pa.table(columns), temporary, write_page_checksum=True)
+
+
+def write_scores(path: Path, scores: dict[str, np.ndarray]) -> None:
+    """`row_id`, then a column a method; positive = proponent."""
+    count = len(next(iter(scores.values())))
+    _write(path, {"row_id": np.arange(count), **{name: np.asarray(v, np.float64) for name, v in scores.items()}})
+
+
+def read_scores(path: Path) -> dict[str, np.ndarray]:
+    """Raises MissingFileError, CorruptError."""
+    if not path.exists():
+        raise MissingFileError(f"{path} is not there; run `uimjax trace` first")
+    try:
+        table = pq.read_table(path, page_checksum_verification=True)
+    except (OSError, pa.ArrowException) as error:
+        raise CorruptError(f"{path} is damaged: {error}. Remove it and run `uimjax trace` again.") from error
+    return {name: table[name].to_numpy() for name in table.column_names if name != "row_id"}
+
+
+def write_dynamics(path: Path, loss: np.ndarray, margin: np.ndarray) -> None:
+    """Long form: one record an epoch and row; `loss` and `margin` as the row was met (NaN: left out)."""
+    epochs, count = loss.shape
+    epoch, row = np.divmod(np.arange(epochs * count), count)
+    columns = {"epoch": epoch.astype(np.int32), "row_id": row.astype(np.int64)}
+    _write(path, columns | {"loss": loss.reshape(-1), "margin": margin.reshape(-1)})
