@@ -1,6 +1,7 @@
 """Eight virtual CPU devices, strict ranks, and the oracle's float64."""
 
 import os
+from pathlib import Path
 
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 os.environ.setdefault("JAX_PLATFORMS", os.environ.get("UIMJAX_TEST_PLATFORM", "cpu"))
@@ -26,3 +27,14 @@ def x64():
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
+
+
+@pytest.fixture
+def reference_data() -> Path:
+    """The large reference data, where the machine has them."""
+    folder = os.environ.get("UIMJAX_DATA")
+    if not folder:
+        pytest.skip("UIMJAX_DATA is not set: this test reads the large reference data")
+    if not Path(folder).is_dir():
+        pytest.fail(f"UIMJAX_DATA={folder} is not a folder")
+    return Path(folder)

@@ -215,3 +215,7 @@ def _help(args: argparse.Namespace, _rest: list[str]) -> int:
 
 _COMMANDS = {"demo": _demo, "doctor": _doctor, "index": _index, "new": _new, "help": _help}
 _COMMANDS |= dict.fromkeys(("run", *STAGES), _run)
+
+
+if __name__ == "__main__":
+    main()

@@ -45,8 +45,8 @@ class Recipe:
 
 
 class Fitted(NamedTuple):
-    """`loss` `[E]`: mean over kept rows. `example_loss`, `margin` `[E, N]`: as each row was met in that epoch, before its
-    step. The margin is z_y - max_{k != y} z_k. NaN for rows left out (weight 0); margins NaN without `task.outputs`."""
+    """`loss` `[E]`: mean over kept rows. `example_loss`, `margin` `[E, N]`: as each row was met in that epoch, before
+    its step. The margin is z_y - max_{k != y} z_k. NaN: left out (weight 0), or no `task.outputs`."""
 
     params: Any
     loss: np.ndarray

@@ -23,8 +23,8 @@ class Method:
     """An attribution method as a value: `score_i = - <H^-1 grad f, grad loss_i>` in the sketched space, or its cosine.
 
     `curvature` None means H = I. `normalize` "unit" divides by the whitened norms of both sides (cosine; TrackStar).
-    `retain`: `grad f` is first made orthogonal to the loss gradients of held-out clean rows, so that training rows which
-    merely teach the same answers well are not taken for the cause.
+    `retain`: `grad f` is first made orthogonal to the loss gradients of held-out clean rows, so that training rows
+    which merely teach the same answers well are not taken for the cause.
     """
 
     name: str

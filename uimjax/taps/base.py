@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 
 class Atom(NamedTuple):
-    """A piece of one axis of a source: its index counts by `stride` along `axis`. A negative axis: broadcast, no source."""
+    """A piece of one axis of a source; its index counts by `stride` along `axis`. A negative axis: broadcast."""
 
     axis: int
     stride: int

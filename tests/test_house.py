@@ -1,0 +1,178 @@
+"""The house: floors, sizes, names, and what a module may import or read."""
+
+import ast
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import uimjax
+
+ROOT = Path(__file__).parent.parent
+FILES = sorted([*(ROOT / "uimjax").rglob("*.py"), *(ROOT / "kernels").rglob("*.py")])
+
+# From the ground up. A module imports from lower floors only; inside a folder, the order given, `base` first.
+FLOORS = [
+    ["uimjax_kernels"],
+    ["uimjax.errors"],
+    ["uimjax.config", "uimjax.progress"],
+    ["uimjax.task", "uimjax.mesh"],
+    ["uimjax.rows", "uimjax.taps"],
+    ["uimjax.factors", "uimjax.sketch"],
+    ["uimjax.curvature", "uimjax.store"],
+    ["uimjax.models", "uimjax.corpora", "uimjax.checkpoint", "uimjax.sinks"],
+    ["uimjax.training"],
+    ["uimjax.interpret"],
+    ["uimjax.mitigate", "uimjax.audit"],
+    ["uimjax.report"],
+    ["uimjax.workflow", "uimjax.doctor"],
+    ["uimjax.cli"],
+]
+INSIDE = {
+    "uimjax.taps": ["_compat", "base", "views", "plan", "run", "layouts", "capture"],
+    "uimjax.store": ["base", "digest", "manifest", "journal", "shards", "stage"],
+    "uimjax.interpret": ["base", "lexical", "methods", "index", "trace", "counterfactual"],
+    "uimjax.corpora": ["base", "truth", "digits", "files", "plants"],
+    "uimjax.mitigate": ["unlearning", "edit", "oracle", "proof"],
+    "uimjax.report": ["tables", "summary"],
+    "uimjax.audit": ["backdoor", "scorecard"],
+    "uimjax.curvature": ["base", "identity", "projected"],
+    "uimjax.models": ["classifiers"],
+}
+
+
+def module_of(path: Path) -> str:
+    root = ROOT / "kernels" if "kernels" in path.relative_to(ROOT).parts[:1] else ROOT
+    parts = path.relative_to(root).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def room_of(module: str) -> str:
+    return ".".join(module.split(".")[: 1 if module.startswith("uimjax_kernels") else 2])
+
+
+def floor_of(room: str) -> int:
+    return next(k for k, rooms in enumerate(FLOORS) if room in rooms)
+
+
+def imports_of(path: Path) -> list[str]:
+    """Absolute modules of this project that a file imports, `from package import module` resolved."""
+    names = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            for alias in node.names:
+                deeper = f"{node.module}.{alias.name}"
+                names.append(deeper if deeper in MODULES else str(node.module))
+    return [n for n in names if n.split(".")[0] in ("uimjax", "uimjax_kernels")]
+
+
+MODULES = {module_of(path) for path in FILES}
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_of)
+def test_imports_go_down_only(path):
+    module = module_of(path)
+    if module == "uimjax":
+        return
+    room = room_of(module)
+    for name in imports_of(path):
+        if name == "uimjax":
+            continue
+        other = room_of(name)
+        if other == room:
+            if room in INSIDE and module != room:
+                order = INSIDE[room]
+                assert name != room, f"{module} imports its own package; import the module"
+                mine, theirs = (order.index(n.rsplit(".", 1)[1]) for n in (module, name))
+                assert theirs < mine, f"{module} imports {name}, which stands above or beside it"
+        else:
+            assert floor_of(other) < floor_of(room), f"{module} imports {name}: not a lower floor"
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_of)
+def test_files_and_functions_are_short(path):
+    text = path.read_text()
+    assert len(text.splitlines()) <= 400
+    assert ast.get_docstring(ast.parse(text)), f"{path} has no docstring"
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            assert node.end_lineno - node.lineno + 1 <= 60, f"{path}: {node.name}"
+
+
+def test_truth_is_imported_by_the_scorecard_and_the_oracle_alone():
+    importers = {module_of(path) for path in FILES if "uimjax.corpora.truth" in imports_of(path)}
+    assert importers == {"uimjax.audit.scorecard", "uimjax.mitigate.oracle", "uimjax.corpora.plants"}
+    plants = ast.parse((ROOT / "uimjax/corpora/plants.py").read_text())
+    taken = [a.name for n in ast.walk(plants) if isinstance(n, ast.ImportFrom) for a in n.names if "truth" in n.module]
+    assert set(taken) == {"Truth", "write_truth"}, "plants write the truth and cannot read it"
+
+
+def test_nobody_reads_the_truth_file_by_another_way():
+    readers = [module_of(p) for p in FILES if "truth.json" in p.read_text()]
+    assert readers == ["uimjax.workflow"], readers
+    text = (ROOT / "uimjax/workflow.py").read_text()
+    uses = [line.strip() for line in text.splitlines() if "draw.truth" in line]
+    assert uses == [
+        "planted = oracle.oracle_edit(draw.truth, draw.decided)",
+        "base_rate, found = scorecard.scorecard(draw.truth, draw.decided, scores)",
+    ]
+
+
+def test_only_compat_reads_equation_layouts():
+    readers = [module_of(p) for p in FILES if ".params[" in p.read_text() or "eqn.params" in p.read_text()]
+    assert readers == ["uimjax.taps._compat"]
+
+
+def test_only_mesh_spells_axis_names():
+    spelled = [module_of(p) for p in FILES if "PartitionSpec(" in p.read_text() or "make_mesh((" in p.read_text()]
+    assert spelled == ["uimjax.mesh"]
+
+
+def test_every_public_name_resolves_and_is_documented():
+    for name in uimjax.__all__:
+        assert getattr(uimjax, name) is not None
+        if name != "__version__":
+            assert getattr(uimjax, name).__doc__, name
+    with pytest.raises(AttributeError, match="public names"):
+        uimjax.nonsense  # noqa: B018  # the access is the test
+
+
+def run_python(code: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+def test_importing_uimjax_does_not_import_jax():
+    done = run_python("import sys, uimjax, uimjax.cli, uimjax.config; sys.exit('jax' in sys.modules)")
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_engine_needs_only_jax_and_numpy():
+    code = """
+import sys, importlib.abc
+class Block(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        heavy = ("flax", "optax", "orbax", "pyarrow", "sklearn", "pydantic", "rich", "xxhash", "tyro", "yaml")
+        if name.split(".")[0] in heavy:
+            raise ImportError(name)
+sys.meta_path.insert(0, Block())
+import uimjax.taps, uimjax.factors, uimjax.sketch, uimjax.curvature, uimjax_kernels
+"""
+    done = run_python(code)
+    assert done.returncode == 0, done.stderr
+
+
+def test_help_is_instant():
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-m", "uimjax.cli", "--help"], capture_output=True, text=True, check=True
+        )
+        times.append(time.perf_counter() - start)
+    assert "demo" in done.stdout
+    assert min(times) < 0.5, times
