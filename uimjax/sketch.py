@@ -57,12 +57,13 @@ def widths(sketch: Sketch, found: Sites) -> dict[str, int]:
 
 def matrices(sketch: Sketch, found: Sites) -> Matrices:
     """The projection matrices, float32. Cheap to make and never stored: they follow from the seed and the path."""
-    return {leaf.path: _leaf_matrices(sketch, leaf) for leaf in found.used}
+    key = jax.random.key(sketch.seed)
+    return {leaf.path: _leaf_matrices(sketch, leaf, key) for leaf in found.used}
 
 
-def _leaf_matrices(sketch: Sketch, leaf: Leaf):
+def _leaf_matrices(sketch: Sketch, leaf: Leaf, key: Any):
     n, *axes = leaf.layout.shape
-    key = jax.random.fold_in(jax.random.key(sketch.seed), zlib.crc32(leaf.path.encode()))
+    key = jax.random.fold_in(key, zlib.crc32(leaf.path.encode()))
 
     def side(axis: int, width: int):
         if width == axes[axis]:

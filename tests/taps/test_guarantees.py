@@ -1,0 +1,195 @@
+"""Invariances, selection of kinds, and everything the taps refuse."""
+
+import functools
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from tests import programs
+from uimjax import factors as algebra
+from uimjax import mesh as meshes
+from uimjax.errors import BudgetError, CoverageError, ShapeError, TapError
+from uimjax.taps import capture, check_budget, sites, verify
+from uimjax.task import Task
+
+
+def found_for(loss, params, batch):
+    task = Task(loss)
+    return task, sites(task, params, jax.tree.map(lambda x: x[0], batch))
+
+
+def gradients(found, params, batch):
+    return algebra.dense(found, jax.jit(functools.partial(capture, found))(params, batch)[1])
+
+
+def test_a_row_does_not_depend_on_its_batch_mates(rng):
+    loss, params, batch = programs.decoder(rng, jnp.float32, batch=6)
+    _, found = found_for(loss, params, batch)
+    whole = gradients(found, params, batch)
+    order = np.array([4, 1, 5])
+    some = gradients(found, params, jax.tree.map(lambda x: x[order], batch))
+    for path, value in whole.items():
+        np.testing.assert_allclose(some[path], value[order], rtol=1e-5, atol=1e-6, err_msg=path)
+
+
+@pytest.mark.parametrize("devices", [1, 2, 4, 8])
+def test_the_number_of_devices_changes_nothing(rng, devices):
+    loss, params, batch = programs.mlp(rng, jnp.float32, batch=8)
+    _, found = found_for(loss, params, batch)
+    mesh = meshes.make_mesh(devices)
+    placed = meshes.shard_batch(mesh, batch)
+    held = jax.device_put(params, meshes.replicated(mesh))
+    got, want = gradients(found, held, placed), gradients(found, params, batch)
+    for path in want:
+        np.testing.assert_allclose(got[path], want[path], rtol=1e-5, atol=1e-7)
+    if devices > 1:
+        losses, _ = jax.jit(functools.partial(capture, found))(held, placed)
+        assert len(losses.sharding.device_set) == devices
+
+
+def test_differentiating_inside_shard_map_sums_over_devices():
+    """The trap that the mesh module warns of, pinned: per-example gradients of a replicated value come back added."""
+    mesh = meshes.make_mesh(2)
+    spec = jax.sharding.PartitionSpec
+
+    def inside(w, x):
+        return jax.grad(lambda w: jnp.sum(w * x))(w)[None]
+
+    x = jnp.asarray([1.0, 10.0])
+    got = jax.shard_map(inside, mesh=mesh, in_specs=(spec(), spec("data")), out_specs=spec("data"))(jnp.float32(2.0), x)
+    np.testing.assert_allclose(got, [11.0, 11.0])
+
+
+def test_kinds_and_layouts_are_recognised(rng):
+    loss, params, batch = programs.decoder(rng, jnp.float32)
+    _, found = found_for(loss, params, batch)
+    kinds = {leaf.path: {site.kind for site in leaf.sites} for leaf in found.leaves}
+    assert kinds["embed"] == {"embed", "dense"}
+    assert kinds["position"] == {"embed"}
+    assert kinds["blocks/qkv"] == kinds["blocks/out"] == kinds["blocks/mlp"] == {"dense"}
+    assert len(next(leaf for leaf in found.leaves if leaf.path == "blocks/up").sites) == 2
+    assert kinds["blocks/qkv_b"] == {"bias"}
+    assert kinds["blocks/scale"] == kinds["temperature"] == {"scale"}
+    assert next(leaf for leaf in found.leaves if leaf.path == "blocks/qkv").layout.shape == (3, 8, 24)
+    assert next(leaf for leaf in found.leaves if leaf.path == "blocks/out").layout.shape == (3, 8, 8)
+    assert "coverage 100%" in str(found)
+    assert "blocks/qkv" in str(found)
+
+
+def test_no_weight_gradient_is_built(rng):
+    """The compiled pass holds no array of a weight's shape with the batch in front."""
+    loss, params, batch = programs.mlp(rng, jnp.float32, batch=5)
+    _, found = found_for(loss, params, batch)
+    text = str(jax.make_jaxpr(functools.partial(capture, found))(params, batch))
+    assert "f32[5,6,7]" not in text
+    assert "f32[6,7] = dot_general" not in text
+
+
+def test_constants_that_a_loss_closes_over_are_listed(rng):
+    table = jnp.asarray(rng.normal(size=(3, 2)), jnp.float32)
+    _, found = found_for(lambda p, e: jnp.sum(e @ table * p), jnp.float32(2.0), jnp.ones((2, 3)))
+    assert found.closed == (((3, 2), "float32"),)
+    assert "closed over (no gradient): float32[3, 2]" in str(found)
+
+
+def test_a_parameter_in_a_while_loop_is_refused():
+    def loss(w, x):
+        return lax.while_loop(lambda c: jnp.sum(c) < 10, lambda c: c * w + 1, x).sum()
+
+    with pytest.raises(TapError, match="while loop at .*no reverse-mode derivative"):
+        sites(Task(loss), jnp.float32(1.0), jnp.ones(2))
+
+
+def test_a_loss_without_the_example_is_refused():
+    with pytest.raises(TapError, match="does not depend on the example"):
+        sites(Task(lambda w, _: jnp.sum(w**2)), jnp.ones(3), jnp.ones(2))
+
+
+def test_a_loss_of_two_axes_is_refused():
+    with pytest.raises(ShapeError, match=r"a float scalar, or \[T\]"):
+        sites(Task(lambda w, x: x * w), jnp.float32(1.0), jnp.ones((2, 2)))
+
+
+def test_direct_gradients_beyond_the_budget_are_refused_by_name():
+    def loss(p, x):
+        return jnp.sum(jnp.maximum(p["big"], x))
+
+    task = Task(loss)
+    found = sites(task, {"big": jnp.ones((64, 64))}, jnp.ones((64, 64)))
+    check_budget(found, 4, budget=1 << 20)
+    with pytest.raises(BudgetError, match=r"big \[64, 64\] meets data at .*Use a batch of at most 64"):
+        check_budget(found, 1000, budget=1 << 20)
+
+
+def test_batch_loss_that_couples_examples_is_refused(rng):
+    loss, params, batch = programs.mlp(rng, jnp.float32)
+
+    def summed(params, batch):
+        return jax.vmap(lambda r: loss(params, r))(batch).sum()
+
+    def coupled(params, batch):
+        normed = {**batch, "x": batch["x"] - batch["x"].mean(0, keepdims=True)}
+        return jax.vmap(lambda r: loss(params, r))(normed).sum()
+
+    found = sites(Task(loss), params, jax.tree.map(lambda x: x[0], batch))
+    verify(Task(loss, batch_loss=summed), found, params, batch)
+    with pytest.raises(CoverageError, match="Examples are coupled"):
+        verify(Task(loss, batch_loss=coupled), found, params, batch)
+
+
+def test_a_wrong_gradient_is_caught_and_the_leaf_named(rng):
+    """`verify` compares with the loss itself: sites followed for another loss do not pass."""
+    loss, params, batch = programs.mlp(rng, jnp.float32)
+
+    def other(params, example):
+        return loss(params, example) + 0.3 * jnp.sum(params["layers"][1]["w"] * example["x"][0])
+
+    found = sites(Task(other), params, jax.tree.map(lambda x: x[0], batch))
+    with pytest.raises(CoverageError, match="layers/1/w do not add up to jax.grad"):
+        verify(Task(loss), found, params, batch)
+
+
+def test_one_compilation_serves_a_stream(rng):
+    """Ragged ends are padded, so the loss is traced no further after the first batch."""
+    from uimjax import rows
+    from uimjax.interpret import base
+
+    traces = []
+    loss, params, batch = programs.mlp(rng, jnp.float32, batch=21)
+
+    def counted(params, example):
+        traces.append(1)
+        return loss(params, example)
+
+    task = Task(counted)
+    found = sites(task, params, jax.tree.map(lambda x: x[0], batch))
+    program = base.row_program(found, found, None)
+    data = jax.tree.map(np.asarray, batch)
+    sizes = [program(params, b.rows, None)[1].shape[0] for b in rows.batches(data, 8)]
+    assert sizes == [8, 8, 8]
+    assert len(traces) == 1
+    assert program._cache_size() == 1
+
+
+@pytest.mark.parametrize("name", ["mlp", "decoder_scanned"])
+def test_dead_code_checks_survive_optimised_python(name):
+    """Nothing the engine promises hangs on an `assert` (python -O)."""
+    code = f"""
+import jax, jax.numpy as jnp, numpy as np
+from tests import programs
+from uimjax import taps
+from uimjax.task import Task
+loss, params, batch = programs.ALL[{name!r}](np.random.default_rng(0), jnp.float32)
+task = Task(loss)
+found = taps.sites(task, params, jax.tree.map(lambda x: x[0], batch))
+taps.verify(task, found, params, batch)
+print("proven")
+"""
+    done = subprocess.run([sys.executable, "-O", "-c", code], capture_output=True, text=True, env=dict(os.environ))
+    assert done.stdout.strip() == "proven", done.stderr

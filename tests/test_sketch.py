@@ -1,0 +1,120 @@
+"""Sketches: unbiased with the right scale for every shape, the same for any batch, and true to the formed gradient."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests import programs
+from uimjax import factors as algebra
+from uimjax import sketch as sk
+from uimjax.errors import UsageError
+from uimjax.taps import capture, sites
+from uimjax.task import Task
+
+
+def made(name, rng, dtype=jnp.float32, **kw):
+    loss, params, batch = programs.ALL[name](rng, dtype, **kw)
+    found = sites(Task(loss), params, jax.tree.map(lambda x: x[0], batch))
+    return found, params, batch, jax.jit(lambda p, b: capture(found, p, b)[1])(params, batch)
+
+
+def sketched(found, factors, choice):
+    drawn = sk.matrices(choice, found)
+    return sk.rows(found, sk.project(found, drawn, factors))
+
+
+@pytest.mark.parametrize("distribution", ["rademacher", "gaussian"])
+@pytest.mark.parametrize("name", ["mlp", "decoder_scanned", "nnx_cnn"])
+def test_inner_products_are_unbiased_for_every_parameter(name, distribution, rng):
+    """Over seeds, each parameter's sketched inner products average to the exact ones within 4 standard errors."""
+    found, _, _, factors = made(name, rng)
+    seeds = 300
+    exact = {k: np.asarray(v, np.float64) for k, v in algebra.dense(found, factors).items() if v is not None}
+
+    @jax.jit
+    def one(seed):
+        drawn = {}
+        for leaf in found.used:
+            drawn[leaf.path] = sk._leaf_matrices(sk.Sketch(2, distribution, 0), leaf, jax.random.key(seed))
+        projected = sk.project(found, drawn, factors)
+        return {k: jnp.einsum("bnpq,cnpq->bc", v, v) for k, v in projected.items()}
+
+    got = jax.lax.map(one, jnp.arange(seeds))
+    for path, gradient in exact.items():
+        flat = gradient.reshape(gradient.shape[0], -1)
+        want, values = flat @ flat.T, np.asarray(got[path], np.float64)
+        spread = values.std(0) / np.sqrt(seeds)
+        off = np.abs(values.mean(0) - want)
+        scale = np.sqrt(np.outer(np.diag(want), np.diag(want)))
+        assert (off <= 4.5 * spread + 1e-5 * scale + 1e-12).all(), (path, off / (spread + 1e-12))
+
+
+def test_scale_does_not_depend_on_the_shape():
+    """E |sketch|^2 / |g|^2 is 1 for wide, tall and short parameters alike."""
+    for shape in ((400, 3), (3, 400), (60, 60), (1000,), (5,)):
+        rng = np.random.default_rng(1)
+        w = jnp.asarray(rng.normal(size=shape), jnp.float32)
+        found = sites(Task(lambda w, x: jnp.sum(jnp.maximum(w, x))), w, w)
+        factors = capture(found, w, jnp.asarray(rng.normal(size=(16, *shape)), jnp.float32))[1]
+        exact = algebra.norm(found, factors) ** 2
+
+        def ratio(seed, found=found, factors=factors, exact=exact):
+            (leaf,) = found.used
+            drawn = {leaf.path: sk._leaf_matrices(sk.Sketch(8), leaf, jax.random.key(seed))}
+            return jnp.mean(jnp.sum(sk.rows(found, sk.project(found, drawn, factors)) ** 2, 1) / exact)
+
+        ratios = np.asarray(jax.lax.map(ratio, jnp.arange(1500)), np.float64)
+        error = ratios.std() / np.sqrt(len(ratios))
+        assert error < 0.025
+        assert abs(ratios.mean() - 1) < 4 * error + 1e-5, (shape, ratios.mean(), error)
+
+
+@pytest.mark.usefixtures("x64")
+def test_a_sketch_is_the_projection_of_the_formed_gradient(rng):
+    """`P_I^T G P_O`, the gradient formed by `vmap(grad)`; both uses of the tied embedding add up."""
+    loss, params, batch = programs.decoder(rng, jnp.float64)
+    found = sites(Task(loss), params, jax.tree.map(lambda x: x[0], batch))
+    factors = capture(found, params, batch)[1]
+    drawn = sk.matrices(sk.Sketch(3), found)
+    got = sk.project(found, drawn, factors)
+    want = jax.vmap(lambda row: jax.grad(lambda p: loss(p, row))(params))(batch)
+    rows, cols = drawn["embed"]
+    np.testing.assert_allclose(
+        got["embed"][:, 0], jnp.einsum("bvd,vp,dq->bpq", want["embed"], rows[0], cols[0]), rtol=1e-6
+    )
+    rows, cols = drawn["blocks/up"]
+    np.testing.assert_allclose(
+        got["blocks/up"], jnp.einsum("blio,lip,loq->blpq", want["blocks"]["up"], rows, cols), rtol=1e-6, atol=1e-12
+    )
+
+
+def test_batch_split_and_row_order_change_nothing(rng):
+    found, params, batch, factors = made("decoder_scanned", rng, batch=6)
+    whole = sketched(found, factors, sk.Sketch(4))
+    for ids in (np.array([0, 1]), np.array([5, 2, 3, 4])):
+        part = capture(found, params, {"tokens": batch["tokens"][ids]})[1]
+        np.testing.assert_allclose(sketched(found, part, sk.Sketch(4)), whole[ids], rtol=1e-4, atol=1e-5)
+
+
+def test_a_large_enough_sketch_is_exact(rng):
+    found, _, _, factors = made("mlp", rng)
+    rows = sketched(found, factors, sk.Sketch(64))
+    np.testing.assert_allclose(rows @ rows.T, algebra.inner(found, factors, factors), rtol=1e-5, atol=1e-6)
+    assert rows.shape[1] == sum(sk.widths(sk.Sketch(64), found).values())
+
+
+def test_stack_entries_get_independent_matrices(rng):
+    found, *_ = made("decoder_scanned", rng)
+    rows, _ = sk.matrices(sk.Sketch(4), found)["blocks/qkv"]
+    assert rows.shape == (3, 8, 4)
+    assert not np.allclose(rows[0], rows[1])
+    again, _ = sk.matrices(sk.Sketch(4), found)["blocks/qkv"]
+    np.testing.assert_array_equal(rows, again)
+
+
+def test_nonsense_is_refused():
+    with pytest.raises(UsageError, match="rank 0"):
+        sk.Sketch(0)
+    with pytest.raises(UsageError, match="unknown distribution 'cauchy'"):
+        sk.Sketch(4, "cauchy")
