@@ -56,7 +56,7 @@ def test_nonsense_is_refused(rows):
         projected(0.0)
     with pytest.raises(NonFiniteError, match="no rows"):
         finished(projected(), [])
+    bad = rows.copy()
+    bad[3, 6] = np.nan
     with pytest.raises(NonFiniteError, match=r"columns \(5, 12\) is not finite"):
-        bad = rows.copy()
-        bad[3, 6] = np.nan
         finished(projected(), [bad])

@@ -42,11 +42,13 @@ class Journal:
         self.path = path
         try:
             self._file = path.open("a+b")
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise OutputError(f"{path.parent} is being written by another process; wait for it to end.") from error
         except OSError as error:
             raise OutputError(f"cannot write {path}: {error.strerror}. Choose another folder with --out.") from error
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._file.close()
+            raise OutputError(f"{path.parent} is being written by another process; wait for it to end.") from error
         self._file.seek(0)
         data = self._file.read()
         whole = data.rfind(b"\n") + 1

@@ -1,0 +1,196 @@
+"""The index: same scores as in memory, same bytes after any crash, and no answer to the wrong question."""
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import uimjax as uj
+from tests import programs
+from uimjax import mesh
+from uimjax.errors import CorruptError, MismatchError, MissingFileError, NonFiniteError, OutputError, UnknownNameError
+from uimjax.interpret import methods, trace
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def made(rng, batch=50, program=programs.mlp):
+    loss, params, rows = program(rng, jnp.float32, batch=batch)
+    data = jax.tree.map(np.asarray, rows)
+    return uj.Task(loss), params, data, uj.Measurement("nll", loss), jax.tree.map(lambda x: x[:3], data)
+
+
+def digest(folder: Path) -> dict[str, str]:
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_index_answers_as_the_gradients_in_memory_do(rng, tmp_path, dtype):
+    program = programs.decoder if dtype == "float32" else programs.mlp
+    task, params, data, measurement, queries = made(rng, program=program)
+    sketch = uj.Sketch(4)
+    index = uj.build_index(task, params, data, tmp_path, sketch=sketch, batch_size=8, shard_rows=20, dtype=dtype)
+    assert uj.verify_index(tmp_path) == []
+    kept = jax.tree.map(lambda x: x[40:], data)
+    for name in methods.PRESETS:
+        asked = trace.ask(tmp_path, task, params, data, measurement, queries, name, each=True, retain=kept)
+        got = trace.score_all(asked).values
+        method = methods.get(name, sketch)
+        want = uj.score(task, params, data, measurement, queries, method, each=True, retain=kept, batch_size=16).values
+        np.testing.assert_allclose(got, want, atol=(1e-5 if dtype == "float32" else 2e-2) * np.abs(want).max())
+        top = trace.top(asked, 7)
+        order = np.argsort(-got, axis=0, kind="stable")
+        np.testing.assert_array_equal(top.proponents, order[:7].T)
+        np.testing.assert_array_equal(top.opponents, np.argsort(got, axis=0, kind="stable")[:7].T)
+        np.testing.assert_allclose(top.proponent_scores, np.take_along_axis(got, order[:7], 0).T, rtol=1e-4, atol=1e-6)
+    one = uj.trace(index, task, params, data, measurement, queries, k=99)
+    assert one.proponents.shape == (1, 50)
+    assert sorted(one.proponents[0]) == list(range(50))
+
+
+def test_losses_and_norms_are_stored(rng, tmp_path):
+    task, params, data, *_ = made(rng, 10)
+    index = uj.build_index(task, params, data, tmp_path, sketch=uj.Sketch(64), batch_size=4)
+    (shard,) = index.shards()
+    np.testing.assert_allclose(shard.loss, jax.vmap(lambda e: task.loss(params, e))(data), rtol=1e-5)
+    np.testing.assert_allclose(shard.norm, uj.gradient_norms(task, params, data), rtol=1e-4)
+    np.testing.assert_allclose(np.linalg.norm(shard.vectors, axis=1), 1, rtol=1e-5)
+    assert shard.ids.tolist() == list(range(10))
+
+
+def test_devices_change_nothing_but_rounding(rng, tmp_path):
+    task, params, data, measurement, queries = made(rng, 32)
+    tops = []
+    for devices in (1, 8):
+        folder = tmp_path / str(devices)
+        uj.build_index(
+            task, params, data, folder, sketch=uj.Sketch(4), batch_size=16, shard_rows=16, mesh=mesh.make_mesh(devices)
+        )
+        tops.append(uj.trace(folder, task, params, data, measurement, queries, k=20))
+    np.testing.assert_array_equal(tops[0].proponents, tops[1].proponents)
+    np.testing.assert_allclose(tops[0].proponent_scores, tops[1].proponent_scores, rtol=1e-4, atol=1e-6)
+
+
+BUILD = """
+import sys, time
+import jax, jax.numpy as jnp, numpy as np
+import uimjax as uj
+from tests import programs
+def slow(items, what, unit="", skip=0):
+    print("ready", flush=True)
+    for item in items:
+        yield item
+        time.sleep(0.02)
+loss, params, rows = programs.mlp(np.random.default_rng(0), jnp.float32, batch=160)
+data = jax.tree.map(np.asarray, rows)
+uj.build_index(uj.Task(loss), params, data, sys.argv[1], sketch=uj.Sketch(4), batch_size=4, shard_rows=4, progress=slow)
+"""
+
+
+def start_build(folder: Path) -> subprocess.Popen:
+    env = dict(os.environ, JAX_NUM_CPU_DEVICES="1")
+    return subprocess.Popen([sys.executable, "-c", BUILD, str(folder)], stdout=subprocess.PIPE, cwd=ROOT, env=env)
+
+
+def finished(folder: Path) -> int:
+    path = folder / "journal.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def test_killed_ten_times_and_resumed_the_bytes_are_the_same(tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    with start_build(whole) as build:
+        assert build.wait(120) == 0
+    rng, seen = np.random.default_rng(3), []
+    for _ in range(10):
+        more = finished(killed) + int(rng.integers(0, 4))
+        with start_build(killed) as build:
+            assert build.stdout is not None
+            build.stdout.readline()  # the first shard is about to be computed
+            while finished(killed) < more and build.poll() is None:
+                time.sleep(0.001)
+            time.sleep(float(rng.uniform(0.0, 0.05)))
+            build.send_signal(signal.SIGKILL)
+            seen.append(build.wait(60))
+    assert seen == [-signal.SIGKILL] * 10, "a build ended before it was cut off"
+    assert 0 < finished(killed) < 40
+    with start_build(killed) as build:
+        assert build.wait(120) == 0
+    assert digest(killed) == digest(whole)
+
+
+def test_what_a_crash_leaves_is_swept_away(rng, tmp_path):
+    task, params, data, *_ = made(rng, 12)
+    kw = {"sketch": uj.Sketch(2), "batch_size": 4, "shard_rows": 4}
+    uj.build_index(task, params, data, tmp_path / "a", **kw)
+    want = digest(tmp_path / "a")
+    broken = tmp_path / "a"
+    lines = (broken / "journal.jsonl").read_text().splitlines(keepends=True)
+    (broken / "journal.jsonl").write_text("".join(lines[:1]) + lines[1][:25])
+    (broken / "shards" / ".tmp-000002.parquet").write_bytes(b"half")
+    (broken / "shards" / "000001.parquet").write_bytes(b"never vouched for")
+    with pytest.raises(MissingFileError, match="4 of 12 rows: its build was stopped"):
+        uj.open_index(broken)
+    uj.build_index(task, params, data, broken, **kw)
+    assert digest(broken) == want
+
+
+def test_damage_is_found_and_named(rng, tmp_path):
+    task, params, data, measurement, queries = made(rng, 12)
+    uj.build_index(task, params, data, tmp_path, sketch=uj.Sketch(2), batch_size=4, shard_rows=4)
+    path = tmp_path / "shards" / "000001.parquet"
+    good = path.read_bytes()
+    path.write_bytes(good[:200] + bytes([good[200] ^ 4]) + good[201:])
+    (problem,) = uj.verify_index(tmp_path)
+    assert "shard 1" in problem
+    assert "000001.parquet" in problem
+    with pytest.raises(CorruptError, match="000001.parquet"):
+        uj.trace(tmp_path, task, params, data, measurement, queries)
+    path.unlink()
+    assert "is missing" in uj.verify_index(tmp_path)[0]
+
+
+def test_other_parameters_rows_losses_and_choices_are_refused(rng, tmp_path):
+    task, params, data, measurement, queries = made(rng, 12)
+    kw = {"sketch": uj.Sketch(2), "batch_size": 4}
+    uj.build_index(task, params, data, tmp_path / "i", **kw)
+    before = digest(tmp_path / "i")
+    other = jax.tree.map(lambda x: x + 1, params)
+    halved = uj.Task(lambda p, e: task.loss(p, e) / 2)
+    with pytest.raises(MismatchError, match="built with other parameters"):
+        uj.trace(tmp_path / "i", task, other, data, measurement, queries)
+    with pytest.raises(MismatchError, match="built with another loss"):
+        uj.trace(tmp_path / "i", halved, params, data, measurement, queries)
+    with pytest.raises(MismatchError, match="holds an index of other parameters"):
+        uj.build_index(task, other, data, tmp_path / "i", **kw)
+    with pytest.raises(MismatchError, match="other training rows"):
+        uj.build_index(task, params, jax.tree.map(lambda x: x[::-1], data), tmp_path / "i", **kw)
+    with pytest.raises(MismatchError, match="another sketch"):
+        uj.build_index(task, params, data, tmp_path / "i", sketch=uj.Sketch(2, seed=1), batch_size=4)
+    with pytest.raises(MismatchError, match="batch_size 4 \\(asked for: 5\\)"):
+        uj.build_index(task, params, data, tmp_path / "i", sketch=uj.Sketch(2), batch_size=5)
+    with pytest.raises(UnknownNameError, match="'float16'.*Did you mean 'bfloat16'"):
+        uj.build_index(task, params, data, tmp_path / "j", dtype="float16", **kw)
+    assert digest(tmp_path / "i") == before
+
+
+def test_bad_input_writes_nothing(rng, tmp_path):
+    task, params, data, *_ = made(rng, 12)
+    bad = jax.tree.map(lambda x: x * np.nan, params)
+    with pytest.raises(NonFiniteError, match="parameters: layers/0/b"):
+        uj.build_index(task, bad, data, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot write to"):
+        uj.build_index(task, params, data, tmp_path / "file" / "index")
+    with pytest.raises(MissingFileError, match="holds no index"):
+        uj.open_index(tmp_path)
