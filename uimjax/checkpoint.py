@@ -71,7 +71,7 @@ def load(folder: Path, template: Any, step: int | None = None) -> tuple[int, Any
     with ocp.training.Checkpointer(str(folder.absolute())) as checkpointer:
         try:
             found = checkpointer.load(step, spec)
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, LookupError) as error:
             raise CorruptError(f"checkpoint {step} in {folder} cannot be read: {error}") from error
     for name, leaf in found.items():
         if digest_array(np.asarray(leaf)) != wanted[name]:

@@ -1,0 +1,110 @@
+"""Unlearning losses against their formulas, edits, the sealed truth, and the verdict's refusals."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from uimjax.audit.scorecard import scorecard
+from uimjax.corpora.truth import Truth, write_truth
+from uimjax.errors import UsageError
+from uimjax.mitigate import edit, oracle, proof, unlearning
+from uimjax.mitigate.proof import Outcome
+from uimjax.task import Task
+from uimjax.training import Recipe
+
+
+def test_forget_losses_equal_their_formulas():
+    nll, ref, beta = 1.3, 0.4, 0.1
+    want = -(2 / beta) * np.log(1 / (1 + np.exp(-beta * (nll - ref))))
+    np.testing.assert_allclose(unlearning.npo(jnp.float32(nll), jnp.float32(ref), beta), want, rtol=1e-5)
+    assert unlearning.grad_diff(nll, ref, beta) == -nll
+    assert unlearning.npo(2.0, ref, beta) < unlearning.npo(1.0, ref, beta), "a higher NLL is a lower forget loss"
+
+
+TASK = Task(lambda w, e: jnp.square(e["x"] @ w - e["y"]))
+
+
+def rows(rng):
+    x = rng.normal(size=(40, 3)).astype(np.float32)
+    y = x @ np.array([1.0, -2.0, 0.5], np.float32)
+    y[:4] += 6.0
+    return {"x": x, "y": y}
+
+
+@pytest.mark.parametrize("loss", ["npo", "grad_diff"])
+def test_unlearning_raises_the_forget_loss_and_keeps_the_rest(loss, rng):
+    data = rows(rng)
+    w = jnp.asarray(np.linalg.lstsq(data["x"], data["y"], rcond=None)[0])
+    choice = unlearning.Unlearning(loss=loss, steps=40, heal_steps=80, learning_rate=1e-2, gamma=0.1)
+    new = unlearning.unlearn(TASK, w, data, np.arange(4), choice, seed=0)
+
+    def mean(w, ids):
+        return float(np.mean((data["x"][ids] @ np.asarray(w) - data["y"][ids]) ** 2))
+
+    assert mean(new, np.arange(4)) > mean(w, np.arange(4))
+    assert mean(new, np.arange(4, 40)) < mean(w, np.arange(4, 40))
+
+
+def test_forgetting_nothing_everything_or_the_unknown_is_refused(rng):
+    data = rows(rng)
+    for ids in ([], [40], [-1], list(range(40))):
+        with pytest.raises(UsageError, match="of 40 rows"):
+            unlearning.unlearn(TASK, jnp.zeros(3), data, np.array(ids), unlearning.Unlearning(), 0)
+
+
+def test_drop_and_fine_tune_forgets_by_not_seeing(rng):
+    data = rows(rng)
+    w = jnp.asarray(np.linalg.lstsq(data["x"], data["y"], rcond=None)[0])
+    made = edit.Edit("traced", (0, 1, 2, 3), "test")
+    new = edit.apply_edit(TASK, w, data, made, Recipe(60, 8, 3e-2, weight_decay=0.0), 0)
+    np.testing.assert_allclose(new, [1.0, -2.0, 0.5], atol=0.05)
+
+
+def test_edits_are_files_and_their_rules_are_plain(tmp_path):
+    scores = np.array([0.1, 3.0, 2.0, 3.0, -1.0])
+    traced = edit.traced_edit(scores, 3, "grad_cos")
+    assert traced.rows == (1, 3, 2)
+    assert edit.budget_rows(0.01, 1500) == 15
+    assert edit.budget_rows(0.01, 10) == 1
+    blind = edit.random_edit(100, 15, 0)
+    assert len(set(blind.rows)) == 15
+    assert blind.rows != edit.random_edit(100, 15, 1).rows
+    edit.write_edit(tmp_path / "e.json", traced)
+    assert edit.read_edit(tmp_path / "e.json") == traced
+    with pytest.raises(UsageError, match="lower the budget"):
+        edit.traced_edit(scores, 5, "grad_cos")
+
+
+def test_truth_is_sealed_until_the_edit_exists(tmp_path):
+    write_truth(tmp_path / "truth.json", Truth(np.array([1, 3]), np.array([2])))
+    decided = tmp_path / "edit-traced.json"
+    scores = {"good": np.array([0, 5.0, 1, 4, 0]), "fooled": np.array([0, 5.0, 6, 1, 0])}
+    with pytest.raises(UsageError, match="stays sealed"):
+        oracle.oracle_edit(tmp_path / "truth.json", decided)
+    with pytest.raises(UsageError, match="stays sealed"):
+        scorecard(tmp_path / "truth.json", decided, scores)
+    edit.write_edit(decided, edit.traced_edit(scores["good"], 2, "good"))
+    assert oracle.oracle_edit(tmp_path / "truth.json", decided).rows == (1, 3)
+    base, found = scorecard(tmp_path / "truth.json", decided, scores)
+    assert base == 0.4
+    assert found["good"] == (1.0, 1.0, 0)
+    np.testing.assert_allclose(found["fooled"].ap, (1 / 2 + 2 / 3) / 2)
+    assert found["fooled"][1:] == (0.5, 1)
+
+
+def verdict(traced, oracle, random, utility=0.98, repeats=3, before=0.9, twin=0.0):
+    arms = [[Outcome(p, utility)] * repeats for p in (traced, oracle, random)]
+    return proof.judge(twin, Outcome(before, 0.98), *arms)
+
+
+def test_a_verdict_needs_its_controls():
+    assert verdict(0.02, 0.0, 0.9).says == "fixed"
+    assert "closes 50% of the gap too" in verdict(0.02, 0.0, 0.45).says
+    assert "the traced rows close 50%" in verdict(0.45, 0.0, 0.9).says
+    assert "even the planted rows close only" in verdict(0.4, 0.4, 0.9).says
+    assert "points of utility" in verdict(0.02, 0.0, 0.9, utility=0.95).says
+    assert "at least 3 are needed" in verdict(0.02, 0.0, 0.9, repeats=2).says
+    assert "no failure to fix" in verdict(0.0, 0.0, 0.0, before=0.05).says
+    with pytest.raises(UsageError, match="the random arm"):
+        proof.judge(0.0, Outcome(0.9, 1.0), [Outcome(0, 1)], [Outcome(0, 1)], [])
+    np.testing.assert_allclose(verdict(0.3, 0.0, 0.9).closed_traced, 2 / 3)
