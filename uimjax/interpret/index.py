@@ -98,7 +98,8 @@ def build_index(
     if batch_size < 1 or shard_rows < 1:
         raise UsageError(f"batch_size {batch_size} and shard_rows {shard_rows} should be at least 1")
     found = base.training_sites(task, params, data)
-    wanted = describe(found, params, data, sketch, batch_size, shard_rows, dtype)
+    devices = 1 if mesh is None else mesh.size
+    wanted = describe(found, params, data, sketch, batch_size, shard_rows, dtype, devices)
     root = make_folder(Path(folder))
     make_folder(root / "shards")
     _agree(root / "manifest.json", wanted)
@@ -144,7 +145,7 @@ def _unit(rows):
     return norm, rows / jnp.where(norm > 0, norm, 1.0)[:, None]
 
 
-def describe(found: Sites, params, data, sketch, batch_size, shard_rows, dtype) -> dict[str, Any]:
+def describe(found: Sites, params, data, sketch, batch_size, shard_rows, dtype, devices) -> dict[str, Any]:
     """The manifest: everything that the bytes of the rows follow from."""
     blocks = base.columns(found, sketch)
     return {
@@ -154,6 +155,7 @@ def describe(found: Sites, params, data, sketch, batch_size, shard_rows, dtype) 
         "dtype": dtype,
         "shard_rows": shard_rows,
         "batch_size": batch_size,
+        "devices": devices,
         "sketch": dataclasses.asdict(sketch) | {"version": sketching.VERSION},
         "blocks": [list(block) for block in blocks],
         "leaves": [[leaf.path, list(leaf.shape)] for leaf in found.used],

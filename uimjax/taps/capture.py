@@ -83,7 +83,8 @@ def sites(task: Task, params: Any, example: Any, like: Sites | None = None) -> S
 
 
 def _spec(leaf: Any) -> tuple[tuple[int, ...], Any]:
-    return tuple(np.shape(leaf)), leaf.dtype if hasattr(leaf, "dtype") else jax.typeof(leaf).dtype
+    """Shape and dtype as JAX will see them (a NumPy int64 is an int32 unless x64 is on)."""
+    return tuple(np.shape(leaf)), leaf.dtype if isinstance(leaf, jax.ShapeDtypeStruct) else jax.typeof(leaf).dtype
 
 
 @functools.lru_cache(maxsize=64)
