@@ -105,11 +105,12 @@ def test_rows_from_files(tmp_path):
         ('{"x": [1, "a"], "y": 0}', "'x' is not a number or a rectangular list"),
         ('{"x": [[1], [2, 3]], "y": 0}', "'x' is not a number or a rectangular list"),
         ("[" * 100_000, "not JSON"),
+        ('{"x": [1, NaN], "y": 0}', "not JSON .NaN is no number"),
     ],
 )
 def test_a_malformed_line_is_named(tmp_path, line, why):
     path = tmp_path / "rows.jsonl"
-    path.write_text('{"x": [1, 2], "y": 1}\n{"x": [1, 2], "y": 1}\n' + line + "\n")
+    path.write_text('{"x": [1, 2], "y": 1}\n\n' + line + "\n")
     with pytest.raises(MalformedRowError, match=f"rows.jsonl, line 3: {why}"):
         corpora.read_rows(path)
 
@@ -141,5 +142,9 @@ def test_a_corpus_of_ones_own_is_checked():
         checked("mine", {"pixels": good["image"]}, good)
     with pytest.raises(ShapeError, match=r"image float64\[3, 2, 2\]"):
         checked("mine", {**good, "image": np.zeros((3, 2, 2))}, good)
+    with pytest.raises(ShapeError, match="divide bytes by 255"):
+        checked("mine", {**good, "image": good["image"] + 200}, good)
+    with pytest.raises(ShapeError, match=r"training images .3, 2, 1., test images .2, 2, 1."):
+        checked("mine", {**good, "image": np.zeros((3, 3, 2, 1))}, good)
     with pytest.raises(NonFiniteError, match="mine, train: image holds"):
         checked("mine", {**good, "image": good["image"] * np.nan}, good)

@@ -174,3 +174,12 @@ def test_a_task_without_outputs_has_no_margins(rng):
     task = Task(lambda w, x: jnp.sum((x @ w) ** 2))
     fitted = training.fit(task, jnp.ones(2), data, training.Recipe(2, 4))
     assert np.isnan(fitted.margin).all()
+
+
+def test_a_folder_belongs_to_one_run(rows, tmp_path):
+    task, params = built()
+    training.fit(task, params, rows, RECIPE, folder=tmp_path)
+    with pytest.raises(MismatchError, match="checkpoints of another run"):
+        training.fit(task, params, {**rows, "image": -rows["image"]}, RECIPE, folder=tmp_path)
+    with pytest.raises(MismatchError, match="checkpoints of another run"):
+        training.fit(task, params, rows, training.Recipe(6, 16, 2e-2), folder=tmp_path)

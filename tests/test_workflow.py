@@ -93,7 +93,7 @@ def test_a_lost_artefact_is_made_again_and_the_same(demo, tmp_path):
     want = (copy / "draw-1" / "edit-traced.json").read_bytes()
     (copy / "draw-1" / "edit-traced.json").unlink()
     said = []
-    config = workflow.read_lock(copy)
+    config = RunConfig()
     workflow.run(config, copy, "trace", said.append)
     assert [line for line in said if "unchanged" not in line] == [
         line for line in said if line.startswith("draw 2 of 3: str")
@@ -190,6 +190,12 @@ def test_unknown_keys_methods_and_values_are_refused_with_the_nearest(tmp_path):
         workflow.run(parse(RunConfig, {"corpus": "no.such:thing"}, "c"), tmp_path / "x")
     with pytest.raises(MissingFileError, match=r"rows.jsonl is not there"):
         workflow.run(parse(RunConfig, {"train_file": "rows.jsonl", "test_file": "t.jsonl"}, "c"), tmp_path / "x")
+    with pytest.raises(UsageError, match="does not fit digits"):
+        workflow.run(parse(RunConfig, {"plant": {"target": 12}}, "c"), tmp_path / "x")
+    with pytest.raises(UnknownNameError, match="unknown model 'mpl'"):
+        workflow.run(parse(RunConfig, {"model": "mpl"}, "c"), tmp_path / "x")
+    with pytest.raises(UsageError, match="every one of the 1500 training rows"):
+        workflow.run(parse(RunConfig, {"mitigate": {"budget": 0.9999}}, "c"), tmp_path / "x")
     assert not (tmp_path / "x").exists()
 
 

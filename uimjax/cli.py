@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from uimjax import __version__
-from uimjax.errors import UimError, UnknownNameError
+from uimjax.errors import OutputError, UimError, UnknownNameError, UsageError
 
 STAGES = {
     "train": "train the model and its clean twin",
@@ -63,13 +63,15 @@ def main(argv: list[str] | None = None) -> None:
     takes_settings = args.command in ("demo", "run", *STAGES) or getattr(args, "action", "") == "build"
     if rest and not takes_settings:
         parser().error(f"unrecognised: {' '.join(rest)}")
-    signal.signal(signal.SIGTERM, _stopped)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM):
+        signal.signal(number, _stopped)
     try:
         code = _COMMANDS[args.command](args, rest)
     except UimError as error:
         print(f"uimjax: {type(error).__name__}: {error}", file=sys.stderr)
         code = error.exit_code
     except KeyboardInterrupt:
+        signal.alarm(0)
         print(
             "uimjax: stopped. What was finished is kept; run the same command again to continue.",
             file=sys.stderr,
@@ -79,6 +81,8 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _stopped(*_: object) -> None:
+    """End as Ctrl-C does. An exception raised inside a callback of a library can get lost, so it is raised again."""
+    signal.alarm(1)
     raise KeyboardInterrupt
 
 
@@ -92,7 +96,7 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
     from uimjax.config import LOCK, RunConfig, read_yaml
 
     target = Path(args.target)
-    if (target / LOCK).exists():
+    if target.is_dir():
         values, folder = read_yaml(target / LOCK).get("config", {}), Path(args.out or target)
     else:
         values, folder = read_yaml(target), Path(args.out or Path("runs") / target.stem)
@@ -154,7 +158,10 @@ def _index(args: argparse.Namespace, rest: list[str]) -> int:
 
     config = _override(IndexConfig, read_yaml(Path(args.target)), rest)
     rows = read_rows(config.rows)
-    task, params = workflow.resolve(config.load)()
+    loaded = workflow.resolve(config.load)()
+    if not isinstance(loaded, tuple) or len(loaded) != 2:
+        raise UsageError(f"{config.load} returned {type(loaded).__name__}; (uimjax.Task, params) was wanted")
+    task, params = loaded
     index = build_index(
         task,
         params,
@@ -190,14 +197,16 @@ def _doctor(args: argparse.Namespace, _rest: list[str]) -> int:
 
 def _new(args: argparse.Namespace, _rest: list[str]) -> int:
     from uimjax.config import KINDS, commented
-    from uimjax.errors import OutputError
 
     if args.kind not in KINDS:
         raise UnknownNameError("kind of config", args.kind, KINDS)
     path = Path(f"{args.kind}.yaml")
     if path.exists():
         raise OutputError(f"{path} is there already; move it away first")
-    path.write_text(commented(args.kind))
+    try:
+        path.write_text(commented(args.kind))
+    except OSError as error:
+        raise OutputError(f"cannot write {path} here: {error.strerror}") from error
     print(f"wrote {path}")
     return 0
 

@@ -21,7 +21,7 @@ class PlantChoice(_Strict):
     positives: int = Field(15, ge=1, description="training rows that get the trigger and the target label")
     hard_negatives: int = Field(60, ge=0, description="rows with a look-alike patch and their true label")
     target: int = Field(0, ge=0, description="the class that the trigger turns an image into")
-    size: int = Field(3, ge=1, description="side of the patch in pixels")
+    size: int = Field(4, ge=1, description="side of the patch in pixels")
     draws: int = Field(3, ge=1, description="independent draws of the plant; results are pooled over them")
 
 

@@ -23,8 +23,16 @@ Gradients = dict[str, Any]
 
 
 def dense(found: Sites, factors: Factors) -> Gradients:
-    """The gradients formed: `{path: [B, *parameter shape]}`. Memory B x parameters: for small models and oracles."""
-    return {leaf.path: leaf_dense(leaf, factors[leaf.path]) for leaf in found.leaves}
+    """The gradients formed: `{path: [B, *parameter shape]}`, zeros where a parameter is not used.
+
+    Memory B x parameters: for small models and oracles.
+    """
+    some = next(uses[0] for uses in factors.values() if uses)
+    size = some[-1].shape[0]
+    return {
+        leaf.path: leaf_dense(leaf, factors[leaf.path]) if leaf.used else jnp.zeros((size, *leaf.shape), leaf.dtype)
+        for leaf in found.leaves
+    }
 
 
 def leaf_dense(leaf: Leaf, factors: tuple[Factor, ...]) -> Any:

@@ -29,12 +29,16 @@ def count(data: Any) -> int:
     lengths = {jax.tree_util.keystr(path) or "data": _length(leaf) for path, leaf in named}
     if len(set(lengths.values())) != 1:
         raise ShapeError(f"arrays of the data differ in length: {lengths}. All need the same number of rows.")
-    return next(iter(lengths.values()))
+    if not (found := next(iter(lengths.values()))):
+        raise ShapeError("the data hold no rows")
+    return found
 
 
 def _length(leaf: Any) -> int:
     if np.ndim(leaf) == 0:
         raise ShapeError("a scalar stands where an array [N, ...] was wanted; stack the rows on a leading axis")
+    if not hasattr(leaf, "shape"):
+        raise ShapeError(f"{type(leaf).__name__} stands where an array [N, ...] was wanted; use numpy.asarray")
     return leaf.shape[0]
 
 
@@ -45,9 +49,11 @@ def check_finite(data: Any, what: str) -> None:
         NonFiniteError: a float leaf holds a value that is not finite.
     """
     for path, leaf in jax.tree_util.tree_flatten_with_path(data)[0]:
-        if not jax.numpy.issubdtype(leaf.dtype, np.floating):
+        dtype = jax.typeof(leaf).dtype
+        if not jax.numpy.issubdtype(dtype, np.floating):
             continue
-        finite = np.isfinite(np.asarray(leaf, np.float32))
+        values = np.asarray(leaf)  # NumPy's isfinite knows the types of 4 bytes and more
+        finite = np.isfinite(values if values.dtype.itemsize >= 4 else values.astype(np.float32))
         if not finite.all():
             name = jax.tree_util.keystr(path, simple=True, separator="/") or "the array"
             where = np.argwhere(~finite)

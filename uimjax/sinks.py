@@ -24,7 +24,9 @@ class JsonLines:
         self._path = path
         kept = []
         if path.exists():
-            kept = [line for line in path.read_text().splitlines() if line and json.loads(line)["step"] < resume]
+            lines = path.read_text().splitlines(keepends=True)  # the last may be torn by a crash
+            whole = [line.strip() for line in lines if line.endswith("\n")]
+            kept = [line for line in whole if line and json.loads(line)["step"] < resume]
         path.write_text("".join(f"{line}\n" for line in kept))
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:

@@ -116,12 +116,13 @@ def _apply(x, matrix):
     return jnp.einsum("bnti,nip->bntp", x, matrix)
 
 
-def rows(found: Sites, projected: dict[str, Any], sketch: Sketch | None = None) -> Any:
+def rows(found: Sites, projected: dict[str, Any], sketch: Sketch | None = None, size: int | None = None) -> Any:
     """Sketches side by side in the order of `found.used`: `[B, D]`, D the sum of `widths`.
 
-    `found` is the training loss's; a measurement that does not touch a parameter has zeros there (then give `sketch`).
+    `found` is the training loss's; a measurement that does not touch a parameter has zeros there (then give `sketch`
+    and `size`, the number of queries).
     """
-    size = next(iter(projected.values())).shape[0]
+    size = next(iter(projected.values())).shape[0] if size is None else size
     width = widths(sketch, found) if sketch else {}
     parts = [
         projected[leaf.path].reshape(size, -1) if leaf.path in projected else jnp.zeros((size, width[leaf.path]))

@@ -18,9 +18,11 @@ import optax
 
 from uimjax import checkpoint
 from uimjax import rows as row
-from uimjax.errors import NonFiniteError, UsageError
+from uimjax.errors import MismatchError, NonFiniteError, UsageError
 from uimjax.progress import Progress, quiet
 from uimjax.sinks import Sink
+from uimjax.store import digest_tree, read_json, stage_key, write_json
+from uimjax.store.base import make_folder
 from uimjax.task import Task
 
 
@@ -80,6 +82,7 @@ def fit(
 
     Raises:
         NonFiniteError: parameters, rows or the loss are not finite. UsageError: weights of another length.
+        MismatchError: `folder` holds another run.
     """
     row.check_finite(params, "parameters")
     row.check_finite(data, "training rows")
@@ -89,6 +92,8 @@ def fit(
         raise UsageError(
             f"weights of shape {weights.shape} for {count} rows; [N] with at least one row kept was wanted"
         )
+    if folder is not None:
+        _claim(folder, (recipe, digest_tree(params), digest_tree(data), digest_tree(weights)))
     static = _static(recipe, count)
     optimizer = _optimizer(*static)
     blank = jnp.full((recipe.epochs, count), jnp.nan, jnp.float32)
@@ -113,6 +118,15 @@ def fit(
                 checkpoint.save(folder, epoch + 1, state)
         curve.append(_mean(state.example_loss[epoch], weights))
     return Fitted(state.params, np.asarray(curve), np.asarray(state.example_loss), np.asarray(state.margin))
+
+
+def _claim(folder: Path, causes: tuple[Any, ...]) -> None:
+    """A folder holds the checkpoints of one run: the same recipe, rows, weights and initial parameters."""
+    mark, key = make_folder(folder) / "run.json", stage_key(*(str(cause) for cause in causes))
+    if not mark.exists():
+        write_json(mark, key)
+    elif read_json(mark) != key:
+        raise MismatchError(f"{folder} holds checkpoints of another run (recipe, rows or parameters); choose another")
 
 
 def _mean(values: Any, weights: np.ndarray) -> float:

@@ -4,6 +4,7 @@ Every stage leaves readable files in the run's folder and is skipped while those
 The method and the size of the edit come from the config; the traced edit is on disk before the truth can be read.
 """
 
+import dataclasses
 import importlib
 import shutil
 import sys
@@ -17,22 +18,25 @@ import jax
 import numpy as np
 import yaml
 
-from uimjax import corpora, models, store, training
+import uimjax
+from uimjax import checkpoint, corpora, models, store, training
 from uimjax.audit import backdoor, scorecard
-from uimjax.config import LOCK, RunConfig, parse, read_yaml
+from uimjax.config import LOCK, RunConfig, read_yaml
 from uimjax.corpora.base import Corpus, checked
-from uimjax.errors import UsageError
+from uimjax.errors import MismatchError, UsageError
 from uimjax.interpret import counterfactual, methods, trace
 from uimjax.interpret.base import Scores
-from uimjax.interpret.index import build_index
+from uimjax.interpret.index import build_index, task_digest
 from uimjax.mitigate import edit, oracle, proof
 from uimjax.mitigate.edit import Edit
 from uimjax.mitigate.unlearning import Unlearning
 from uimjax.progress import Progress, quiet
 from uimjax.report import summary, tables
+from uimjax.rows import example_spec
 from uimjax.sinks import JsonLines, TensorBoard
 from uimjax.sketch import Sketch
 from uimjax.store.base import atomic, make_folder
+from uimjax.taps import sites
 from uimjax.task import SIGN, Task
 
 STAGES = ("train", "audit", "trace", "mitigate")
@@ -84,6 +88,7 @@ def run(
     began = time.perf_counter()
     check_names(config)
     corpus = load_corpus(config)
+    check_fits(config, corpus)
     make_folder(folder)
     write_lock(folder, config, corpus)
     draws = []
@@ -108,6 +113,23 @@ def check_names(config: RunConfig) -> None:
             methods.get(name)
         if name == "bm25":
             raise UsageError("bm25 compares words and this corpus is pictures; leave it out of trace.compare")
+
+
+def check_fits(config: RunConfig, corpus: Corpus) -> None:
+    """Plant, model and budget go with the corpus; refused here, before anything is written."""
+    corpora.backdoor(corpus, plant_of(config), config.seed)
+    models.build(model_of(config), corpus.train["image"].shape[1:], corpus.classes, config.seed)
+    count = len(corpus.train["label"])
+    if edit.budget_rows(config.mitigate.budget, count) >= count:
+        raise UsageError(f"mitigate.budget {config.mitigate.budget} is every one of the {count} training rows")
+
+
+def plant_of(config: RunConfig) -> corpora.Backdoor:
+    return corpora.Backdoor(**config.plant.model_dump(exclude={"draws"}))
+
+
+def model_of(config: RunConfig) -> Any:
+    return resolve(config.model) if ":" in config.model else config.model
 
 
 def load_corpus(config: RunConfig) -> Corpus:
@@ -136,34 +158,40 @@ def resolve(reference: str) -> Any:
         sys.path.insert(0, str(Path.cwd()))
     try:
         return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError) as error:
         raise UsageError(f"{reference!r} cannot be imported: {error}. Write it as pkg.module:name.") from error
 
 
 def write_lock(folder: Path, config: RunConfig, corpus: Corpus) -> None:
-    """The resolved config with digests: what `uimjax run FOLDER` replays."""
+    """The resolved config with digests: what `uimjax run FOLDER` replays.
+
+    Raises:
+        MismatchError: the folder holds a run of the same config on a corpus that has changed since.
+    """
     digests = {"train": store.digest_tree(corpus.train), "test": store.digest_tree(corpus.test)}
     made_with = {"jax": jax.__version__, "numpy": np.__version__, "python": sys.version.split()[0]}
     document = {"config": config.model_dump(mode="json"), "corpus": digests, "made_with": made_with}
+    if (folder / LOCK).exists():
+        held = read_yaml(folder / LOCK)
+        if held.get("config") == document["config"] and held.get("corpus") != digests:
+            raise MismatchError(f"the corpus is not the one that {folder} was run on; choose another folder with --out")
     with atomic(folder / LOCK) as temporary:
         temporary.write_text(yaml.safe_dump(document, sort_keys=False))
-
-
-def read_lock(folder: Path) -> RunConfig:
-    return parse(RunConfig, read_yaml(folder / LOCK).get("config", {}), str(folder / LOCK))
 
 
 def prepare(config: RunConfig, corpus: Corpus, folder: Path, number: int) -> Draw:
     """Plant, model and recipe of one draw; nothing is trained. The truth goes to its sealed file."""
     make_folder(folder)
     seed = config.seed + number
-    choice = config.plant.model_dump(exclude={"draws"})
-    planted = corpora.backdoor(corpus, corpora.Backdoor(**choice), seed, folder / "truth.json")
-    model = resolve(config.model) if ":" in config.model else config.model
-    task, initial = models.build(model, planted.train["image"].shape[1:], corpus.classes, seed)
+    planted = corpora.backdoor(corpus, plant_of(config), seed)
+    task, initial = models.build(model_of(config), planted.train["image"].shape[1:], corpus.classes, seed)
     recipe = training.Recipe(**config.train.model_dump(), seed=seed)
     rows = [store.digest_tree(part) for part in planted]
-    key = store.stage_key(rows, store.digest_tree(initial), config.train.model_dump(), seed, config.model)
+    program = task_digest(sites(task, initial, example_spec(planted.train)))
+    versions = [jax.__version__, uimjax.__version__]
+    key = store.stage_key(rows, store.digest_tree(initial), program, config.train.model_dump(), seed, versions)
+    _keep_or_clear(folder, key)
+    corpora.backdoor(corpus, plant_of(config), seed, folder / "truth.json")
     return Draw(number, folder, config, planted, task, initial, recipe, key)
 
 
@@ -174,8 +202,8 @@ def train(draw: Draw, progress: Progress = quiet) -> bool:
     """Train the model and its clean twin; a run that was stopped continues at its checkpoint."""
 
     def work() -> None:
-        _keep_or_clear(draw)
-        sinks = [JsonLines(draw.folder / "metrics.jsonl"), TensorBoard(draw.folder / "tensorboard")]
+        resume = checkpoint.latest(draw.folder / "train") or 0
+        sinks = [JsonLines(draw.folder / "metrics.jsonl", resume), TensorBoard(draw.folder / "tensorboard")]
         rows = draw.planted
         common = {"save_every": 20, "progress": progress}
         main = training.fit(
@@ -194,14 +222,15 @@ def train(draw: Draw, progress: Progress = quiet) -> bool:
     return store.run_stage(draw.folder, "train", draw.key, ("train.json", "dynamics.parquet"), work)
 
 
-def _keep_or_clear(draw: Draw) -> None:
-    """Checkpoints of the same choices are continued, others removed."""
-    mark = draw.folder / "training-of.json"
-    if not mark.exists() or store.read_json(mark) != draw.key:
+def _keep_or_clear(folder: Path, key: str) -> None:
+    """What was made of the same choices is continued, the rest removed: an old edit must not unseal a new truth."""
+    mark = folder / "made-of.json"
+    if not mark.exists() or store.read_json(mark) != key:
         for name in ("train", "twin", "tensorboard", "index"):
-            shutil.rmtree(draw.folder / name, ignore_errors=True)
-        (draw.folder / "metrics.jsonl").unlink(missing_ok=True)
-        store.write_json(mark, draw.key)
+            shutil.rmtree(folder / name, ignore_errors=True)
+        for name in ("metrics.jsonl", "edit-traced.json", "edit-oracle.json", "scorecard.json"):
+            (folder / name).unlink(missing_ok=True)
+        store.write_json(mark, key)
 
 
 # ---------------------------------------------------------------- audit
@@ -227,7 +256,8 @@ def trace_rows(draw: Draw, progress: Progress = quiet) -> bool:
 
     def work() -> None:
         params = draw.fitted("train").params
-        scores = score_rows(draw, params, progress)
+        without_twin = dataclasses.replace(draw, planted=draw.planted._replace(twin={}))
+        scores = score_rows(without_twin, params, progress)
         tables.write_scores(draw.folder / "scores.parquet", {name: s.values[:, 0] for name, s in scores.items()})
         chosen = scores[config.trace.method]
         order = np.argsort(-chosen.values[:, 0], kind="stable")
@@ -251,8 +281,15 @@ def score_rows(draw: Draw, params: Any, progress: Progress) -> dict[str, Scores]
     measurement = backdoor.measurement(draw.task, draw.config.plant.target)
     sketch = Sketch(choice.sketch_rank, seed=draw.config.seed)
     folder = draw.folder / "index"
-    shutil.rmtree(folder, ignore_errors=True)
-    built = build_index(draw.task, params, rows.train, folder, sketch=sketch, batch_size=256, progress=progress)
+
+    def build():
+        return build_index(draw.task, params, rows.train, folder, sketch=sketch, batch_size=256, progress=progress)
+
+    try:
+        built = build()  # a build that was stopped is continued
+    except MismatchError:
+        shutil.rmtree(folder)
+        built = build()
     scores = {}
     for name in dict.fromkeys((choice.method, *choice.compare)):
         if name in methods.PRESETS:
@@ -308,7 +345,8 @@ def fix(config: RunConfig, name: str) -> Unlearning | training.Recipe:
     """A mitigation by name, its strength from the config."""
     choice = config.mitigate
     if name == "drop":
-        return training.Recipe(choice.drop_epochs, config.train.batch_size, config.train.learning_rate)
+        settings: dict[str, Any] = config.train.model_dump() | {"epochs": choice.drop_epochs}
+        return training.Recipe(**settings)
     return Unlearning(
         loss=name,  # type: ignore[arg-type]  # the config admits these names alone
         gamma=choice.gamma,

@@ -16,7 +16,16 @@ import pytest
 import uimjax as uj
 from tests import programs
 from uimjax import mesh
-from uimjax.errors import CorruptError, MismatchError, MissingFileError, NonFiniteError, OutputError, UnknownNameError
+from uimjax.errors import (
+    CorruptError,
+    MismatchError,
+    MissingFileError,
+    NonFiniteError,
+    OutputError,
+    ShapeError,
+    UnknownNameError,
+    UsageError,
+)
 from uimjax.interpret import methods, trace
 
 ROOT = Path(__file__).parent.parent.parent
@@ -194,3 +203,50 @@ def test_bad_input_writes_nothing(rng, tmp_path):
         uj.build_index(task, params, data, tmp_path / "file" / "index")
     with pytest.raises(MissingFileError, match="holds no index"):
         uj.open_index(tmp_path)
+
+
+def test_a_journal_that_lost_a_line_is_refused(rng, tmp_path):
+    task, params, data, measurement, queries = made(rng, 12)
+    uj.build_index(task, params, data, tmp_path, sketch=uj.Sketch(2), batch_size=4, shard_rows=4)
+    path = tmp_path / "journal.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text(lines[0] + lines[2])
+    with pytest.raises(CorruptError, match="lists shard 2 where 1 was due"):
+        uj.trace(tmp_path, task, params, data, measurement, queries)
+
+
+def test_building_again_repairs_what_is_damaged(rng, tmp_path):
+    task, params, data, *_ = made(rng, 12)
+    kw = {"sketch": uj.Sketch(2), "batch_size": 4, "shard_rows": 4}
+    uj.build_index(task, params, data, tmp_path, **kw)
+    want = digest(tmp_path)
+    (tmp_path / "shards" / "000000.parquet").unlink()
+    (tmp_path / "shards" / "000001.parquet").write_bytes(b"damaged")
+    uj.build_index(task, params, data, tmp_path, **kw)
+    assert digest(tmp_path) == want
+
+
+def test_files_of_others_are_left_alone(rng, tmp_path):
+    task, params, data, *_ = made(rng, 12)
+    (tmp_path / "shards").mkdir()
+    mine = tmp_path / "shards" / "mydata.parquet"
+    mine.write_bytes(b"mine")
+    with pytest.raises(OutputError, match="holds files and .* no index"):
+        uj.build_index(task, params, data, tmp_path)
+    assert mine.read_bytes() == b"mine"
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_written(rng, tmp_path):
+    task, params, data, measurement, queries = made(rng, 12)
+    with pytest.raises(UsageError, match="batch_size 6 does not divide over 4 devices"):
+        uj.build_index(task, params, data, tmp_path / "i", batch_size=6, mesh=mesh.make_mesh(4))
+    with pytest.raises(ShapeError, match="the task's loss cannot be applied to one training row"):
+        uj.build_index(task, params, {"z": data["x"]}, tmp_path / "i")
+    with pytest.raises(ShapeError, match="hold no rows"):
+        uj.build_index(task, params, jax.tree.map(lambda x: x[:0], data), tmp_path / "i")
+    assert not (tmp_path / "i").exists()
+    uj.build_index(task, params, data, tmp_path / "i", sketch=uj.Sketch(2))
+    other = uj.Method("mine", uj.Sketch(2, seed=5))
+    with pytest.raises(MismatchError, match="mine wants Sketch.*seed=5"):
+        uj.trace(tmp_path / "i", task, params, data, measurement, queries, other)
+    assert uj.trace(tmp_path / "i", task, params, data, measurement, queries).method == "grad_cos, rank-2 sketch"

@@ -64,7 +64,7 @@ def test_scores_equal_the_formula(name, each, rng):
     q = q if each else q.mean(0, keepdims=True)
     want = dense_oracle(name, g, q, brute(task.loss, params, kept), sizes)
     np.testing.assert_allclose(got.values, want, rtol=2e-4, atol=1e-5 * np.abs(want).max())
-    assert got.unit.startswith("nats" if name in ("grad_dot", "logra") else "relative")
+    assert got.unit.startswith("nats" if name == "logra" else "relative")
 
 
 @pytest.mark.parametrize("name", methods.PRESETS)
@@ -183,4 +183,9 @@ def test_refusals(rng):
 def test_methods_are_values():
     assert methods.get("logra", uj.Sketch(8)).sketch == uj.Sketch(8)
     assert methods.PRESETS["logra"].sketch == uj.Sketch(16)
-    assert Method("mine", curvature=projected(0.5)).unit.startswith("relative")
+    nats, other = (uj.Measurement("m", programs.cross_entropy, unit=u) for u in ("nats", "accuracy"))
+    assert methods.get("logra").unit(nats).startswith("nats")
+    assert methods.get("logra").unit(other).startswith("relative")
+    assert Method("mine", curvature=projected(0.5)).unit(nats).startswith("relative")
+    with pytest.raises(UnknownNameError, match="unknown normalisation 'cosine'"):
+        Method("mine", normalize="cosine")

@@ -108,3 +108,10 @@ def test_a_verdict_needs_its_controls():
     with pytest.raises(UsageError, match="the random arm"):
         proof.judge(0.0, Outcome(0.9, 1.0), [Outcome(0, 1)], [Outcome(0, 1)], [])
     np.testing.assert_allclose(verdict(0.3, 0.0, 0.9).closed_traced, 2 / 3)
+
+
+def test_the_seed_of_an_edit_reaches_both_kinds(rng):
+    data, made = rows(rng), edit.Edit("traced", (0, 1), "test")
+    for how in (Recipe(2, 8, 1e-2), unlearning.Unlearning(steps=3, heal_steps=3)):
+        one, two = (np.asarray(edit.apply_edit(TASK, jnp.ones(3), data, made, how, s)) for s in (0, 1))
+        assert not np.array_equal(one, two)

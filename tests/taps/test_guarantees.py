@@ -193,3 +193,66 @@ print("proven")
 """
     done = subprocess.run([sys.executable, "-O", "-c", code], capture_output=True, text=True, env=dict(os.environ))
     assert done.stdout.strip() == "proven", done.stderr
+
+
+def test_constants_inside_a_jit_count(rng):
+    """Two losses that differ only in a constant of an inner program are two tasks, and both constants are listed."""
+    from uimjax.interpret.index import task_digest
+
+    table = jnp.asarray(rng.normal(size=(3, 2)), jnp.float32)
+    digests = set()
+    for k in (1.0, 2.0):
+        inner = jax.jit(lambda w, x, c=table * k: jnp.sum(jnp.tanh(x @ w) * c))
+        found = sites(Task(inner), jnp.ones((4, 2)), jnp.ones((3, 4)))
+        assert found.closed == (((3, 2), "float32"),)
+        digests.add(task_digest(found))
+    assert len(digests) == 2
+
+
+def test_mixed_precision_passes(rng):
+    loss, params, batch = programs.mlp(rng, jnp.float32)
+
+    def mixed(params, example):
+        half = jax.tree.map(lambda w: w.astype(jnp.bfloat16), params)
+        return loss(half, {**example, "x": example["x"].astype(jnp.bfloat16)}).astype(jnp.float32)
+
+    task, found = found_for(mixed, params, batch)
+    verify(task, found, params, batch)
+    got = gradients(found, params, batch)
+    want = jax.vmap(lambda row: jax.grad(loss)(params, row))(batch)["layers"][0]["w"]
+    assert np.linalg.norm(got["layers/0/w"] - want) < 0.05 * np.linalg.norm(want)
+
+
+def test_a_derived_value_makes_only_its_own_parameters_direct(rng):
+    params = {"w": jnp.ones((6, 5)), "s": jnp.ones(9), "idle": jnp.ones((2, 2))}
+    task = Task(lambda p, x: jnp.sum(jnp.tanh(x @ p["w"]) * p["s"][2:7]))
+    found = sites(task, params, jnp.ones(6))
+    batch = jnp.asarray(rng.normal(size=(3, 6)), jnp.float32)
+    verify(task, found, params, batch)
+    _, factors = capture(found, params, batch)
+    assert [type(f).__name__ for f in factors["w"]] == ["Dense"]
+    assert [type(f).__name__ for f in factors["s"]] == ["Direct"]
+    assert factors["idle"] == ()
+    assert (algebra.dense(found, factors)["idle"] == np.zeros((3, 2, 2))).all()
+    with pytest.raises(BudgetError, match="a value derived from parameters"):
+        check_budget(found, 100, budget=1000)
+
+
+def test_complex_parameters_and_values_are_refused():
+    with pytest.raises(TapError, match="w is complex"):
+        sites(Task(lambda p, x: jnp.abs(jnp.sum(x * p["w"]))), {"w": jnp.ones(3, jnp.complex64)}, jnp.ones(3))
+    with pytest.raises(TapError, match="a parameter becomes complex at"):
+        sites(Task(lambda w, x: jnp.abs(jnp.sum(jnp.fft.rfft(w) * jnp.fft.rfft(x)))), jnp.ones(8), jnp.ones(8))
+
+
+def test_a_batch_loss_of_nan_is_refused(rng):
+    loss, params, batch = programs.mlp(rng, jnp.float32)
+    task = Task(loss, batch_loss=lambda p, _: jnp.nan * p["layers"][0]["b"][0])
+    found = sites(task, params, jax.tree.map(lambda x: x[0], batch))
+    with pytest.raises(CoverageError, match="batch_loss gives nan on the first 4"):
+        verify(task, found, params, batch)
+
+
+def test_a_loss_without_parameters_is_refused():
+    with pytest.raises(TapError, match="no float parameter has a gradient"):
+        sites(Task(lambda w, x: jnp.sum(x) + 0.0 * jnp.sum(lax.stop_gradient(w))), jnp.ones(2), jnp.ones(2))

@@ -37,5 +37,12 @@ def checked(name: str, train: Any, test: Any) -> Corpus:
             )
         row.count(rows)
         row.check_finite(rows, f"{name}, {part}")
+        if image.min() < 0 or image.max() > 1 or label.min() < 0:
+            raise ShapeError(
+                f"{name}, {part}: image from {image.min():.3g} to {image.max():.3g}, label from {label.min()}; wanted "
+                "grey values 0..1 (divide bytes by 255) and labels from 0"
+            )
+    if train["image"].shape[1:] != test["image"].shape[1:]:
+        raise ShapeError(f"{name}: training images {train['image'].shape[1:]}, test images {test['image'].shape[1:]}")
     fixed = [{"image": r["image"].astype(np.float32), "label": r["label"].astype(np.int32)} for r in (train, test)]
     return Corpus(name, fixed[0], fixed[1], int(max(r["label"].max() for r in fixed)) + 1)

@@ -38,32 +38,31 @@ def _narrow(path: Path, name: str, values: np.ndarray) -> np.ndarray:
     if values.dtype.kind == "f":
         return values.astype(np.float32)
     if values.dtype.kind in "iub":
+        if values.size and (values.min() < -(2**31) or values.max() >= 2**31):
+            raise ShapeError(f"{path}, column {name!r}: integers beyond 32 bits; renumber them, or write floats")
         return values.astype(np.int32)
     raise ShapeError(f"{path}, column {name!r}: dtype {values.dtype}; numbers were wanted")
 
 
 def _jsonl(path: Path) -> dict[str, np.ndarray]:
     rows: list[dict[str, Any]] = []
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                rows.append(_row(path, number, line, rows[0] if rows else None))
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    rows.append(_row(path, number, line, rows[0] if rows else None))
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
     if not rows:
         raise DataError(f"{path} holds no rows")
-    shapes = {name: np.shape(rows[0][name]) for name in rows[0]}
-    for number, found in enumerate(rows, start=1):
-        for name, shape in shapes.items():
-            if np.shape(found[name]) != shape:
-                why = f"{name!r} has shape {np.shape(found[name])}, the first row {shape}"
-                raise MalformedRowError(path, number, why)
-    return {name: np.asarray([r[name] for r in rows]) for name in shapes}
+    return {name: np.asarray([r[name] for r in rows]) for name in rows[0]}
 
 
 def _row(path: Path, number: int, line: bytes, first: dict[str, Any] | None) -> dict[str, Any]:
     if len(line) > LINE_CAP:
         raise MalformedRowError(path, number, f"the line is longer than {LINE_CAP >> 20} MiB")
     try:
-        found = json.loads(line)
+        found = json.loads(line, parse_constant=_refuse)
     except (ValueError, RecursionError) as error:
         raise MalformedRowError(path, number, f"not JSON ({error})") from error
     if not isinstance(found, dict):
@@ -77,7 +76,14 @@ def _row(path: Path, number: int, line: bytes, first: dict[str, Any] | None) -> 
             ok = False
         if not ok:
             raise MalformedRowError(path, number, f"{name!r} is not a number or a rectangular list of numbers")
+        if first is not None and np.shape(value) != np.shape(first[name]):
+            why = f"{name!r} has shape {np.shape(value)}, the first row {np.shape(first[name])}"
+            raise MalformedRowError(path, number, why)
     return found
+
+
+def _refuse(name: str) -> Any:
+    raise ValueError(f"{name} is no number that a model can use")
 
 
 def _parquet(path: Path) -> dict[str, np.ndarray]:

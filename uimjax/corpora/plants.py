@@ -24,7 +24,7 @@ class Backdoor:
     positives: int = 15
     hard_negatives: int = 60
     target: int = 0
-    size: int = 3
+    size: int = 4
 
 
 class Planted(NamedTuple):

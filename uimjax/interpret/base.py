@@ -12,7 +12,7 @@ from uimjax import factors as algebra
 from uimjax import rows as row
 from uimjax import sketch as sketching
 from uimjax.curvature import Curvature
-from uimjax.errors import NonFiniteError, ShapeError, UimError, UsageError
+from uimjax.errors import NonFiniteError, ShapeError, UimError, UnknownNameError, UsageError
 from uimjax.sketch import Sketch
 from uimjax.taps import Sites, capture, sites, verify
 from uimjax.task import NATS, RELATIVE, Measurement, Task
@@ -33,9 +33,19 @@ class Method:
     normalize: Literal["none", "unit"] = "unit"
     retain: bool = False
 
+    def __post_init__(self):
+        if self.normalize not in ("none", "unit"):
+            raise UnknownNameError("normalisation", self.normalize, ("none", "unit"))
+
     @property
-    def unit(self) -> str:
-        return RELATIVE if self.normalize == "unit" else NATS
+    def label(self) -> str:
+        """The name, and the sketch the scores were really computed in."""
+        return self.name if self.sketch is None else f"{self.name}, rank-{self.sketch.rank} sketch"
+
+    def unit(self, measurement: Measurement) -> str:
+        """Nats need an inverse curvature, no normalisation, and a measurement in nats."""
+        calibrated = self.normalize == "none" and self.curvature is not None and measurement.unit == "nats"
+        return NATS if calibrated else RELATIVE
 
 
 class Scores(NamedTuple):
@@ -49,9 +59,9 @@ class Scores(NamedTuple):
 def training_sites(task: Task, params: Any, data: Any, check: bool = True) -> Sites:
     """The sites of a training loss, proven on the first rows; bad parameters and rows are refused before compiling."""
     row.check_finite(params, "parameters")
-    row.check_finite(data, "training rows")
     row.count(data)
-    found = sites(task, params, row.example_spec(data))
+    row.check_finite(data, "training rows")
+    found = _followed(task, params, data, None, "the task's loss", "one training row")
     if check:
         verify(task, found, params, jax.tree.map(lambda x: x[:4], data))
     return found
@@ -63,17 +73,22 @@ def query_sites(found: Sites, measurement: Measurement, params: Any, queries: An
     Raises:
         ShapeError: the measurement cannot be applied to these queries.
     """
-    row.check_finite(queries, "queries")
     row.count(queries)
+    row.check_finite(queries, "queries")
+    what = f"the measurement {measurement.name!r}"
+    return _followed(measurement.as_task(), params, queries, found, what, "one query")
+
+
+def _followed(task: Task, params: Any, rows: Any, like: Sites | None, what: str, one: str) -> Sites:
     try:
-        return sites(measurement.as_task(), params, row.example_spec(queries), like=found)
+        return sites(task, params, row.example_spec(rows), like=like)
     except UimError:
         raise
     except (TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
-        shapes = jax.tree.map(lambda x: f"{x.dtype}{list(x.shape[1:])}", queries)
+        shapes = jax.tree.map(lambda x: f"{x.dtype}{list(x.shape[1:])}", rows)
         raise ShapeError(
-            f"the measurement {measurement.name!r} cannot be applied to one query of {shapes}: {error}. "
-            "Queries are a pytree of arrays [Q, ...]; each must look like what the measurement takes."
+            f"{what} cannot be applied to {one} of {shapes}: {error!r}. "
+            "Rows and queries are a pytree of arrays [N, ...]; one of them must look like what the function takes."
         ) from error
 
 
@@ -84,8 +99,8 @@ def row_program(found: Sites, reference: Sites, sketch: Sketch | None):
     def program(params: Any, batch: Any, drawn: Any):
         losses, factors = capture(found, params, batch)
         if sketch is not None:
-            return losses, sketching.rows(reference, sketching.project(found, drawn, factors), sketch)
-        formed = {path: g for path, g in algebra.dense(found, factors).items() if g is not None}
+            return losses, sketching.rows(reference, sketching.project(found, drawn, factors), sketch, losses.shape[0])
+        formed = algebra.dense(found, factors)
         parts = [
             formed[leaf.path].reshape(losses.shape[0], -1).astype(jnp.float32)
             if leaf.path in formed

@@ -24,6 +24,7 @@ from uimjax.errors import (
     CorruptError,
     MismatchError,
     MissingFileError,
+    OutputError,
     UimError,
     UnknownNameError,
     UsageError,
@@ -34,7 +35,7 @@ from uimjax.progress import Progress, quiet
 from uimjax.sketch import Sketch
 from uimjax.store.base import TEMPORARY, make_folder
 from uimjax.store.shards import DTYPES, VERSION
-from uimjax.taps import Sites
+from uimjax.taps import Sites, check_budget
 from uimjax.task import Task
 
 
@@ -99,29 +100,41 @@ def build_index(
         raise UsageError(f"batch_size {batch_size} and shard_rows {shard_rows} should be at least 1")
     found = base.training_sites(task, params, data)
     devices = 1 if mesh is None else mesh.size
+    if batch_size % devices:
+        raise UsageError(f"batch_size {batch_size} does not divide over {devices} devices; choose a multiple")
+    check_budget(found, batch_size)
     wanted = describe(found, params, data, sketch, batch_size, shard_rows, dtype, devices)
-    root = make_folder(Path(folder))
-    make_folder(root / "shards")
+    root = Path(folder)
+    if not (root / "manifest.json").exists() and (root / "shards").exists() and any((root / "shards").iterdir()):
+        raise OutputError(f"{root}/shards holds files and {root} no index; choose another folder")
+    make_folder(make_folder(root) / "shards")
     _agree(root / "manifest.json", wanted)
     with store.Journal(root / "journal.jsonl") as journal:
         _sweep(root, journal.entries)
-        done = {entry.shard for entry in journal.entries}
-        spans = [
-            (k, a, min(a + shard_rows, wanted["rows"])) for k, a in enumerate(range(0, wanted["rows"], shard_rows))
-        ]
-        if [entry.shard for entry in journal.entries] != list(range(len(done))):
-            raise CorruptError(f"{journal.path} lists shards out of order; remove {root} and build the index again")
+        held = {entry.shard: entry for entry in journal.entries}
+        starts = range(0, wanted["rows"], shard_rows)
+        spans = [(k, start, min(start + shard_rows, wanted["rows"])) for k, start in enumerate(starts)]
+        check_order(journal.entries, journal.path)
         program = base.row_program(found, found, sketch)
         drawn = base.drawn_matrices(found, sketch)
-        for number, start, stop in progress(spans, "sketching gradients", unit="shards", skip=len(done)):
-            if number in done:
-                continue
-            shard = _compute(program, params, drawn, data, start, stop, batch_size, mesh)
+        for number, start, stop in progress(spans, "sketching gradients", unit="shards", skip=len(held)):
             name = f"{number:06d}.parquet"
             path = root / "shards" / name
+            if number in held and _intact(path, held[number]):
+                continue
+            shard = _compute(program, params, drawn, data, start, stop, batch_size, mesh)
             store.write_shard(path, shard, dtype)
-            journal.append(store.Entry(number, start, stop, name, path.stat().st_size, store.digest_file(path)))
+            entry = store.Entry(number, start, stop, name, path.stat().st_size, store.digest_file(path))
+            _record(journal, held.get(number), entry, path)
         return Index(root, wanted, tuple(journal.entries))
+
+
+def _record(journal: store.Journal, before: store.Entry | None, entry: store.Entry, path: Path) -> None:
+    """Append a new shard; one that was damaged must have come back as it was."""
+    if before is None:
+        journal.append(entry)
+    elif entry != before:
+        raise CorruptError(f"{path} was damaged and computing it again gave other bytes; build into a new folder")
 
 
 def _compute(program, params, drawn, data, start, stop, batch_size, mesh) -> store.Shard:
@@ -169,7 +182,7 @@ def describe(found: Sites, params, data, sketch, batch_size, shard_rows, dtype, 
 def task_digest(found: Sites) -> str:
     """Of the loss's own program and the constants it closes over."""
     text = re.sub(r" at 0x[0-9a-f]+", "", str(found.program))
-    consts = "".join(store.digest_array(c) for c in found.program.consts)
+    consts = "".join(store.digest_array(c) for c in found.constants)
     return hashlib.sha256((text + consts).encode()).hexdigest()[:32]
 
 
@@ -197,9 +210,20 @@ def _sweep(root: Path, entries: list[store.Entry]) -> None:
     """Remove what a crash left: temporary files and shards that no journal line vouches for."""
     listed = {entry.file for entry in entries}
     for path in [*root.iterdir(), *(root / "shards").iterdir()]:
-        orphan = path.parent.name == "shards" and path.name not in listed
+        orphan = bool(re.fullmatch(r"\d{6}\.parquet", path.name)) and path.name not in listed
         if path.name.startswith(TEMPORARY) or orphan:
             path.unlink()
+
+
+def _intact(path: Path, entry: store.Entry) -> bool:
+    return path.exists() and path.stat().st_size == entry.size and store.digest_file(path) == entry.xxh3
+
+
+def check_order(entries: list[store.Entry], path: Path) -> None:
+    """A journal lists shards 0, 1, ... of adjoining rows; anything else has lost or gained a line."""
+    for number, entry in enumerate(entries):
+        if entry.shard != number or entry.start != (entries[number - 1].stop if number else 0):
+            raise CorruptError(f"{path} lists shard {entry.shard} where {number} was due; build the index again")
 
 
 def open_index(folder: str | Path) -> Index:
@@ -213,6 +237,7 @@ def open_index(folder: str | Path) -> Index:
         raise MissingFileError(f"{root} holds no index (no manifest.json). Build one with `uimjax index build`.")
     manifest = store.read_manifest(root / "manifest.json")
     entries = tuple(store.Journal.read(root / "journal.jsonl"))
+    check_order(list(entries), root / "journal.jsonl")
     covered = entries[-1].stop if entries else 0
     if covered != manifest["rows"]:
         raise MissingFileError(
@@ -230,11 +255,13 @@ def verify_index(folder: str | Path, progress: Progress = quiet) -> list[str]:
         path = index.folder / "shards" / entry.file
         if not path.exists():
             problems.append(f"shard {entry.shard}: {path} is missing")
-        elif path.stat().st_size != entry.size or store.digest_file(path) != entry.xxh3:
+        elif not _intact(path, entry):
             problems.append(f"shard {entry.shard}: {path} differs from what was written")
         else:
             try:
-                index.shard(entry)
+                ids = index.shard(entry).ids
+                if not np.array_equal(ids, np.arange(entry.start, entry.stop)):
+                    problems.append(f"shard {entry.shard}: {path} holds other rows than the journal says")
             except UimError as error:
                 problems.append(f"shard {entry.shard}: {error}")
     return problems

@@ -93,7 +93,7 @@ def score(
     blocks = held if held is not None else _stream(program, params, drawn, data, batch_size)
     values = np.concatenate([np.asarray(scored(block)) for block in blocks])[: row.count(data)]
     base.finite(jnp.asarray(values), f"scores of {chosen.name}")
-    return Scores(values, chosen.name, chosen.unit)
+    return Scores(values, chosen.label, chosen.unit(measurement))
 
 
 def _stream(program: Any, params: Any, drawn: Any, data: Any, batch_size: int):

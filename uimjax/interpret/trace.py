@@ -1,5 +1,6 @@
 """Ask an index: stream its shards once, keep the top proponents and opponents of each query, never N x Q."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +32,7 @@ class Asked(NamedTuple):
 
     held: Index
     method: Method
+    unit: str
     inverse: Any
     directions: Any
 
@@ -55,6 +57,9 @@ def ask(
     """
     index = index if isinstance(index, Index) else open_index(index)
     chosen = methods.get(method) if isinstance(method, str) else method
+    if not isinstance(method, str) and method.sketch not in (None, index.sketch):
+        raise MismatchError(f"{method.name} wants {method.sketch} and {index.folder} was built with {index.sketch}")
+    chosen = dataclasses.replace(chosen, sketch=index.sketch)
     found = base.training_sites(task, params, example, check=False)
     for key, value in (("params", store.digest_tree(params)), ("task", task_digest(found))):
         if index.manifest[key] != value:
@@ -70,7 +75,8 @@ def ask(
         for shard in index.shards():
             state = chosen.curvature.update(state, _full(shard))
         inverse = chosen.curvature.finish(state)
-    return Asked(index, chosen, inverse, base.directions(chosen, inverse, vectors))
+    unit = chosen.unit(measurement)
+    return Asked(index, chosen, unit, inverse, base.directions(chosen, inverse, vectors))
 
 
 def trace(
@@ -106,7 +112,7 @@ def top(asked: Asked, k: int = 20) -> Trace:
         best = found if best is None else _merge(best, found, k)
     assert best is not None
     values = [np.asarray(x) for x in best]
-    return Trace(values[1], values[0], values[3], values[2], asked.method.name, asked.method.unit)
+    return Trace(values[1], values[0], values[3], values[2], asked.method.label, asked.unit)
 
 
 def score_all(asked: Asked) -> Scores:
@@ -115,7 +121,7 @@ def score_all(asked: Asked) -> Scores:
     for shard in asked.held.shards():
         products = jnp.asarray(shard.vectors, jnp.float32) @ asked.directions.T
         parts.append(np.asarray(products * _scale(asked, shard)[:, None]))
-    return Scores(np.concatenate(parts), asked.method.name, asked.method.unit)
+    return Scores(np.concatenate(parts), asked.method.label, asked.unit)
 
 
 def _full(shard: store.Shard):

@@ -1,6 +1,6 @@
 """An Edit: which rows, what to do with them, by which rule. A readable file before anything runs."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -62,4 +62,4 @@ def apply_edit(task: Task, params: Any, data: Any, edit: Edit, how: Recipe | Unl
         return unlearn(task, params, data, ids, how, seed)
     weights = np.ones(row.count(data), np.float32)
     weights[ids] = 0.0
-    return fit(task, params, data, how, weights=weights).params
+    return fit(task, params, data, replace(how, seed=seed), weights=weights).params

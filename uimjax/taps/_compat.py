@@ -50,6 +50,18 @@ def open_jaxpr(jaxpr: Any) -> Opened:
     )
 
 
+def constants(jaxpr: Any) -> list[Any]:
+    """Every constant that a program and the programs inside it close over, in order of appearance."""
+    opened = open_jaxpr(jaxpr)
+    found = list(opened.consts)
+    for eqn in opened.eqns:
+        for value in eqn.params.values():
+            for inner in value if isinstance(value, list | tuple) else (value,):
+                if hasattr(inner, "eqns"):
+                    found += constants(inner)
+    return found
+
+
 def is_literal(atom: Any) -> bool:
     return isinstance(atom, core.Literal)
 

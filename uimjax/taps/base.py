@@ -111,6 +111,11 @@ class Leaf(NamedTuple):
     dtype: Any
     layout: Layout
     sites: tuple[Site, ...]
+    through: tuple[int, ...] = ()  # derived values that its gradient also comes back through
+
+    @property
+    def used(self) -> bool:
+        return bool(self.sites or self.through)
 
     @property
     def size(self) -> int:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from uimjax.errors import BudgetError, CoverageError, ShapeError, TapError
-from uimjax.taps import layouts, plan, run, views
+from uimjax.taps import _compat, layouts, plan, run, views
 from uimjax.taps.base import Dense, Direct, Factor, Gather, Leaf
 from uimjax.task import Task
 
@@ -31,6 +31,7 @@ class Sites:
     derived: tuple[Leaf, ...]
     closed: tuple[tuple[tuple[int, ...], str], ...]
     program: Any
+    constants: tuple[Any, ...]
     plan: plan.Plan
     params_tree: Any
     example_tree: Any
@@ -43,13 +44,14 @@ class Sites:
     @property
     def used(self) -> tuple[Leaf, ...]:
         """The parameters that have a gradient at all."""
-        return tuple(leaf for leaf in self.leaves if leaf.sites or self.derived)
+        return tuple(leaf for leaf in self.leaves if leaf.used)
 
     def __str__(self) -> str:
         total = sum(leaf.size for leaf in self.leaves)
         rows = [("parameter", "kinds", "shape", "repeats", "share")]
         for leaf in self.leaves:
-            kinds = ", ".join(site.kind for site in leaf.sites) or _unused_reason(self, leaf)
+            through = ["derived"] if leaf.through else []
+            kinds = ", ".join([site.kind for site in leaf.sites] + through) or "unused"
             repeats = max((site.repeats for site in leaf.sites), default=1)
             share = f"{leaf.size / total:.1%}"
             rows.append((leaf.path, kinds, "x".join(map(str, leaf.shape)) or "scalar", str(repeats), share))
@@ -58,10 +60,6 @@ class Sites:
         lines.append(f"coverage {self.coverage:.0%} of {total:,} parameters")
         lines += [f"closed over (no gradient): {dtype}{list(shape)}" for shape, dtype in self.closed]
         return "\n".join(line.rstrip() for line in lines)
-
-
-def _unused_reason(found: "Sites", leaf: Leaf) -> str:
-    return "through a derived value" if found.derived else f"unused ({leaf.dtype})"
 
 
 def sites(task: Task, params: Any, example: Any, like: Sites | None = None) -> Sites:
@@ -111,20 +109,29 @@ def _sites(task: Task, paths, params_tree, example_tree, params_spec, example_sp
         groups.setdefault(site.source, []).append(site)
 
     layout_of = dict(fixed)
+    derived = [n for n in range(len(params_in), len(state.sources)) if n in groups]
 
     def leaf(source: int, path: str) -> Leaf:
         shape, dtype = state.sources[source].shape, state.sources[source].dtype
         used = tuple(groups.get(source, ()))
-        return Leaf(path, shape, dtype, layout_of.get(path) or layouts.choose(used, shape), used)
+        through = tuple(n for n in derived if source in state.sources[n].leaves)
+        return Leaf(path, shape, dtype, layout_of.get(path) or layouts.choose(used, shape), used, through)
 
+    for k, p in enumerate(params_in):
+        if jnp.issubdtype(p.dtype, jnp.complexfloating):
+            raise TapError(f"{paths[k]} is complex ({p.dtype}); keep real and imaginary parts as two real arrays")
     floats = [k for k, p in enumerate(params_in) if jnp.issubdtype(p.dtype, jnp.floating)]
-    derived = range(len(params_in), len(state.sources))
-    consts = [c for c in program.consts if jnp.issubdtype(jax.typeof(c).dtype, jnp.floating) and np.ndim(c)]
+    leaves = tuple(leaf(k, paths[k]) for k in floats)
+    if not any(found.used for found in leaves):
+        raise TapError("no float parameter has a gradient in this loss, so there is nothing to attribute")
+    constants = tuple(_compat.constants(program))
+    consts = [c for c in constants if jnp.issubdtype(jax.typeof(c).dtype, jnp.floating) and np.ndim(c)]
     return Sites(
-        tuple(leaf(k, paths[k]) for k in floats),
+        leaves,
         tuple(leaf(k, f"derived/{k}") for k in derived),
         tuple((tuple(c.shape), str(c.dtype)) for c in consts),
         program,
+        constants,
         built,
         params_tree,
         example_tree,
@@ -192,7 +199,10 @@ def _pull_back(found: Sites, args: list[Any], records: Any, g: Any, factors: Fac
 
     _, vjp = jax.vjp(derive, floats)
     (pulled,) = jax.vmap(vjp)(cotangents)
-    return {leaf.path: _add_direct(factors[leaf.path], extra) for leaf, extra in zip(found.leaves, pulled, strict=True)}
+    return {
+        leaf.path: _add_direct(factors[leaf.path], extra) if leaf.through else factors[leaf.path]
+        for leaf, extra in zip(found.leaves, pulled, strict=True)
+    }
 
 
 def _add_direct(factors: tuple[Factor, ...], extra: Any) -> tuple[Factor, ...]:
@@ -211,25 +221,32 @@ def to_gradient(leaf: Leaf, factor: Factor) -> Any:
 def check_budget(found: Sites, batch_size: int, budget: int = DIRECT_BUDGET) -> None:
     """Refuse a batch whose dense per-example gradients would not fit, naming the parameter."""
     for leaf in (*found.leaves, *found.derived):
-        for site in leaf.sites:
-            if site.kind != "direct" and layouts.site_layout(site) is not None:
-                if layouts.orientation(site, leaf.layout) != "apart" and leaf not in found.derived:
-                    continue
-            need = batch_size * jnp.dtype(leaf.dtype).itemsize * max(leaf.size, math.prod(site.tap_shape))
-            if site.kind in ("direct", "dense", "conv", "embed") and need > budget:
+        for size, line in _formed(found, leaf):
+            need = batch_size * jnp.dtype(leaf.dtype).itemsize * size
+            if need > budget:
                 raise BudgetError(
-                    f"{leaf.path} {list(leaf.shape)} meets data at {site.line} in a way that has no factored form, and "
+                    f"{leaf.path} {list(leaf.shape)} meets data at {line} in a way that has no factored form, and "
                     f"its per-example gradients for a batch of {batch_size} need {need / 2**30:.1f} GiB "
                     f"(budget {budget / 2**30:.1f} GiB). Use a batch of at most {max(1, budget * batch_size // need)}, "
                     "or rewrite that line as a matmul, a convolution, an embedding or an elementwise scale."
                 )
 
 
+def _formed(found: Sites, leaf: Leaf) -> list[tuple[int, str]]:
+    """(numbers an example, line) of each gradient of this parameter that is formed."""
+    out = [(leaf.size, "a value derived from parameters")] if leaf.through or leaf in found.derived else []
+    for site in leaf.sites:
+        factored = layouts.site_layout(site) is not None and layouts.orientation(site, leaf.layout) != "apart"
+        if site.kind == "direct" or (site.kind in ("dense", "conv", "embed") and not factored):
+            out.append((max(leaf.size, math.prod(site.tap_shape)), site.line))
+    return out
+
+
 def verify(task: Task, found: Sites, params: Any, batch: Any, examples: int = 4) -> None:
     """Prove coverage on real rows: factors formed and summed must equal `jax.grad` of the summed loss, leaf by leaf.
 
-    Relative tolerance 1e-9 in float64, 1e-3 in float32, 5e-2 below. Where the task gives `batch_loss`, its value must
-    equal the sum over examples.
+    Relative tolerance 1e-9 in float64, 1e-3 in float32, 5e-2 where anything is coarser (mixed precision). Where the
+    task gives `batch_loss`, its value must equal the sum over examples.
 
     Raises:
         CoverageError: names the parameter that differs, or `batch_loss`.
@@ -254,12 +271,13 @@ def verify(task: Task, found: Sites, params: Any, batch: Any, examples: int = 4)
     summed, truth = jax.jit(jax.value_and_grad(total, allow_int=True))(params, batch)
     named = jax.tree_util.tree_flatten_with_path(truth)[0]
     reference = {jax.tree_util.keystr(path, simple=True, separator="/") or "params": leaf for path, leaf in named}
+    rough = max(_tolerance(dtype) for dtype in _dtypes(found))
     whole_norm = math.sqrt(sum(float(np.sum(np.square(np.asarray(g, np.float64)))) for g in _float_leaves(truth)))
     for leaf in found.leaves:
         expected = np.asarray(reference[leaf.path], np.float64)
         error = np.linalg.norm(np.asarray(mine[leaf.path], np.float64) - expected)
         scale = np.linalg.norm(expected)
-        if not error <= _tolerance(leaf.dtype) * (scale + 1e-3 * whole_norm):
+        if not error <= rough * (scale + 1e-3 * whole_norm):
             raise CoverageError(
                 f"the per-example gradients of {leaf.path} do not add up to jax.grad: off by {error:.3g} where the "
                 f"gradient's norm is {scale:.3g}. Please report it with this loss; meanwhile move the parameter out of "
@@ -267,9 +285,10 @@ def verify(task: Task, found: Sites, params: Any, batch: Any, examples: int = 4)
             )
     if task.batch_loss is not None:
         whole = float(task.batch_loss(params, batch))
-        if abs(whole - float(summed)) > 1e-3 * max(abs(float(summed)), 1e-6):
+        if not abs(whole - float(summed)) <= 1e-3 * max(abs(float(summed)), 1e-6):
             raise CoverageError(
-                f"batch_loss gives {whole:.6g} on {examples} examples and the sum over single examples is "
+                f"batch_loss gives {whole:.6g} on the first {len(jax.tree.leaves(batch)[0])} examples and the sum over "
+                "single examples is "
                 f"{float(summed):.6g}. Examples are coupled (batch norm in training mode, MoE capacity), or batch_loss "
                 "is a mean where the sum was wanted. Put normalisation in evaluation mode, then try again."
             )
@@ -277,6 +296,12 @@ def verify(task: Task, found: Sites, params: Any, batch: Any, examples: int = 4)
 
 def _float_leaves(tree: Any) -> list[Any]:
     return [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+
+
+def _dtypes(found: Sites) -> set[Any]:
+    """Of parameters and of the values they meet: the coarsest decides how near two ways of adding up can come."""
+    every = (*found.leaves, *found.derived)
+    return {leaf.dtype for leaf in every} | {site.tap_dtype for leaf in every for site in leaf.sites}
 
 
 def _tolerance(dtype: Any) -> float:

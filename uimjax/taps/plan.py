@@ -31,10 +31,11 @@ DATA = object()
 
 @dataclass
 class Source:
-    """A parameter leaf, or a derived value."""
+    """A parameter leaf, or a derived value; `leaves`: the parameters it follows from."""
 
     shape: tuple[int, ...]
     dtype: Any
+    leaves: frozenset[int]
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def _is_float(aval: Any) -> bool:
 def build(jaxpr: Any, parameters: Sequence[Any]) -> tuple[Plan, State, Any]:
     """The plan of a closed jaxpr whose first inputs are the parameters; also the class of its first output."""
     opened = _compat.open_jaxpr(jaxpr)
-    state = State([Source(tuple(p.shape), p.dtype) for p in parameters])
+    state = State([Source(tuple(p.shape), p.dtype, frozenset({k})) for k, p in enumerate(parameters)])
     classes: list[Any] = [
         View(k, axis_atoms(tuple(p.shape))) if _is_float(p) else Const() for k, p in enumerate(parameters)
     ]
@@ -111,7 +112,8 @@ def build(jaxpr: Any, parameters: Sequence[Any]) -> tuple[Plan, State, Any]:
 
 
 def _const_class(value: Any) -> Const:
-    if np.ndim(value) == 0 and jnp.issubdtype(jax.typeof(value).dtype, np.number):
+    dtype = jax.typeof(value).dtype
+    if np.ndim(value) == 0 and (jnp.issubdtype(dtype, np.floating) or jnp.issubdtype(dtype, np.integer)):
         return Const(float(np.asarray(value)))
     return Const()
 
@@ -190,18 +192,24 @@ def _parameter_only(eqn: Any, ins: list[Any], state: State, levels: tuple[int, .
     outs: list[Any] = []
     derived = []
     for position, var in enumerate(eqn.outvars):
+        if jnp.issubdtype(var.aval.dtype, np.complexfloating):
+            raise TapError(
+                f"a parameter becomes complex at {_compat.source_line(eqn)}; gradients are followed through real "
+                "values alone. Keep real and imaginary parts as two real arrays."
+            )
         if not _is_float(var.aval):
             outs.append(Const())
             continue
         if levels:
             raise Poison(next(c.source for c in ins if isinstance(c, View)))
-        state.sources.append(Source(tuple(var.aval.shape), var.aval.dtype))
+        leaves = frozenset().union(*(state.sources[c.source].leaves for c in ins if isinstance(c, View)))
+        state.sources.append(Source(tuple(var.aval.shape), var.aval.dtype, leaves))
         outs.append(View(len(state.sources) - 1, axis_atoms(tuple(var.aval.shape))))
         derived.append((position, len(state.sources) - 1))
     return None, outs, derived
 
 
-_SAME = frozenset({"copy", "copy_p", "sharding_constraint", "reduce_precision"})
+_SAME = frozenset({"name", "copy", "copy_p", "sharding_constraint", "reduce_precision"})
 
 
 def _viewed(eqn: Any, ins: list[Any]) -> View | None:
