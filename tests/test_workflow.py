@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from uimjax import cli, workflow
-from uimjax.config import KINDS, RunConfig, commented, parse
+from uimjax.config import KINDS, RunConfig, commented, parse, read_yaml
 from uimjax.errors import ConfigError, MissingFileError, UnknownNameError, UsageError
 from uimjax.interpret.index import verify_index
 from uimjax.report import tables
@@ -238,6 +238,12 @@ def test_new_configs_parse_back_to_the_defaults(tmp_path, capsys, monkeypatch):
     assert (code, "Did you mean 'run'" in err) == (2, True)
     index = yaml.safe_load(commented("index"))
     assert set(index) == set(KINDS["index"].model_fields)
+
+
+def test_shipped_configs_parse():
+    """`configs/backdoor_digits.yaml` spells out the demo's defaults."""
+    path = Path(__file__).parent.parent / "configs" / "backdoor_digits.yaml"
+    assert parse(RunConfig, read_yaml(path), str(path)) == RunConfig()
 
 
 LOAD = """
