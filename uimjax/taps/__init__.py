@@ -2,9 +2,10 @@
 
 from uimjax.taps.base import Dense, Direct, Factor, Gather, Layout, Leaf, Site
 from uimjax.taps.capture import Factors, Sites, capture, check_budget, sites, to_gradient, verify
-from uimjax.taps.views import to_matrices
+from uimjax.taps.views import from_matrices, to_matrices
 
 __all__ = [
     "Dense", "Direct", "Factor", "Factors", "Gather", "Layout", "Leaf", "Site", "Sites",
-    "capture", "check_budget", "sites", "to_gradient", "to_matrices", "verify",
+    "capture", "check_budget", "sites", "to_gradient", "from_matrices",
+    "to_matrices", "verify",
 ]  # fmt: skip

@@ -253,22 +253,9 @@ def verify(task: Task, found: Sites, params: Any, batch: Any, examples: int = 4)
     """
     batch = jax.tree.map(lambda x: x[:examples], batch)
 
-    def gradients(params, batch):
-        _, factors = capture(found, params, batch)
-        return {
-            leaf.path: functools.reduce(
-                jnp.add,
-                (to_gradient(leaf, f).sum(0) for f in factors[leaf.path]),
-                jnp.zeros(leaf.shape, leaf.dtype),
-            )
-            for leaf in found.leaves
-        }
-
-    def total(params, batch):
-        return jnp.sum(jax.vmap(lambda row: jnp.sum(task.loss(params, row)))(batch))
-
-    mine = jax.jit(gradients)(params, batch)
-    summed, truth = jax.jit(jax.value_and_grad(total, allow_int=True))(params, batch)
+    gradients, total = _both_ways(task, found)
+    mine = gradients(params, batch)
+    summed, truth = total(params, batch)
     named = jax.tree_util.tree_flatten_with_path(truth)[0]
     reference = {jax.tree_util.keystr(path, simple=True, separator="/") or "params": leaf for path, leaf in named}
     rough = max(_tolerance(dtype) for dtype in _dtypes(found))
@@ -292,6 +279,27 @@ def verify(task: Task, found: Sites, params: Any, batch: Any, examples: int = 4)
                 f"{float(summed):.6g}. Examples are coupled (batch norm in training mode, MoE capacity), or batch_loss "
                 "is a mean where the sum was wanted. Put normalisation in evaluation mode, then try again."
             )
+
+
+@functools.lru_cache(maxsize=32)
+def _both_ways(task: Task, found: Sites):
+    """Compiled: the summed gradients from the factors, by path; and the summed loss with its `jax.grad`."""
+
+    def gradients(params, batch):
+        _, factors = capture(found, params, batch)
+        return {
+            leaf.path: functools.reduce(
+                jnp.add,
+                (to_gradient(leaf, f).sum(0) for f in factors[leaf.path]),
+                jnp.zeros(leaf.shape, leaf.dtype),
+            )
+            for leaf in found.leaves
+        }
+
+    def total(params, batch):
+        return jnp.sum(jax.vmap(lambda row: jnp.sum(task.loss(params, row)))(batch))
+
+    return jax.jit(gradients), jax.jit(jax.value_and_grad(total, allow_int=True))
 
 
 def _float_leaves(tree: Any) -> list[Any]:
