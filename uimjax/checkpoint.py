@@ -28,12 +28,12 @@ def _digests(folder: Path, step: int) -> Path:
     return folder / f"digests-{step}.json"
 
 
-def save(folder: Path, step: int, tree: Any) -> None:
-    """Write one step; older ones beyond the newest two are removed. The digests come first, the commit last."""
+def save(folder: Path, step: int, tree: Any, keep: int | None = KEEP) -> None:
+    """Write one step; older ones beyond the newest `keep` are removed (None: none). Digests first, the commit last."""
     make_folder(folder)
     flat = _flat(tree)
     write_manifest(_digests(folder, step), {name: digest_array(leaf) for name, leaf in flat.items()})
-    policy: Any = ocp.training.preservation_policies.LatestN(KEEP)
+    policy: Any = ocp.training.preservation_policies.LatestN(keep)
     with ocp.training.Checkpointer(str(folder.absolute()), preservation_policy=policy) as checkpointer:
         checkpointer.save(step, flat, overwrite=True)
         kept = {c.step for c in checkpointer.checkpoints}

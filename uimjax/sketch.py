@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from uimjax.errors import UsageError
-from uimjax.taps import Dense, Direct, Factor, Factors, Leaf, Sites, to_gradient, to_matrices
+from uimjax.taps import Dense, Direct, Factor, Factors, Leaf, Sites, from_matrices, to_gradient, to_matrices
 
 VERSION = 1  # of how matrices follow from (seed, parameter, axis); stored in every index
 
@@ -129,3 +129,25 @@ def rows(found: Sites, projected: dict[str, Any], sketch: Sketch | None = None, 
         for leaf in found.used
     ]
     return jnp.concatenate(parts, 1)
+
+
+def lift(found: Sites, drawn: Matrices | None, vectors: Any) -> dict[str, Any]:
+    """The adjoint of sketching: `[Q, D]` to `{path: [Q, *parameter shape]}` with `<lift(v), G> = <v, sketch(G)>`.
+
+    With `drawn` None the columns are the parameters themselves, side by side.
+    """
+    out, start = {}, 0
+    for leaf in found.used:
+        n, *axes = leaf.layout.shape
+        sides = drawn[leaf.path] if drawn is not None else (None, None)
+        p, q = (axis if matrix is None else matrix.shape[2] for axis, matrix in zip(axes, sides, strict=True))
+        if drawn is None:
+            out[leaf.path] = vectors[:, start : start + leaf.size].reshape(-1, *leaf.shape)
+            start += leaf.size
+            continue
+        block = vectors[:, start : start + n * p * q].reshape(-1, n, p, q)
+        start += n * p * q
+        block = block if sides[0] is None else jnp.einsum("bnpq,nip->bniq", block, sides[0])
+        block = block if sides[1] is None else jnp.einsum("bniq,noq->bnio", block, sides[1])
+        out[leaf.path] = from_matrices(block, leaf.shape, leaf.layout)
+    return out

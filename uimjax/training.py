@@ -6,6 +6,7 @@ resumed has the same loss curve to the bit.
 """
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,9 @@ class Fitted(NamedTuple):
     margin: np.ndarray
 
 
+_SNAPSHOTS = "snapshots"
+
+
 class _State(NamedTuple):
     params: Any
     optimizer: Any
@@ -72,13 +76,15 @@ def fit(
     weights: np.ndarray | None = None,
     folder: Path | None = None,
     save_every: int = 10,
+    snapshots: Sequence[int] = (),
     sinks: Sequence[Sink] = (),
     progress: Progress = quiet,
 ) -> Fitted:
     """Minimise the weighted mean of `task.loss` over the rows.
 
     `weights` `[N]` (default ones): a row of weight 0 is met by nothing. With `folder`, a checkpoint is kept every
-    `save_every` epochs and a run found there is continued.
+    `save_every` epochs and a run found there is continued; the parameters after each of the `snapshots` (numbers of
+    finished epochs) stay there for good (`snapshot` reads them).
 
     Raises:
         NonFiniteError: parameters, rows or the loss are not finite. UsageError: weights of another length.
@@ -112,12 +118,40 @@ def fit(
                 raise NonFiniteError(
                     f"the loss became {loss} in epoch {epoch}; lower the learning rate ({recipe.learning_rate})"
                 )
+            if folder is not None and epoch + 1 in snapshots:
+                checkpoint.save(folder / _SNAPSHOTS, epoch + 1, state.params, keep=None)
             for sink in sinks:
                 sink.write(epoch, {"loss": loss, "margin": _mean(state.margin[epoch], weights)})
             if folder is not None and ((epoch + 1) % save_every == 0 or epoch + 1 == recipe.epochs):
                 checkpoint.save(folder, epoch + 1, state)
         curve.append(_mean(state.example_loss[epoch], weights))
     return Fitted(state.params, np.asarray(curve), np.asarray(state.example_loss), np.asarray(state.margin))
+
+
+def snapshot(folder: Path, params: Any, epochs: int) -> Any:
+    """The parameters after so many epochs of the run in `folder`; `params` (the initial ones) give the structure.
+
+    Raises:
+        MissingFileError, CorruptError
+    """
+    return checkpoint.load(folder / _SNAPSHOTS, params, epochs)[1]
+
+
+def spread(epochs: int, count: int) -> tuple[int, ...]:
+    """`count` numbers of finished epochs, evenly over the run and short of its end, where what was learned shows no
+    gradient any more: 12 epochs, 5 of them: 2, 4, 6, 8, 10. One alone is the end itself."""
+    return (
+        (epochs,)
+        if count == 1
+        else tuple(sorted({max(1, round(epochs * (k + 1) / (count + 1))) for k in range(count)}))
+    )
+
+
+def rate(recipe: Recipe, epochs: int) -> float:
+    """The learning rate after so many epochs, as a share of the peak."""
+    if recipe.schedule == "constant":
+        return 1.0
+    return 0.1 + 0.9 * (1 + math.cos(math.pi * epochs / recipe.epochs)) / 2
 
 
 def _claim(folder: Path, causes: tuple[Any, ...]) -> None:

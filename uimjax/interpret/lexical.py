@@ -1,5 +1,6 @@
 """Lexical baselines: what plain word overlap finds."""
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,6 +8,8 @@ import bm25s
 import numpy as np
 
 from uimjax.errors import DataError
+
+logging.getLogger("bm25s").setLevel(logging.WARNING)  # it announces every index it builds
 
 
 def bm25(documents: Sequence[str], queries: Sequence[str]) -> np.ndarray:

@@ -16,7 +16,7 @@ from uimjax.errors import BudgetError, UnknownNameError, UsageError
 from uimjax.interpret import base, lexical
 from uimjax.interpret.base import Method, Scores
 from uimjax.sketch import Sketch
-from uimjax.taps import capture
+from uimjax.taps import Sites, capture
 from uimjax.task import RELATIVE, Measurement, Task
 
 HELD = 4 << 30  # bytes of rows that `score` holds at once for a method with curvature
@@ -115,14 +115,17 @@ def _baseline(name, task, params, data, queries, each, batch_size, seed, texts) 
         return Scores(values if each else values.mean(1, keepdims=True), name, RELATIVE)
     if name == "rep_sim":
         return Scores(_rep_sim(task, params, data, queries, each, batch_size), name, RELATIVE)
-    found = base.training_sites(task, params, data, check=False)
-
-    def one(params, rows):
-        losses, factors = capture(found, params, rows)
-        return losses if name == "loss" else algebra.norm(found, factors)
-
-    values = _mapped(jax.jit(one), params, data, batch_size)
+    values = _mapped(
+        _row_numbers(task, base.training_sites(task, params, data, check=False), name), params, data, batch_size
+    )
     return Scores(np.repeat(values[:, None], asked, 1), name, "nats" if name == "loss" else "norm of the gradient")
+
+
+@functools.lru_cache(maxsize=16)
+def _row_numbers(task: Task, found: Sites, name: str):
+    if name == "loss":
+        return jax.jit(lambda params, rows: jax.vmap(lambda r: jnp.sum(task.loss(params, r)))(rows))
+    return jax.jit(lambda params, rows: algebra.norm(found, capture(found, params, rows)[1]))
 
 
 def _mapped(program: Callable, params: Any, data: Any, batch_size: int) -> np.ndarray:

@@ -1,0 +1,123 @@
+"""Token scores against brute force: a token's own gradient formed in plain JAX, one at a time."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import uimjax as uj
+from uimjax import sketch as sketching
+from uimjax.errors import ShapeError, TapError, UsageError
+from uimjax.interpret import trace
+from uimjax.interpret.base import Method, Scores
+from uimjax.interpret.positions import token_scores
+from uimjax.interpret.trajectory import over_checkpoints
+from uimjax.models.decoder import Shape, build_decoder
+from uimjax.rows import example_spec
+from uimjax.sketch import Sketch
+from uimjax.taps import sites
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    rng, tmp_path = np.random.default_rng(0), tmp_path_factory.mktemp("index")
+    task, params = build_decoder(Shape(vocabulary=13, length=7, layers=1, width=8, heads=2, kv_heads=1), 0)
+    tokens = rng.integers(13, size=(12, 7)).astype(np.int32)
+    data = {"tokens": tokens, "counted": (np.arange(7) < rng.integers(3, 8, size=(12, 1))).astype(np.float32)}
+    index = uj.build_index(task, params, data, tmp_path / "i", sketch=Sketch(5, seed=2), batch_size=4)
+    query = jax.tree.map(lambda x: x[:2], data)
+    f = uj.Measurement("f", lambda p, q: -jnp.sum(task.loss(p, q)))
+    return task, params, data, index, f, query
+
+
+@pytest.mark.parametrize("name", ["grad_dot", "grad_cos", "retain_cos", "logra", "trackstar"])
+def test_the_shares_of_a_row_add_up_to_its_score(made, name):
+    task, params, data, index, f, query = made
+    asked = trace.ask(index, task, params, data, f, query, name, retain=jax.tree.map(lambda x: x[5:8], data))
+    shares = token_scores(asked, task, params, data, batch_size=5)
+    want = trace.score_all(asked).values[:, 0]
+    np.testing.assert_allclose(shares.sum(1), want, rtol=2e-3, atol=2e-4 * np.abs(want).max())
+    assert (shares[data["counted"] == 0] == 0).all()
+
+
+def test_a_share_is_the_product_with_that_tokens_own_gradient(made):
+    task, params, data, index, f, query = made
+    asked = trace.ask(index, task, params, data, f, query, "grad_dot")
+    shares = token_scores(asked, task, params, data)
+    found = sites(task, params, example_spec(data))
+    drawn = sketching.matrices(index.sketch, found)
+
+    def sketched(gradient):
+        from uimjax.taps import Direct
+
+        paths, leaves = zip(*jax.tree_util.tree_flatten_with_path(gradient)[0], strict=True)
+        names = [jax.tree_util.keystr(p, simple=True, separator="/") for p in paths]
+        factors = {n: (Direct(leaf[None]),) for n, leaf in zip(names, leaves, strict=True)}
+        return sketching.rows(found, sketching.project(found, drawn, factors))[0]
+
+    own = jax.jit(jax.grad(lambda p, e, t: task.loss(p, e)[t]))
+    for k, t in [(0, 1), (0, 2), (3, 1), (7, 2)]:
+        gradient = own(params, jax.tree.map(lambda x, k=k: x[k], data), t)
+        want = float(sketched(gradient) @ asked.directions[0])
+        assert shares[k, t] == pytest.approx(want, rel=1e-3, abs=1e-5)
+
+
+def test_lifting_is_the_adjoint_of_sketching(made, rng):
+    task, params, data, *_ = made
+    found = sites(task, params, example_spec(data))
+    gradients = uj.per_example_gradients(task, params, data)
+    for sketch in (Sketch(3), Sketch(100), None):
+        drawn = None if sketch is None else sketching.matrices(sketch, found)
+        from uimjax.taps import Direct
+
+        factors = {n: (Direct(g),) for n, g in gradients.items()}
+        if sketch is None:
+            flat = np.concatenate([np.asarray(gradients[leaf.path]).reshape(12, -1) for leaf in found.used], 1)
+        else:
+            flat = np.asarray(sketching.rows(found, sketching.project(found, drawn, factors)))
+        vector = jnp.asarray(rng.normal(size=(2, flat.shape[1])), jnp.float32)
+        lifted = sketching.lift(found, drawn, vector)
+        for q in range(2):
+            inner = sum(np.asarray(gradients[n]).reshape(12, -1) @ np.asarray(v[q]).ravel() for n, v in lifted.items())
+            np.testing.assert_allclose(inner, flat @ np.asarray(vector[q]), rtol=1e-3, atol=1e-4)
+
+
+def test_what_has_no_tokens_or_no_forward_derivative_is_refused(made, tmp_path):
+    task, params, data, index, f, query = made
+    scalar = uj.Task(lambda p, e: jnp.sum(task.loss(p, e)))
+    asked = trace.ask(index, task, params, data, f, query, "grad_dot")
+    with pytest.raises(ShapeError, match="a loss that returns"):
+        token_scores(asked, scalar, params, data)
+
+    @jax.custom_vjp
+    def same(x):
+        return x
+
+    same.defvjp(lambda x: (x, None), lambda _, g: (g,))
+    backwards = uj.Task(lambda p, e: same(task.loss(p, e)))
+    index = uj.build_index(backwards, params, data, tmp_path / "b", sketch=Sketch(3), batch_size=4)
+    asked = trace.ask(index, backwards, params, data, f, query, "grad_dot")
+    with pytest.raises(TapError, match="differentiate the loss forwards"):
+        token_scores(asked, backwards, params, data)
+
+
+def test_checkpoints_are_averaged_by_learning_rate():
+    a, b = (Scores(np.full((3, 1), v), "grad_cos", "nats") for v in (1.0, 4.0))
+    found = over_checkpoints([a, b], [1.0, 0.5])
+    np.testing.assert_allclose(found.values, 2.0)
+    assert found.method == "grad_cos, 2 checkpoints"
+    assert found.unit.startswith("relative")
+    assert over_checkpoints([a], [0.3]) == a
+    for scores, rates in (([], []), ([a, b], [1.0]), ([a, b], [0.0, 0.0]), ([a, b], [1.0, -1.0])):
+        with pytest.raises(UsageError, match="one positive rate each"):
+            over_checkpoints(scores, rates)
+    with pytest.raises(UsageError, match="several methods"):
+        over_checkpoints([a, b._replace(method="other")], [1, 1])
+
+
+def test_methods_are_values(made):
+    """A method of one's own goes the same way."""
+    task, params, data, index, f, query = made
+    own = Method("own", sketch=index.sketch, normalize="none")
+    one, two = (trace.ask(index, task, params, data, f, query, m) for m in (own, "grad_dot"))
+    np.testing.assert_array_equal(token_scores(one, task, params, data), token_scores(two, task, params, data))

@@ -1,0 +1,76 @@
+"""Scores of the single tokens of a document: which of its tokens' losses made it a proponent.
+
+The score of a row is linear in its gradient, and the gradient of a row is the sum of the gradients of its tokens'
+losses. So the token's share is `-<H^-1 grad f, grad loss_it>`, scaled as the row is, and the shares of a row add up to
+the row's own score. One forward-mode product along the direction gives all T shares of a row; no gradient of a token is
+formed. (What runs *through* position t, the term a_t (x) g_t, is another thing: it mixes the losses of later tokens.)
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from uimjax import rows as row
+from uimjax import sketch as sketching
+from uimjax.errors import ShapeError, TapError
+from uimjax.interpret import base
+from uimjax.interpret.trace import Asked
+from uimjax.sketch import Sketch
+from uimjax.taps import Sites
+from uimjax.task import Task
+
+
+def token_scores(asked: Asked, task: Task, params: Any, documents: Any, batch_size: int = 64) -> np.ndarray:
+    """`[N, T]`: each token's share of its row's score for a question made ready (its first direction).
+
+    `documents` are rows like the training rows; `task.loss` must return `[T]`. Summed over T: the row's own score.
+
+    Raises:
+        ShapeError: the loss is a scalar. TapError: the loss has no forward-mode derivative.
+    """
+    found = base.training_sites(task, params, documents, check=False)
+    if not found.program.out_avals[0].shape:
+        raise ShapeError("the task's loss is one number a row; token scores need a loss that returns [T]")
+    drawn = base.drawn_matrices(found, asked.held.sketch)
+    program = _program(task, found, asked.held.sketch)
+    parts = []
+    for batch in row.batches(documents, batch_size):
+        try:
+            shares, rows = program(params, batch.rows, drawn, asked.directions[:1])
+        except TypeError as error:
+            raise TapError(
+                f"token scores differentiate the loss forwards, and it does not allow that: {error}"
+            ) from error
+        norms = jnp.linalg.norm(rows, axis=1)
+        unit = rows / jnp.maximum(norms, 1e-30)[:, None]
+        scale = base.row_scale(asked.method, asked.inverse, unit, norms) / jnp.maximum(norms, 1e-30)
+        parts.append(np.asarray(shares * scale[:, None])[: int(batch.mask.sum())])
+    return np.concatenate(parts)
+
+
+@functools.lru_cache(maxsize=16)
+def _program(task: Task, found: Sites, sketch: Sketch | None):
+    """Compiled `(params, rows, drawn, direction [1, D]) -> (shares [B, T], sketched rows [B, D])`."""
+    gradients = base.row_program(found, found, sketch)
+
+    def program(params: Any, rows: Any, drawn: Any, direction: Any):
+        lifted = sketching.lift(found, drawn, direction)
+        leaves, tree = jax.tree_util.tree_flatten_with_path(params)
+
+        def tangent(path: Any, leaf: Any):
+            name = jax.tree_util.keystr(path, simple=True, separator="/") or "params"
+            if name in lifted:
+                return lifted[name][0].astype(leaf.dtype)
+            return np.zeros(leaf.shape, jax.dtypes.float0 if leaf.dtype.kind not in "fV" else leaf.dtype)
+
+        along = jax.tree.unflatten(tree, [tangent(path, leaf) for path, leaf in leaves])
+
+        def one(example: Any):
+            return jax.jvp(lambda p: task.loss(p, example), (params,), (along,))[1]
+
+        return jax.vmap(one)(rows), gradients(params, rows, drawn)[1]
+
+    return jax.jit(program)
