@@ -8,14 +8,37 @@ import numpy as np
 from uimjax.errors import UsageError
 
 SEEDS = 3  # least repetitions for a verdict
-ORACLE, TRACED, RANDOM, UTILITY = 0.8, 0.9, 0.2, 0.01  # gates: mitigate by design, frozen before any run
+ORACLE, TRACED, RANDOM = 0.8, 0.9, 0.2  # gates: mitigate by design, frozen before any run
+
+
+class Utility(NamedTuple):
+    """What a fix may cost elsewhere: at most `most`, in points of a rate, or as a share of a loss's rise."""
+
+    name: str
+    most: float
+    is_loss: bool = False
+
+    def cost(self, before: float, after: float) -> float:
+        return after / before - 1.0 if self.is_loss else before - after
+
+    def says(self, cost: float) -> str:
+        return (
+            f"the {self.name} rises by {cost:.1%}"
+            if self.is_loss
+            else f"it costs {100 * cost:.1f} points of {self.name}"
+        )
+
+
+ACCURACY = Utility("accuracy", 0.01)
+HELD_OUT_LOSS = Utility("loss on clean held-out text", 0.02, is_loss=True)
 
 
 class Outcome(NamedTuple):
-    """One edit carried out: the probe and the utility after it."""
+    """One edit carried out: the probe and the utility after it, and what is reported beside them."""
 
     probe: float
     utility: float
+    also: dict[str, float] | None = None
 
 
 class Verdict(NamedTuple):
@@ -42,6 +65,7 @@ def judge(
     traced: Sequence[Outcome],
     oracle: Sequence[Outcome],
     random: Sequence[Outcome],
+    kind: Utility = ACCURACY,
 ) -> Verdict:
     """Weigh the arms. Without a random control, or with fewer than three repetitions, nothing is called fixed.
 
@@ -66,11 +90,11 @@ def judge(
         spread=float(np.std([o.probe for o in traced])),
         utility_before=before.utility,
         utility_after=utility,
-        says=_says(gap, closed, before.utility - utility, min(len(traced), len(oracle), len(random))),
+        says=_says(gap, closed, kind, kind.cost(before.utility, utility), min(len(traced), len(oracle), len(random))),
     )
 
 
-def _says(gap: float, closed: Sequence[float], loss: float, repeats: int) -> str:
+def _says(gap: float, closed: Sequence[float], kind: Utility, cost: float, repeats: int) -> str:
     traced, oracle, random = closed
     if gap < 0.1:
         return "no failure to fix: the probe is within 0.1 of the clean twin"
@@ -82,6 +106,6 @@ def _says(gap: float, closed: Sequence[float], loss: float, repeats: int) -> str
         return f"not fixed: even the planted rows close only {oracle:.0%} of the gap"
     if traced < TRACED * oracle:
         return f"not fixed: the traced rows close {traced:.0%} of the gap, the planted ones {oracle:.0%}"
-    if loss > UTILITY:
-        return f"not fixed: it costs {100 * loss:.1f} points of utility"
+    if cost > kind.most:
+        return f"not fixed: {kind.says(cost)}"
     return "fixed"

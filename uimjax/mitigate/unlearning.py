@@ -80,23 +80,28 @@ def _program(task: Task, choice: Unlearning):
         return jax.vmap(lambda r: jnp.sum(task.loss(params, r)))(jax.tree.map(lambda x: x[ids], data))
 
     def program(params, data, forget, retain, key):
-        def step(carry, now):
-            (current, state), (key, gamma) = carry, now
+        reference = jax.lax.map(lambda i: nll(params, data, i[None])[0], forget, batch_size=choice.batch_size)
+
+        def step(carry, key, forgetting):
+            current, state = carry
             one, two = jax.random.split(key)
-            bad = jax.random.choice(one, forget, (choice.batch_size,))
             good = jax.random.choice(two, retain, (choice.retain_size,))
-            reference = nll(params, data, bad)
 
             def total(current):
-                forgotten = forget_loss(nll(current, data, bad), reference, choice.beta).mean()
-                return gamma * forgotten + choice.alpha * nll(current, data, good).mean()
+                kept = choice.alpha * nll(current, data, good).mean()
+                if not forgetting:
+                    return kept
+                k = jax.random.choice(one, len(forget), (choice.batch_size,))
+                return (
+                    kept + choice.gamma * forget_loss(nll(current, data, forget[k]), reference[k], choice.beta).mean()
+                )
 
             updates, state = optimizer.update(jax.grad(total)(current), state, current)
             return (optax.apply_updates(current, updates), state), None
 
-        total_steps = choice.steps + choice.heal_steps
-        gammas = jnp.where(jnp.arange(total_steps) < choice.steps, choice.gamma, 0.0)
-        keys = jax.random.split(key, total_steps)
-        return jax.lax.scan(step, (params, optimizer.init(params)), (keys, gammas))[0][0]
+        keys = jax.random.split(key, choice.steps + choice.heal_steps)
+        carry = params, optimizer.init(params)
+        carry = jax.lax.scan(functools.partial(step, forgetting=True), carry, keys[: choice.steps])[0]
+        return jax.lax.scan(functools.partial(step, forgetting=False), carry, keys[choice.steps :])[0][0]
 
     return jax.jit(program)
