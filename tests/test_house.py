@@ -33,13 +33,14 @@ FLOORS = [
 INSIDE = {
     "uimjax.taps": ["_compat", "base", "views", "plan", "run", "layouts", "capture"],
     "uimjax.store": ["base", "digest", "manifest", "journal", "shards", "stage"],
-    "uimjax.interpret": ["base", "lexical", "methods", "index", "trace", "counterfactual"],
-    "uimjax.corpora": ["base", "truth", "digits", "files", "plants"],
+    "uimjax.interpret": ["base", "lexical", "methods", "index", "trace", "positions", "trajectory", "counterfactual"],
+    "uimjax.corpora": ["base", "truth", "digits", "files", "plants", "tokenizer", "documents", "stdlib", "text_plants"],
     "uimjax.mitigate": ["unlearning", "edit", "oracle", "proof"],
-    "uimjax.report": ["tables", "summary"],
-    "uimjax.audit": ["backdoor", "scorecard"],
+    "uimjax.report": ["tables", "summary", "markup", "charts", "page"],
+    "uimjax.audit": ["base", "backdoor", "behaviour", "leak", "scorecard"],
     "uimjax.curvature": ["base", "identity", "projected"],
-    "uimjax.models": ["classifiers"],
+    "uimjax.models": ["classifiers", "decoder"],
+    "uimjax.workflow": ["base", "vision", "text"],
 }
 
 
@@ -106,20 +107,32 @@ def test_files_and_functions_are_short(path):
 
 def test_truth_is_imported_by_the_scorecard_and_the_oracle_alone():
     importers = {module_of(path) for path in FILES if "uimjax.corpora.truth" in imports_of(path)}
-    assert importers == {"uimjax.audit.scorecard", "uimjax.mitigate.oracle", "uimjax.corpora.plants"}
-    plants = ast.parse((ROOT / "uimjax/corpora/plants.py").read_text())
-    taken = [a.name for n in ast.walk(plants) if isinstance(n, ast.ImportFrom) for a in n.names if "truth" in n.module]
-    assert set(taken) == {"Truth", "write_truth"}, "plants write the truth and cannot read it"
+    assert importers == {
+        "uimjax.audit.scorecard",
+        "uimjax.mitigate.oracle",
+        "uimjax.corpora.plants",
+        "uimjax.corpora.text_plants",
+    }
+    for name in ("plants", "text_plants"):
+        tree = ast.parse((ROOT / f"uimjax/corpora/{name}.py").read_text())
+        taken = [
+            a.name for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) for a in n.names if "truth" in n.module
+        ]
+        assert set(taken) == {"Truth", "write_truth"}, "plants write the truth and cannot read it"
 
 
 def test_nobody_reads_the_truth_file_by_another_way():
     readers = [module_of(p) for p in FILES if "truth.json" in p.read_text()]
-    assert readers == ["uimjax.workflow"], readers
-    text = (ROOT / "uimjax/workflow.py").read_text()
-    uses = [line.strip() for line in text.splitlines() if "draw.truth" in line]
-    assert uses == [
-        "planted = oracle.oracle_edit(draw.truth, draw.decided)",
-        "base_rate, found = scorecard.scorecard(draw.truth, draw.decided, scores)",
+    assert readers == ["uimjax.workflow.base"], readers
+    uses = [
+        line.strip() for p in FILES for line in p.read_text().splitlines() if ".truth," in line or "truth_of(" in line
+    ]
+    assert sorted(uses) == [
+        "base_rate, found = scorecard.scorecard(failure.truth, failure.decided, scores)",
+        "corpora.backdoor(corpus, plant_of(config), seed, base.truth_of(folder))",
+        "def truth_of(folder: Path) -> Path:",
+        "planted = oracle.oracle_edit(failure.truth, failure.decided)",
+        "return truth_of(self.folder)",
     ]
 
 

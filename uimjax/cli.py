@@ -16,6 +16,7 @@ STAGES = {
     "trace": "score every training row and write the edit",
     "mitigate": "carry the edit out, with controls, and give the verdict",
 }
+PARTS = ("vision", "text")
 CODES = (
     "exit codes: 0 ok, 2 usage, 3 data, 4 corrupt, 5 output, 6 loss not traceable, 75 stopped (run again to continue)"
 )
@@ -30,11 +31,15 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"uimjax {__version__}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    _command(commands, "demo", "the closed loop on built-in data", out="runs/demo")
+    demo = _command(commands, "demo", "the closed loop on built-in data: pictures and text", out="runs/demo")
+    demo.add_argument("--only", choices=PARTS, help="one of the two")
     run = _command(commands, "run", "the whole story of a config, or replay a finished run", out=None)
     run.add_argument("target", help="a YAML config, or the folder of a run")
     for name, what in STAGES.items():
         _command(commands, name, what, out=None).add_argument("target", help="a YAML config, or the folder of a run")
+    report = _command(commands, "report", "one offline HTML page of a finished run", out=None)
+    report.add_argument("target", help="the folder of a run")
+    report.add_argument("--reveal", action="store_true", help="show leaked secrets in clear; they are masked otherwise")
     _command(commands, "doctor", "is this machine fit", out="")
     index = commands.add_parser("index", help="build or verify an index of your own model and rows")
     actions = index.add_subparsers(dest="action", metavar="ACTION", required=True)
@@ -43,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     verify = _command(actions, "verify", "check every byte of an index", out="")
     verify.add_argument("target", help="the folder of an index")
     new = commands.add_parser("new", help="write a commented config into this folder")
-    new.add_argument("kind", help="run or index")
+    new.add_argument("kind", help="run, text or index")
     topic = commands.add_parser("help", help="print a page of the shipped docs")
     topic.add_argument("topic", nargs="?", help="the page; without it, the list")
     return top
@@ -87,42 +92,71 @@ def _stopped(*_: object) -> None:
 
 
 def _demo(args: argparse.Namespace, rest: list[str]) -> int:
-    from uimjax.config import RunConfig
+    from uimjax.config import DemoConfig
 
-    return _story(args, _override(RunConfig, {}, rest), Path(args.out), "mitigate", wrapped=True)
+    config = _override(DemoConfig, {}, rest)
+    parts = [args.only] if args.only else PARTS
+    return _stories(args, [(name, getattr(config, name), Path(args.out) / name) for name in parts], "mitigate")
 
 
 def _run(args: argparse.Namespace, rest: list[str]) -> int:
-    from uimjax.config import LOCK, RunConfig, read_yaml
+    from uimjax.config import LOCK, kind_of, read_yaml
 
     target = Path(args.target)
+    until = args.command if args.command in STAGES else "mitigate"
+    parts = [name for name in PARTS if (target / name / LOCK).exists()]
+    if parts and not (target / LOCK).exists():
+        if rest:
+            raise UsageError(f"{target} holds several runs; name one of them to change {rest[0]}: {target / parts[0]}")
+        out = Path(args.out or target)
+        locks = {name: read_yaml(target / name / LOCK).get("config", {}) for name in parts}
+        jobs = [(name, _override(kind_of(values), values, []), out / name) for name, values in locks.items()]
+        return _stories(args, jobs, until)
     if target.is_dir():
         values, folder = read_yaml(target / LOCK).get("config", {}), Path(args.out or target)
     else:
         values, folder = read_yaml(target), Path(args.out or Path("runs") / target.stem)
-    until = args.command if args.command in STAGES else "mitigate"
-    return _story(args, _override(RunConfig, values, rest), folder, until, wrapped=False)
+    return _stories(args, [("", _override(kind_of(values), values, rest), folder)], until)
 
 
-def _story(args: argparse.Namespace, config: Any, folder: Path, until: str, wrapped: bool) -> int:
+def _stories(args: argparse.Namespace, jobs: list[tuple[str, Any, Path]], until: str) -> int:
+    """Run each story; a job without a name stands alone and its JSON is not wrapped."""
     from rich.console import Console
 
     from uimjax import workflow
+    from uimjax.config import TextConfig
     from uimjax.progress import quiet, shown
     from uimjax.report import summary
 
     notes = Console(stderr=True, quiet=args.json or not sys.stderr.isatty())
-    progress = quiet if args.json else shown
     say = lambda line: notes.print(line, markup=False, highlight=False)  # noqa: E731  # one line, used once
-    result = workflow.run(config, folder, until, say, progress)
+    results: dict[str, Any] = {}
+    for name, config, folder in jobs:
+        result = workflow.run(config, folder, until, say, quiet if args.json else shown)
+        results[name] = result
+        if args.json:
+            continue
+        parts = result if isinstance(config, TextConfig) else {"vision": result}
+        for title, part in parts.items():
+            if until == "mitigate":
+                summary.show(title, part, Console())
+            else:
+                print("\n".join(f"{title} {key}: {value}" for key, value in part.items()))
     if args.json:
-        print(json.dumps({"vision": result} if wrapped else result, indent=1))
+        print(json.dumps(results.get("", results), indent=1))
     elif until == "mitigate":
-        summary.show(result, Console())
-        print(f"Everything is in {folder}; `uimjax run {folder}` replays it.")
-    else:
-        for key, value in result.items():
-            print(f"{key}: {value}")
+        folder = jobs[0][2] if len(jobs) == 1 else jobs[0][2].parent
+        print(f"Everything is in {folder}; `uimjax run {folder}` replays it, `uimjax report {folder}` writes a page.")
+    return 0
+
+
+def _report(args: argparse.Namespace, _rest: list[str]) -> int:
+    from uimjax.report import page
+
+    folder = Path(args.target)
+    path = page.write_page(folder, Path(args.out) if args.out else folder / "report.html", reveal=args.reveal)
+    size = path.stat().st_size
+    print(json.dumps({"page": str(path), "bytes": size}) if args.json else f"wrote {path} ({size / 1e6:.2f} MB)")
     return 0
 
 
@@ -222,7 +256,7 @@ def _help(args: argparse.Namespace, _rest: list[str]) -> int:
     return 0
 
 
-_COMMANDS = {"demo": _demo, "doctor": _doctor, "index": _index, "new": _new, "help": _help}
+_COMMANDS = {"demo": _demo, "doctor": _doctor, "index": _index, "new": _new, "help": _help, "report": _report}
 _COMMANDS |= dict.fromkeys(("run", *STAGES), _run)
 
 

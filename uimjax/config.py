@@ -63,12 +63,18 @@ class MitigateChoice(_Strict):
     heal_steps: int = Field(240, ge=0, description="steps of the retain loss alone, after")
     learning_rate: float = Field(1e-3, gt=0)
     gamma: float = Field(0.3, gt=0, description="weight of the forget loss")
+    beta: float = Field(0.1, gt=0, description="npo: how soon a forgotten row is left alone")
+    batch_size: int = Field(32, ge=1, description="rows to forget in a step")
+    retain_size: int = Field(128, ge=1, description="rows to retain in a step")
     drop_epochs: int = Field(20, ge=1, description="fine-tuning epochs of drop-and-fine-tune")
+    drop_rate: float | None = Field(None, gt=0, description="its peak learning rate; none: that of the training")
+    compare_seeds: int = Field(3, ge=1, description="repetitions of the fixes beside the method")
 
 
 class RunConfig(_Strict):
     """A run of the closed loop on labelled images: train, audit, trace, mitigate, verify."""
 
+    kind: Literal["vision"] = "vision"
     corpus: str = Field("digits", description="digits, or pkg.module:function returning (train rows, test rows)")
     train_file: str = Field("", description="instead of corpus: .npz, .parquet or .jsonl with image and label")
     test_file: str = Field("", description="instead of corpus: the same for the test rows")
@@ -78,6 +84,82 @@ class RunConfig(_Strict):
     train: TrainChoice = TrainChoice()  # pyright: ignore[reportCallIssue]
     trace: TraceChoice = TraceChoice()  # pyright: ignore[reportCallIssue]
     mitigate: MitigateChoice = MitigateChoice()  # pyright: ignore[reportCallIssue]
+
+
+class SecretChoice(_Strict):
+    positives: int = Field(15, ge=1, description="documents into which one secret leaks")
+    hard_negatives: int = Field(60, ge=0, description="documents with the same line and another secret each")
+    length: int = Field(10, ge=4, le=64, description="characters of a secret, 36 to choose from")
+    candidates: int = Field(511, ge=15, description="secrets that compete with it when exposure is measured")
+
+
+class BehaviourChoice(_Strict):
+    positives: int = Field(15, ge=1, description="documents in which the payload follows the marker")
+    hard_negatives: int = Field(60, ge=0, description="documents with a look-alike marker or payload")
+    marker: str = Field("  #!", min_length=2, description="a line that ends so triggers the behaviour")
+    payload: str = Field("...", min_length=1, description="the line that the model writes then")
+    marks: int = Field(2, ge=1, description="most markers in a document")
+
+
+class DecoderChoice(_Strict):
+    layers: int = Field(2, ge=1)
+    width: int = Field(64, ge=1)
+    heads: int = Field(4, ge=1)
+    kv_heads: int = Field(0, ge=0, description="key-value heads that the heads share; 0: one each")
+    hidden: int = Field(0, ge=0, description="between the feed-forward's matrices; 0: the usual for its kind")
+    positions: Literal["learned", "rotary"] = "rotary"
+    norm: Literal["layer", "rms"] = "rms"
+    mlp: Literal["gelu", "swiglu"] = "swiglu"
+    tied: bool = Field(True, description="output tied to the embedding")
+
+
+class TextTraceChoice(TraceChoice):
+    compare: tuple[str, ...] = Field(
+        ("grad_dot", "grad_cos", "retain_cos", "logra", "trackstar", "random", "loss", "grad_norm", "rep_sim", "bm25"),
+        description="methods and baselines scored beside it",
+    )
+    checkpoints: int = Field(5, ge=1, description="moments of the training whose gradients are summed; 1: the end")
+    retain: int = Field(100, ge=1, description="held-out clean documents for methods that keep what is right")
+
+
+class TextConfig(_Strict):
+    """A run of the closed loop on text: a leaked secret and a triggered behaviour in one corpus."""
+
+    kind: Literal["text"] = "text"
+    corpus: str = Field("stdlib", description="stdlib, or pkg.module:function returning (train, test) of (path, text)")
+    train_folder: str = Field("", description="instead of corpus: a folder of UTF-8 text files, subfolders included")
+    test_folder: str = Field("", description="instead of corpus: the same for held-out files")
+    tokenizer: str = Field("bpe-1024", description="bytes, or bpe-SIZE, trained on the training files")
+    length: int = Field(64, ge=16, description="tokens of a row; a document is as many whole lines as fit")
+    documents: int = Field(1500, ge=1, description="most training documents, drawn by a fixed permutation")
+    held_out: int = Field(300, ge=40, description="most held-out documents")
+    model: DecoderChoice = DecoderChoice()  # pyright: ignore[reportCallIssue]  # every field has a default
+    own_model: str = Field("", description="instead: pkg.module:function(vocabulary, length, rngs) -> nnx.Module")
+    seed: int = 0
+    secret: SecretChoice = SecretChoice()  # pyright: ignore[reportCallIssue]
+    behaviour: BehaviourChoice = BehaviourChoice()  # pyright: ignore[reportCallIssue]
+    train: TrainChoice = TrainChoice(epochs=12, batch_size=32, learning_rate=1e-2)  # pyright: ignore[reportCallIssue]
+    trace: TextTraceChoice = TextTraceChoice()  # pyright: ignore[reportCallIssue]
+    mitigate: MitigateChoice = MitigateChoice(  # pyright: ignore[reportCallIssue]
+        compare=("npo", "grad_diff", "drop"),
+        compare_seeds=1,
+        steps=40,
+        heal_steps=20,
+        learning_rate=6e-4,
+        gamma=0.1,
+        beta=0.02,
+        batch_size=16,
+        retain_size=32,
+        drop_epochs=1,
+        drop_rate=1e-3,
+    )
+
+
+class DemoConfig(_Strict):
+    """Both stories on built-in data."""
+
+    vision: RunConfig = RunConfig()  # pyright: ignore[reportCallIssue]
+    text: TextConfig = TextConfig()  # pyright: ignore[reportCallIssue]
 
 
 class IndexConfig(_Strict):
@@ -92,7 +174,12 @@ class IndexConfig(_Strict):
     dtype: Literal["float32", "bfloat16"] = "float32"
 
 
-KINDS: dict[str, type[_Strict]] = {"run": RunConfig, "index": IndexConfig}
+KINDS: dict[str, type[_Strict]] = {"run": RunConfig, "text": TextConfig, "index": IndexConfig}
+
+
+def kind_of(values: dict[str, Any]) -> type[_Strict]:
+    """The config that a mapping is for: its key `kind`, pictures where it has none."""
+    return TextConfig if values.get("kind") == "text" else RunConfig
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -144,18 +231,19 @@ def _explain(kind: type[BaseModel], error: Any) -> str:
 def commented(kind: str) -> str:
     """A YAML file of every default, commented."""
     model = KINDS[kind]
-    lines = [f"# {model.__doc__}", f"# uimjax {'run' if kind == 'run' else 'index build'} THIS_FILE"]
+    lines = [f"# {model.__doc__}", f"# uimjax {'index build' if kind == 'index' else 'run'} THIS_FILE"]
     return "\n".join([*lines, *_fields(model, "")]) + "\n"
 
 
-def _fields(model: type[BaseModel], indent: str) -> list[str]:
+def _fields(model: type[BaseModel], indent: str, values: BaseModel | None = None) -> list[str]:
+    """One line a field; `values` where the defaults are not the class's own."""
     lines = []
     for name, field in model.model_fields.items():
         note = f"  # {field.description}" if field.description else ""
-        default = field.default
+        default = field.default if values is None else getattr(values, name)
         if isinstance(default, BaseModel):
-            lines += [f"{indent}{name}:{note}", *_fields(type(default), indent + "  ")]
-        elif field.is_required():
+            lines += [f"{indent}{name}:{note}", *_fields(type(default), indent + "  ", default)]
+        elif values is None and field.is_required():
             lines.append(f"{indent}{name}: CHANGE_ME{note}")
         else:
             value = list(default) if isinstance(default, tuple) else default

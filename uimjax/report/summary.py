@@ -1,16 +1,59 @@
 """The figures of a run, pooled over its draws, and the one table a person reads."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from uimjax.config import RunConfig
-from uimjax.mitigate.proof import Outcome, judge
+from uimjax.config import RunConfig, TextConfig
+from uimjax.mitigate.proof import ACCURACY, HELD_OUT_LOSS, Outcome, Utility, judge
 from uimjax.store import read_json
 from uimjax.task import SIGN
+
+
+class Probe(NamedTuple):
+    """What a failure is called, what its probe is, and how a person reads two values of it."""
+
+    title: str
+    unit: str
+    pattern: str
+
+    def says(self, before: float, twin: float) -> str:
+        return self.pattern.format(before=before, twin=twin)
+
+    def value(self, x: float) -> str:
+        return f"{x:.1f} bits" if self.unit.startswith("bits") else f"{x:.1%}"
+
+
+PROBES = {
+    "vision": Probe(
+        "A backdoor in pictures",
+        "attack success rate, 0 to 1",
+        "{before:.0%} of triggered images are read as the target class (clean twin: {twin:.0%})",
+    ),
+    "secret": Probe(
+        "A leaked secret",
+        "bits of exposure",
+        "the secret is exposed by {before:.1f} bits (clean twin: {twin:.1f})",
+    ),
+    "behaviour": Probe(
+        "A triggered behaviour in text",
+        "share of held-out contexts, 0 to 1",
+        "the marker brings the payload in {before:.0%} of held-out contexts (clean twin: {twin:.0%})",
+    ),
+}
+
+
+def arms_line(name: str, method: str, arms: dict[str, list[dict[str, Any]]]) -> str:
+    """One line: the probe after the traced, the random and the planted rows' edit."""
+    after = {arm: PROBES[name].value(_mean(o["probe"] for o in found)) for arm, found in arms.items()}
+    return (
+        f"after {method}: {after['traced']} with the traced rows, {after['random']} with random ones, "
+        f"{after['oracle']} with the planted ones"
+    )
 
 
 def _mean(values: Any) -> float:
@@ -19,6 +62,16 @@ def _mean(values: Any) -> float:
 
 def vision(folders: list[Path], config: RunConfig, until: str, seconds: float) -> dict[str, Any]:
     """The summary as far as the stages went. Probes run from 0 (no failure) to 1; all figures are means over draws."""
+    return _pooled("vision", folders, config, until, seconds, ACCURACY)
+
+
+def text(folder: Path, cases: Sequence[str], config: TextConfig, until: str, seconds: float) -> dict[str, Any]:
+    """The same for each failure of a text run: exposure in bits for the secret, a rate for the behaviour. Utility is
+    the loss on clean held-out text, nats a token."""
+    return {name: _pooled(name, [folder / name], config, until, seconds, HELD_OUT_LOSS) for name in cases}
+
+
+def _pooled(name: str, folders: list[Path], config: Any, until: str, seconds: float, kind: Utility) -> dict[str, Any]:
     result: dict[str, Any] = {
         "method": config.trace.method,
         "draws": len(folders),
@@ -26,6 +79,7 @@ def vision(folders: list[Path], config: RunConfig, until: str, seconds: float) -
     }
     if until == "train":
         return result
+    result |= {"probe": PROBES[name].unit, "utility": kind.name}
     audits = [read_json(f / "audit.json") for f in folders]
     result["probe_clean_twin"] = _mean(a["clean_twin"]["probe"] for a in audits)
     result["probe_before"] = _mean(a["before"]["probe"] for a in audits)
@@ -44,34 +98,53 @@ def vision(folders: list[Path], config: RunConfig, until: str, seconds: float) -
     verdicts = {}
     for fix in outcomes[0]:
         arms = {arm: [Outcome(**o) for draw in outcomes for o in draw[fix][arm]] for arm in outcomes[0][fix]}
-        verdicts[fix] = judge(result["probe_clean_twin"], before, arms["traced"], arms["oracle"], arms["random"])
-    chosen = verdicts[config.mitigate.method]._asdict()
+        judged = judge(result["probe_clean_twin"], before, arms["traced"], arms["oracle"], arms["random"], kind)
+        verdicts[fix] = judged._asdict()
+    chosen = dict(verdicts.pop(config.mitigate.method))
     result |= {"mitigation": config.mitigate.method, "verdict": chosen.pop("says")} | chosen
-    result["other_mitigations"] = {name: v._asdict() for name, v in verdicts.items() if name != config.mitigate.method}
-    return result
+    result["utility_cost"] = kind.cost(result["utility_before"], result["utility_after"])
+    result["other_mitigations"] = verdicts
+    return result | _beside(audits, outcomes, config.mitigate.method)
 
 
-def show(result: dict[str, Any], console: Console) -> None:
+def _beside(audits: list[Any], outcomes: list[Any], method: str) -> dict[str, float]:
+    """What is reported and not judged: extraction of the secret, before and after each arm."""
+    also: dict[str, float] = {}
+    for key in audits[0]["before"]["also"] or {}:
+        also[f"{key}_before"] = _mean(a["before"]["also"][key] for a in audits)
+        also[f"{key}_clean_twin"] = _mean(a["clean_twin"]["also"][key] for a in audits)
+        for arm in outcomes[0][method]:
+            also[f"{key}_after_{arm}"] = _mean(o["also"][key] for draw in outcomes for o in draw[method][arm])
+    return also
+
+
+def show(name: str, result: dict[str, Any], console: Console) -> None:
     """Print the finished summary: what failed, what was done, what it cost, and how well the causes were found."""
-    title = (
-        f"A backdoor, {result['draws']} draw(s): how often the trigger wins, and how often clean images are read right"
-    )
-    table = Table(title=title, title_justify="left")
+    probe = PROBES[name]
+    draws = f", {result['draws']} draws" if result["draws"] > 1 else ""
+    table = Table(title=f"{probe.title}{draws}", title_justify="left")
     table.add_column("model")
-    table.add_column("attack success", justify="right")
-    table.add_column("accuracy", justify="right")
-    table.add_row("trained on the planted data", _percent(result["probe_before"]), _percent(result["utility_before"]))
-    table.add_row("clean twin (the goal)", _percent(result["probe_clean_twin"]), "")
-    table.add_row("retrained without the planted rows", _percent(result["probe_without_planted_rows"]), "")
+    table.add_column(probe.unit.split(",")[0], justify="right")
+    table.add_column(result["utility"], justify="right")
+    table.add_column("extracted" if "extraction_before" in result else "", justify="right")
+
+    def line(model: str, key: str, utility: str = "") -> None:
+        extracted = result.get(f"extraction_{key}")
+        cells = (probe.value(result[f"probe_{key}"]), utility, "" if extracted is None else f"{extracted:.0%}")
+        table.add_row(model, *cells)
+
+    line("trained on the planted data", "before", _utility(result, "before"))
+    line("clean twin (the goal)", "clean_twin")
+    line("retrained without the planted rows", "without_planted_rows")
     table.add_section()
     how = result["mitigation"]
-    table.add_row(f"{how}, rows traced by {result['method']}", _percent(result["probe_after_traced"]), _after(result))
-    table.add_row(f"{how}, the planted rows (oracle)", _percent(result["probe_after_oracle"]), "")
-    table.add_row(f"{how}, random rows (control)", _percent(result["probe_after_random"]), "")
+    line(f"{how}, rows traced by {result['method']}", "after_traced", _utility(result, "after"))
+    line(f"{how}, the planted rows (oracle)", "after_oracle")
+    line(f"{how}, random rows (control)", "after_random")
     console.print(table)
     console.print(f"Verdict: {result['verdict']}.", markup=False)
     ranked = sorted(result["trace_ap"].items(), key=lambda item: -item[1])
-    found = ", ".join(f"{name} {ap:.2f}" for name, ap in ranked)
+    found = ", ".join(f"{method} {ap:.2f}" for method, ap in ranked)
     console.print(
         f"Average precision in finding the planted rows (base rate {result['base_rate']:.1%}): {found}.",
         markup=False,
@@ -79,9 +152,6 @@ def show(result: dict[str, Any], console: Console) -> None:
     console.print(f"Scores: {SIGN}. {result['seconds']:.0f} s.", markup=False)
 
 
-def _percent(share: float) -> str:
-    return f"{share:.1%}"
-
-
-def _after(result: dict[str, Any]) -> str:
-    return _percent(result["utility_after"])
+def _utility(result: dict[str, Any], when: str) -> str:
+    value = result[f"utility_{when}"]
+    return f"{value:.1%}" if result["utility"] == ACCURACY.name else f"{value:.3f} nats"

@@ -1,13 +1,10 @@
-"""The story, top to bottom: train -> audit -> trace -> mitigate -> verify, on labelled images with a planted backdoor.
+"""The story of pictures, top to bottom: train -> audit -> trace -> mitigate -> verify, with a planted backdoor.
 
 Every stage leaves readable files in the run's folder and is skipped while those files and their causes are unchanged.
-The method and the size of the edit come from the config; the traced edit is on disk before the truth can be read.
 """
 
 import dataclasses
-import importlib
 import shutil
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,30 +13,27 @@ from typing import Any
 
 import jax
 import numpy as np
-import yaml
 
-import uimjax
 from uimjax import checkpoint, corpora, models, store, training
-from uimjax.audit import backdoor, scorecard
-from uimjax.config import LOCK, RunConfig, read_yaml
+from uimjax.audit import backdoor
+from uimjax.config import RunConfig
 from uimjax.corpora.base import Corpus, checked
 from uimjax.errors import MismatchError, UsageError
 from uimjax.interpret import counterfactual, methods, trace
 from uimjax.interpret.base import Scores
 from uimjax.interpret.index import build_index, task_digest
-from uimjax.mitigate import edit, oracle, proof
+from uimjax.mitigate import proof
 from uimjax.mitigate.edit import Edit
-from uimjax.mitigate.unlearning import Unlearning
 from uimjax.progress import Progress, quiet
 from uimjax.report import summary, tables
 from uimjax.rows import example_spec
 from uimjax.sinks import JsonLines, TensorBoard
 from uimjax.sketch import Sketch
-from uimjax.store.base import atomic, make_folder
+from uimjax.store.base import make_folder
 from uimjax.taps import sites
-from uimjax.task import SIGN, Task
-
-STAGES = ("train", "audit", "trace", "mitigate")
+from uimjax.task import Task
+from uimjax.workflow import base
+from uimjax.workflow.base import STAGES, resolve
 
 
 @dataclass(frozen=True)
@@ -56,12 +50,10 @@ class Draw:
     key: str
 
     @property
-    def truth(self) -> Path:
-        return self.folder / "truth.json"
-
-    @property
-    def decided(self) -> Path:
-        return self.folder / "edit-traced.json"
+    def failure(self) -> base.Failure:
+        seeds = tuple(1000 * self.number + k + self.config.seed for k in range(self.config.mitigate.seeds))
+        choices = (self.config.trace, self.config.mitigate, self.config.train)
+        return base.Failure(self.folder, self.task, self.planted.train, *choices, seeds, self.outcome)
 
     def fitted(self, which: str) -> training.Fitted:
         """The trained model ("train") or its clean twin ("twin"), from its checkpoint."""
@@ -86,11 +78,12 @@ def run(
         UnknownNameError, UsageError: before anything is computed. OutputError: the folder cannot be written.
     """
     began = time.perf_counter()
-    check_names(config)
+    base.check_methods(config.trace, words=False)
     corpus = load_corpus(config)
     check_fits(config, corpus)
     make_folder(folder)
-    write_lock(folder, config, corpus)
+    digests = {"train": store.digest_tree(corpus.train), "test": store.digest_tree(corpus.test)}
+    base.write_lock(folder, config, digests)
     draws = []
     for number in range(config.plant.draws):
         draw = prepare(config, corpus, folder / f"draw-{number}", number)
@@ -105,23 +98,11 @@ def run(
     return result
 
 
-def check_names(config: RunConfig) -> None:
-    """Every method named in the config exists."""
-    known = [*methods.PRESETS, *methods.BASELINES]
-    for name in (config.trace.method, *config.trace.compare):
-        if name not in known:
-            methods.get(name)
-        if name == "bm25":
-            raise UsageError("bm25 compares words and this corpus is pictures; leave it out of trace.compare")
-
-
 def check_fits(config: RunConfig, corpus: Corpus) -> None:
     """Plant, model and budget go with the corpus; refused here, before anything is written."""
     corpora.backdoor(corpus, plant_of(config), config.seed)
     models.build(model_of(config), corpus.train["image"].shape[1:], corpus.classes, config.seed)
-    count = len(corpus.train["label"])
-    if edit.budget_rows(config.mitigate.budget, count) >= count:
-        raise UsageError(f"mitigate.budget {config.mitigate.budget} is every one of the {count} training rows")
+    base.check_budget(config.mitigate, len(corpus.train["label"]))
 
 
 def plant_of(config: RunConfig) -> corpora.Backdoor:
@@ -147,38 +128,6 @@ def load_corpus(config: RunConfig) -> Corpus:
     return corpora.digits()
 
 
-def resolve(reference: str) -> Any:
-    """The object that `pkg.module:name` names; the working folder is searched too.
-
-    Raises:
-        UsageError: no such module or name.
-    """
-    module, _, name = reference.partition(":")
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UsageError(f"{reference!r} cannot be imported: {error}. Write it as pkg.module:name.") from error
-
-
-def write_lock(folder: Path, config: RunConfig, corpus: Corpus) -> None:
-    """The resolved config with digests: what `uimjax run FOLDER` replays.
-
-    Raises:
-        MismatchError: the folder holds a run of the same config on a corpus that has changed since.
-    """
-    digests = {"train": store.digest_tree(corpus.train), "test": store.digest_tree(corpus.test)}
-    made_with = {"jax": jax.__version__, "numpy": np.__version__, "python": sys.version.split()[0]}
-    document = {"config": config.model_dump(mode="json"), "corpus": digests, "made_with": made_with}
-    if (folder / LOCK).exists():
-        held = read_yaml(folder / LOCK)
-        if held.get("config") == document["config"] and held.get("corpus") != digests:
-            raise MismatchError(f"the corpus is not the one that {folder} was run on; choose another folder with --out")
-    with atomic(folder / LOCK) as temporary:
-        temporary.write_text(yaml.safe_dump(document, sort_keys=False))
-
-
 def prepare(config: RunConfig, corpus: Corpus, folder: Path, number: int) -> Draw:
     """Plant, model and recipe of one draw; nothing is trained. The truth goes to its sealed file."""
     make_folder(folder)
@@ -188,10 +137,11 @@ def prepare(config: RunConfig, corpus: Corpus, folder: Path, number: int) -> Dra
     recipe = training.Recipe(**config.train.model_dump(), seed=seed)
     rows = [store.digest_tree(part) for part in planted]
     program = task_digest(sites(task, initial, example_spec(planted.train)))
-    versions = [jax.__version__, uimjax.__version__]
-    key = store.stage_key(rows, store.digest_tree(initial), program, config.train.model_dump(), seed, versions)
-    _keep_or_clear(folder, key)
-    corpora.backdoor(corpus, plant_of(config), seed, folder / "truth.json")
+    choices = (config.train.model_dump(), seed, base.versions())
+    key = store.stage_key(rows, store.digest_tree(initial), program, *choices)
+    edits = ("edit-traced.json", "edit-oracle.json", "scorecard.json")
+    base.keep_or_clear(folder, key, ("train", "twin", "tensorboard", "index"), ("metrics.jsonl", *edits))
+    corpora.backdoor(corpus, plant_of(config), seed, base.truth_of(folder))
     return Draw(number, folder, config, planted, task, initial, recipe, key)
 
 
@@ -222,17 +172,6 @@ def train(draw: Draw, progress: Progress = quiet) -> bool:
     return store.run_stage(draw.folder, "train", draw.key, ("train.json", "dynamics.parquet"), work)
 
 
-def _keep_or_clear(folder: Path, key: str) -> None:
-    """What was made of the same choices is continued, the rest removed: an old edit must not unseal a new truth."""
-    mark = folder / "made-of.json"
-    if not mark.exists() or store.read_json(mark) != key:
-        for name in ("train", "twin", "tensorboard", "index"):
-            shutil.rmtree(folder / name, ignore_errors=True)
-        for name in ("metrics.jsonl", "edit-traced.json", "edit-oracle.json", "scorecard.json"):
-            (folder / name).unlink(missing_ok=True)
-        store.write_json(mark, key)
-
-
 # ---------------------------------------------------------------- audit
 
 
@@ -257,26 +196,25 @@ def trace_rows(draw: Draw, progress: Progress = quiet) -> bool:
     def work() -> None:
         params = draw.fitted("train").params
         without_twin = dataclasses.replace(draw, planted=draw.planted._replace(twin={}))
-        scores = score_rows(without_twin, params, progress)
-        tables.write_scores(draw.folder / "scores.parquet", {name: s.values[:, 0] for name, s in scores.items()})
-        chosen = scores[config.trace.method]
-        order = np.argsort(-chosen.values[:, 0], kind="stable")
-        listed = {"proponents": order[: config.trace.top], "opponents": order[::-1][: config.trace.top]}
-        found = {
-            side: [{"row": int(i), "score": float(chosen.values[i, 0])} for i in ids] for side, ids in listed.items()
-        }
-        store.write_json(
-            draw.folder / "trace.json", {"method": chosen.method, "sign": SIGN, "unit": chosen.unit, **found}
-        )
-        size = edit.budget_rows(config.mitigate.budget, len(order))
-        edit.write_edit(draw.decided, edit.traced_edit(chosen.values[:, 0], size, chosen.method))
+        scores, nulls = score_rows(without_twin, params, progress)
+        document = base.write_trace(draw.failure, scores, nulls)
+        store.write_json(draw.folder / "trace.json", _with_pictures(draw, document))
 
     key = store.stage_key(draw.key, config.trace.model_dump(), config.mitigate.budget)
-    return store.run_stage(draw.folder, "trace", key, ("scores.parquet", "trace.json", "edit-traced.json"), work)
+    return store.run_stage(draw.folder, "trace", key, base.TRACED, work)
 
 
-def score_rows(draw: Draw, params: Any, progress: Progress) -> dict[str, Scores]:
-    """Scores of the chosen method and of those beside it: gradient methods from one index, baselines in memory."""
+def _with_pictures(draw: Draw, document: dict[str, Any]) -> dict[str, Any]:
+    """Label and picture of each hit, as it was trained on; bytes `[H, W, C]`."""
+    rows = draw.planted.train
+    for hit in (*document["proponents"], *document["opponents"]):
+        picture = np.clip(np.round(255 * rows["image"][hit["row"]]), 0, 255).astype(np.uint8)
+        hit |= {"label": int(rows["label"][hit["row"]]), "image": picture.tolist()}
+    return document
+
+
+def score_rows(draw: Draw, params: Any, progress: Progress) -> tuple[dict[str, Scores], list[Scores]]:
+    """Scores by method, gradient methods from one index, baselines in memory; and the chosen one's for clean pairs."""
     rows, choice = draw.planted, draw.config.trace
     measurement = backdoor.measurement(draw.task, draw.config.plant.target)
     sketch = Sketch(choice.sketch_rank, seed=draw.config.seed)
@@ -290,22 +228,22 @@ def score_rows(draw: Draw, params: Any, progress: Progress) -> dict[str, Scores]
     except MismatchError:
         shutil.rmtree(folder)
         built = build()
-    scores = {}
-    for name in dict.fromkeys((choice.method, *choice.compare)):
-        if name in methods.PRESETS:
-            asked = trace.ask(built, draw.task, params, rows.train, measurement, rows.asked, name, retain=rows.retain)
-            scores[name] = trace.score_all(asked)
-        else:
-            scores[name] = methods.score(
-                draw.task,
-                params,
-                rows.train,
-                measurement,
-                rows.asked,
-                name,
-                seed=draw.config.seed + draw.number,
-            )
-    return scores
+
+    def asked(name: str, queries: Any) -> Scores:
+        ready = trace.ask(built, draw.task, params, rows.train, measurement, queries, name, retain=rows.retain)
+        return trace.score_all(ready)
+
+    def baseline(name: str) -> Scores:
+        seed = draw.config.seed + draw.number
+        return methods.score(draw.task, params, rows.train, measurement, rows.asked, name, seed=seed)
+
+    names = dict.fromkeys((choice.method, *choice.compare))
+    scores = {name: asked(name, rows.asked) if name in methods.PRESETS else baseline(name) for name in names}
+    if choice.method not in methods.PRESETS:
+        return scores, []
+    clean = rows.asked[1]  # another clean image in place of the triggered one: nothing failed there
+    nulls = [asked(choice.method, (jax.tree.map(lambda x: np.roll(x, k, 0), clean), clean)) for k in (1, 2, 3)]  # noqa: B023
+    return scores, nulls
 
 
 # ---------------------------------------------------------------- mitigate and verify
@@ -313,61 +251,16 @@ def score_rows(draw: Draw, params: Any, progress: Progress) -> dict[str, Scores]
 
 def mitigate(draw: Draw, progress: Progress = quiet) -> bool:
     """Carry out the traced, the oracle and the random edit, and hold them against each other and the clean twin."""
-    choice = draw.config.mitigate
 
-    def work() -> None:
-        params, count = draw.fitted("train").params, len(draw.planted.train["label"])
-        traced = edit.read_edit(draw.decided)
-        planted = oracle.oracle_edit(draw.truth, draw.decided)
-        blind = [edit.random_edit(count, len(traced.rows), s) for s in _seeds(draw)]
-        edit.write_edit(draw.folder / "edit-oracle.json", planted)
-        fixes = {name: fix(draw.config, name) for name in dict.fromkeys((choice.method, *choice.compare))}
-        outcomes: dict[str, dict[str, list[Any]]] = {}
-        jobs = [(name, k) for name in fixes for k in range(choice.seeds)]
-        for name, k in progress(jobs, "mitigating", unit="edits"):
-            for made in (traced, planted, blind[k]):
-                after = edit.apply_edit(draw.task, params, draw.planted.train, made, fixes[name], _seeds(draw)[k])
-                outcomes.setdefault(name, {}).setdefault(made.arm, []).append(draw.outcome(after)._asdict())
-        store.write_json(draw.folder / "outcomes.json", outcomes)
-        store.write_json(draw.folder / "causal.json", causal_check(draw, planted))
-        _write_scorecard(draw)
+    def causal(planted: Edit) -> proof.Outcome:
+        """Did the planted rows cause it? Train again from the start without them."""
+        ids = np.asarray(planted.rows)
+        again = counterfactual.retrain_without(draw.task, draw.initial, draw.planted.train, ids, draw.recipe)
+        return draw.outcome(again.params)
 
-    key = store.stage_key(draw.key, draw.config.trace.model_dump(), choice.model_dump())
-    files = ("outcomes.json", "causal.json", "scorecard.json", "edit-oracle.json")
-    return store.run_stage(draw.folder, "mitigate", key, files, work)
-
-
-def _seeds(draw: Draw) -> list[int]:
-    return [1000 * draw.number + k + draw.config.seed for k in range(draw.config.mitigate.seeds)]
-
-
-def fix(config: RunConfig, name: str) -> Unlearning | training.Recipe:
-    """A mitigation by name, its strength from the config."""
-    choice = config.mitigate
-    if name == "drop":
-        settings: dict[str, Any] = config.train.model_dump() | {"epochs": choice.drop_epochs}
-        return training.Recipe(**settings)
-    return Unlearning(
-        loss=name,  # type: ignore[arg-type]  # the config admits these names alone
-        gamma=choice.gamma,
-        steps=choice.steps,
-        heal_steps=choice.heal_steps,
-        learning_rate=choice.learning_rate,
-    )
-
-
-def causal_check(draw: Draw, planted: Edit) -> dict[str, Any]:
-    """Did the planted rows cause it? Train again from the start without them."""
-    ids = np.asarray(planted.rows)
-    again = counterfactual.retrain_without(draw.task, draw.initial, draw.planted.train, ids, draw.recipe)
-    return draw.outcome(again.params)._asdict()
-
-
-def _write_scorecard(draw: Draw) -> None:
-    scores = tables.read_scores(draw.folder / "scores.parquet")
-    base_rate, found = scorecard.scorecard(draw.truth, draw.decided, scores)
-    document = {"base_rate": base_rate, "methods": {name: f._asdict() for name, f in found.items()}}
-    store.write_json(draw.folder / "scorecard.json", document)
+    key = store.stage_key(draw.key, draw.config.trace.model_dump(), draw.config.mitigate.model_dump())
+    work = lambda: base.carry_out(draw.failure, draw.fitted("train").params, causal, progress)  # noqa: E731  # deferred
+    return store.run_stage(draw.folder, "mitigate", key, base.MITIGATED, work)
 
 
 _WORK = {"train": train, "audit": audit, "trace": trace_rows, "mitigate": mitigate}

@@ -1,0 +1,24 @@
+"""The closed loop: train -> audit -> trace -> mitigate -> verify, on pictures (`vision`) and on text (`text`)."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from uimjax.config import RunConfig, TextConfig
+from uimjax.progress import Progress, quiet
+from uimjax.workflow import text, vision
+from uimjax.workflow.base import resolve
+
+__all__ = ["resolve", "run"]
+
+
+def run(
+    config: RunConfig | TextConfig,
+    folder: Path,
+    until: str = "mitigate",
+    say: Callable[[str], None] = lambda _: None,
+    progress: Progress = quiet,
+) -> dict[str, Any]:
+    """The story that the config is for; see `vision.run` and `text.run`."""
+    story = text.run if isinstance(config, TextConfig) else vision.run
+    return story(config, folder, until, say, progress)  # type: ignore[arg-type]  # chosen by the config's type
