@@ -1,0 +1,142 @@
+"""One offline HTML page of a finished run: what failed, what caused it, what was done, and how to read it.
+
+No script, no network: the page holds no `<script>`, its policy forbids all but its own style and embedded pictures, and
+every text is escaped by the template. Leaked secrets are masked in the file itself unless the reader asks to see them.
+"""
+
+import base64
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import yaml
+
+from uimjax import __version__
+from uimjax.config import LOCK, read_yaml
+from uimjax.errors import MissingFileError, OutputError
+from uimjax.report import charts, markup, tables
+from uimjax.report.summary import PROBES
+from uimjax.store import read_json
+from uimjax.store.base import atomic
+from uimjax.task import SIGN
+
+SHOWN = {"proponents": 8, "opponents": 2}
+ARMS = {"traced": "traced rows", "oracle": "planted rows (oracle)", "random": "random rows (control)"}
+
+
+def write_page(run: Path, path: Path, reveal: bool = False) -> Path:
+    """Write the page of a run (or of the demo's two runs) to `path`; `reveal`: leaked secrets in clear.
+
+    Raises:
+        MissingFileError: the run is not finished. CorruptError: its files are damaged. OutputError: cannot write there.
+    """
+    runs = [_run(folder, reveal) for folder in folders(run)]
+    here = Path(__file__).parent
+    style = (here / "page.css").read_text()
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    loader = jinja2.FileSystemLoader(here)
+    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
+    html = environment.get_template("page.html.j2").render(
+        name=markup.visible(run.name or str(run.absolute().name)),
+        runs=runs,
+        failures=[failure for one in runs for failure in one["failures"]],
+        style=style,
+        style_digest=digest,
+        sign=SIGN,
+        version=__version__,
+        revealed=reveal,
+    )
+    if not path.parent.is_dir():
+        raise OutputError(f"{path.parent} is no folder; choose another place with --out")
+    with atomic(path) as temporary:
+        temporary.write_text(html, encoding="utf-8")
+    return path
+
+
+def folders(run: Path) -> list[Path]:
+    """The finished runs in a folder: itself, or those of a demo.
+
+    Raises:
+        MissingFileError: none is finished.
+    """
+    found = [
+        f for f in (run, run / "vision", run / "text") if (f / "vision.json").exists() or (f / "text.json").exists()
+    ]
+    if not found:
+        raise MissingFileError(f"{run} holds no finished run; `uimjax run {run}` finishes it")
+    return found
+
+
+def _run(folder: Path, reveal: bool) -> dict[str, Any]:
+    lock = read_yaml(folder / LOCK)
+    vision = (folder / "vision.json").exists()
+    summary = {"vision": read_json(folder / "vision.json")} if vision else read_json(folder / "text.json")
+    return {
+        "name": markup.visible(folder.name),
+        "config": markup.visible(yaml.safe_dump(lock["config"], sort_keys=False)),
+        "digests": {markup.visible(str(k)): str(v) for k, v in lock["corpus"].items()},
+        "made_with": lock["made_with"],
+        "failures": [_failure(folder, name, result, reveal) for name, result in summary.items()],
+    }
+
+
+def _failure(folder: Path, name: str, result: dict[str, Any], reveal: bool) -> dict[str, Any]:
+    """Everything that the template shows of one failure."""
+    places = [folder / f"draw-{k}" for k in range(result["draws"])] if name == "vision" else [folder / name]
+    probe = PROBES[name]
+    trace = read_json(places[0] / "trace.json")
+    size = len(read_json(places[0] / "edit-traced.json")["rows"])
+    scores, nulls = (tables.read_scores(places[0] / f"{kind}.parquet") for kind in ("scores", "null"))
+    outcomes = [read_json(place / "outcomes.json")[result["mitigation"]] for place in places]
+    repeats = {arm: [o["probe"] for one in outcomes for o in one[arm]] for arm in ARMS}
+    bars = [("as trained", result["probe_before"], []), ("clean twin (the goal)", result["probe_clean_twin"], [])]
+    bars += [(title, result[f"probe_after_{arm}"], repeats[arm]) for arm, title in ARMS.items()]
+    sensitive = [] if reveal else trace.get("sensitive", [])
+    null = np.concatenate([np.asarray(v) for v in nulls.values()]) if nulls else np.zeros(0)
+    return {
+        "name": name,
+        "result": result,
+        "title": probe.title,
+        "says": probe.says(result["probe_before"], result["probe_clean_twin"]),
+        "fixed": result["verdict"] == "fixed",
+        "value": probe.value,
+        "utility": _utility(result),
+        "bars": [(title, probe.value(mean), len(each)) for title, mean, each in bars],
+        "triple": charts.triple(bars, probe.unit),
+        "ranking": charts.ranking(result["trace_ap"], result["method"], result["base_rate"]),
+        "ranked": sorted(result["trace_ap"].items(), key=lambda item: -item[1]),
+        "histogram": charts.histogram(scores[result["method"]], list(nulls.values()), size),
+        "above_null": int((scores[result["method"]] > null.max()).sum()) if len(null) else None,
+        "edit_size": size,
+        "method": trace["method"],
+        "unit": trace["unit"],
+        "rows": trace["rows"],
+        "hits": {side: [_hit(hit, sensitive) for hit in trace[side][:most]] for side, most in SHOWN.items()},
+        "fixes": {result["mitigation"]: result, **result["other_mitigations"]},
+        "masked": bool(sensitive),
+        "draws": result["draws"],
+    }
+
+
+def _hit(hit: dict[str, Any], sensitive: list[str]) -> dict[str, Any]:
+    """A training row as the template shows it: a picture, or lines of text with their places."""
+    shown: dict[str, Any] = {"row": hit["row"], "score": hit["score"]}
+    if "image" in hit:
+        return shown | {"picture": markup.png(hit["image"]), "label": hit["label"]}
+    lines = markup.highlight(hit["text"], hit["line"], hit["tokens"], sensitive)
+    return shown | {"path": markup.masked(hit["path"], sensitive), "line": hit["line"], "lines": lines}
+
+
+def _utility(result: dict[str, Any]) -> dict[str, str]:
+    if result["utility"] == "accuracy":
+        before, after = (f"{result[f'utility_{when}']:.1%}" for when in ("before", "after"))
+        return {
+            "name": result["utility"],
+            "before": before,
+            "after": after,
+            "cost": f"{result['utility_cost']:+.1%} lost",
+        }
+    before, after = (f"{result[f'utility_{when}']:.3f} nats" for when in ("before", "after"))
+    return {"name": result["utility"], "before": before, "after": after, "cost": f"{result['utility_cost']:+.1%}"}
