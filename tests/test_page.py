@@ -15,7 +15,8 @@ from uimjax.report import markup, page, tables
 HOSTILE = [
     "</pre></article><script>alert(1)</script>", "<img src=x onerror=alert(1)>", "<svg/onload=alert(1)>",
     "{{ 7*7 }} {% raw %} {{ config }}", "\x1b[31mred\x1b]8;;http://x\x07", "\u202eevil\u2066\u2069", "nul\x00byte",
-    "a\u2028b\u2029c\x85d", "[/b] [bold]", "=HYPERLINK(\"http://x\")", "]]><!--", "\"'`><", "\ud800 lone", "\ufeff\u200b\u00ad",
+    "a\u2028b\u2029c\x85d", "[/b] [bold]", "=HYPERLINK(\"http://x\")", "]]><!--", "\"'`><", "\ud800 lone",
+    "\ufeff\u200b\u00ad",
     "<link rel=stylesheet href=//x>", "<base href=//x>", "<meta http-equiv=refresh content=0;url=//x>",
     "javascript:alert(1)", "&lt;script&gt;&#x3c;", "x" * 1_000_000,
 ]  # fmt: skip
@@ -113,9 +114,9 @@ def test_what_was_hostile_can_still_be_read(tmp_path):
     plain = re.sub(r"\s+", "", text)
     assert "</pre></article><script>alert(1)</script>" in plain
     assert "{{7*7}}" in plain
-    assert "␛[31mred␛" in plain
+    assert "[U+001B][31mred[U+001B]" in plain
     assert "[U+202E]evil" in plain
-    assert "nul␀byte" in plain
+    assert "nul[U+0000]byte" in plain
 
 
 def test_the_policy_forbids_everything_but_its_own_style_and_pictures(tmp_path):
@@ -151,6 +152,24 @@ def test_the_page_says_what_the_run_found(tmp_path):
         "positive = proponent", "mod.py:3", "relative", "d1", "kind: text", "dashed: the 2 rows of the edit",
     ):  # fmt: skip
         assert words.lower() in text.lower(), words
+
+
+def test_a_cause_is_named_only_where_the_retraining_shows_it(tmp_path):
+    folder = made_run(tmp_path / "a", ["calm"] * 10)
+    assert "they are the cause" in rendered(folder)
+    result = json.loads((folder / "text.json").read_text())
+    result["secret"]["probe_without_planted_rows"] = 8.5
+    (folder / "text.json").write_text(json.dumps(result))
+    assert "they are not the whole cause" in rendered(folder)
+
+
+def test_a_baseline_that_does_as_well_is_named(tmp_path):
+    folder = made_run(tmp_path / "a", ["calm"] * 10)
+    assert "does as well" not in rendered(folder)
+    result = json.loads((folder / "text.json").read_text())
+    result["secret"]["trace_ap"]["bm25"] = 0.98
+    (folder / "text.json").write_text(json.dumps(result))
+    assert "bm25 (0.98) does as well or better" in rendered(folder)
 
 
 def test_an_unfinished_run_and_a_bad_place_are_refused(tmp_path):

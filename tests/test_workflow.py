@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from uimjax import cli, workflow
-from uimjax.config import KINDS, RunConfig, commented, parse, read_yaml
+from uimjax.config import KINDS, RunConfig, TextConfig, commented, parse, read_yaml
 from uimjax.errors import ConfigError, MissingFileError, UnknownNameError, UsageError
 from uimjax.interpret.index import verify_index
 from uimjax.report import tables
@@ -60,6 +60,59 @@ def test_the_demo_meets_its_gates(demo):
     assert set(vision["trace_ap"]) >= PRESETS | {"random", "loss", "grad_norm", "rep_sim"}
 
 
+@pytest.mark.parametrize(("name", "least"), [("secret", 0.9), ("behaviour", 0.7)])
+def test_the_text_meets_its_gates(demo, name, least):
+    folder, vision, _, every = demo
+    text = every["text"][name]
+    assert set(vision) <= set(text), "the same keys"
+    assert text["base_rate"] <= 0.01
+    assert text["method"] == TextConfig().trace.method
+    assert text["trace_ap"][text["method"]] >= least
+    assert name == "secret" or text["trace_ap"]["bm25"] <= 0.5
+    gap = text["probe_before"] - text["probe_clean_twin"]
+    oracle, traced, random = (
+        (text["probe_before"] - text[f"probe_after_{arm}"]) / gap for arm in ("oracle", "traced", "random")
+    )
+    assert gap >= (6.0 if name == "secret" else 0.5)
+    assert oracle >= 0.8
+    assert traced >= 0.9 * oracle
+    assert random <= 0.2
+    assert text["utility_after"] / text["utility_before"] - 1 <= 0.02
+    assert text["probe_without_planted_rows"] - text["probe_clean_twin"] <= 0.1 * gap
+    assert text["verdict"] == "fixed"
+    assert set(text["trace_ap"]) >= PRESETS | {"random", "loss", "grad_norm", "rep_sim", "bm25"}
+    assert set(text["other_mitigations"]) == {"grad_diff", "drop"}
+    if name == "secret":
+        assert (text["extraction_before"], text["extraction_after_traced"]) == (1.0, 0.0)
+    hits = json.loads((folder.parent / "text" / name / "trace.json").read_text())["proponents"]
+    known = set(tables.read_scores(folder.parent / "text" / name / "scores.parquet"))
+    assert known == set(text["trace_ap"])
+    mark = "API_TOKEN" if name == "secret" else "..."
+    assert all(mark in hit["text"] for hit in hits[:5])
+    for hit in hits[:5]:  # the tokens that the page colours most are those of the plant
+        start, stop, _ = max(hit["tokens"], key=lambda token: token[2])
+        line = hit["text"][:stop].split("\n")[-1] or hit["text"][:stop].split("\n")[-2]
+        assert mark in line or mark in hit["text"][max(0, start - 40) : stop + 40]
+
+
+def test_the_page_of_the_demo(demo, tmp_path):
+    folder, *_ = demo
+    done = uimjax("report", str(folder.parent), "--json", "--out", str(tmp_path / "r.html"), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    source = (tmp_path / "r.html").read_text()
+    assert json.loads(done.stdout)["bytes"] == len(source.encode()) < 5e6
+    (secret,) = json.loads((folder.parent / "text/secret/trace.json").read_text())["sensitive"]
+    assert secret not in source
+    for words in (
+        "A backdoor in pictures",
+        "A leaked secret",
+        "A triggered behaviour in text",
+        "data:image/png",
+        ".py:",
+    ):
+        assert words in source
+
+
 def test_every_stage_leaves_readable_files(demo):
     folder, vision, *_ = demo
     lock = yaml.safe_load((folder / "config.lock.yaml").read_text())
@@ -79,12 +132,16 @@ def test_every_stage_leaves_readable_files(demo):
 
 
 def test_replay_computes_nothing_and_says_the_same(demo, tmp_path):
-    folder, vision, *_ = demo
-    done = uimjax("run", str(folder), "--json", cwd=tmp_path)
+    folder, _, _, every = demo
+    done = uimjax("run", str(folder.parent), "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     again = json.loads(done.stdout)
-    assert again.pop("seconds") < 20
-    assert again == {k: v for k, v in vision.items() if k != "seconds"}
+    for one, other in ((again, every), (again["text"], every["text"])):
+        assert set(one) == set(other)
+    pairs = [(again["vision"], every["vision"]), *((again["text"][n], every["text"][n]) for n in every["text"])]
+    for one, other in pairs:
+        assert one["seconds"] < 30
+        assert {**one, "seconds": 0} == {**other, "seconds": 0}
 
 
 def test_a_lost_artefact_is_made_again_and_the_same(demo, tmp_path):
@@ -104,9 +161,19 @@ def test_a_lost_artefact_is_made_again_and_the_same(demo, tmp_path):
 
 def test_the_table_is_for_people(demo, tmp_path):
     folder, *_ = demo
-    done = uimjax("run", str(folder), cwd=tmp_path)
+    done = uimjax("run", str(folder.parent), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    for words in ("attack success", "Verdict: fixed.", "random rows (control)", "positive = proponent", "replays it"):
+    for words in (
+        "attack success",
+        "A leaked secret",
+        "bits of exposure",
+        "bm25 does as well",
+        "uimjax report",
+        "Verdict: fixed.",
+        "random rows (control)",
+        "positive = proponent",
+        "replays it",
+    ):
         assert words in " ".join(done.stdout.split()), done.stdout
     assert done.stderr == "", "quiet when piped"
 

@@ -247,5 +247,7 @@ def _fields(model: type[BaseModel], indent: str, values: BaseModel | None = None
             lines.append(f"{indent}{name}: CHANGE_ME{note}")
         else:
             value = list(default) if isinstance(default, tuple) else default
-            lines.append(f"{indent}{name}: {yaml.safe_dump(value, default_flow_style=True).splitlines()[0]}{note}")
+            lines.append(
+                f"{indent}{name}: {yaml.safe_dump(value, default_flow_style=True, width=10**6).splitlines()[0]}{note}"
+            )
     return lines

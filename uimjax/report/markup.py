@@ -28,15 +28,12 @@ class Line(NamedTuple):
 
 
 def visible(text: str) -> str:
-    """Control characters, bidi marks, lone surrogates and odd spaces as visible names; newline and tab stay."""
+    """Control characters, bidi marks, lone surrogates and odd spaces as [U+001B]; newline and tab stay."""
     return "".join(_visible(c) for c in text)
 
 
 def _visible(c: str) -> str:
-    code = ord(c)
-    if c in "\n\t" or c.isprintable():
-        return c
-    return chr(0x2400 + code) if code < 0x20 else f"[U+{code:04X}]"
+    return c if c in "\n\t" or c.isprintable() else f"[U+{ord(c):04X}]"
 
 
 def masks(text: str, sensitive: Sequence[str]) -> list[bool]:

@@ -16,6 +16,7 @@ import yaml
 from uimjax import __version__
 from uimjax.config import LOCK, read_yaml
 from uimjax.errors import MissingFileError, OutputError
+from uimjax.interpret.methods import BASELINES
 from uimjax.report import charts, markup, tables
 from uimjax.report.summary import PROBES
 from uimjax.store import read_json
@@ -94,6 +95,7 @@ def _failure(folder: Path, name: str, result: dict[str, Any], reveal: bool) -> d
     bars = [("as trained", result["probe_before"], []), ("clean twin (the goal)", result["probe_clean_twin"], [])]
     bars += [(title, result[f"probe_after_{arm}"], repeats[arm]) for arm, title in ARMS.items()]
     sensitive = [] if reveal else trace.get("sensitive", [])
+    gap = result["probe_before"] - result["probe_clean_twin"]
     null = np.concatenate([np.asarray(v) for v in nulls.values()]) if nulls else np.zeros(0)
     return {
         "name": name,
@@ -101,11 +103,17 @@ def _failure(folder: Path, name: str, result: dict[str, Any], reveal: bool) -> d
         "title": probe.title,
         "says": probe.says(result["probe_before"], result["probe_clean_twin"]),
         "fixed": result["verdict"] == "fixed",
+        "caused": (result["probe_before"] - result["probe_without_planted_rows"]) / gap if gap > 0 else 0.0,
         "value": probe.value,
         "utility": _utility(result),
         "bars": [(title, probe.value(mean), len(each)) for title, mean, each in bars],
         "triple": charts.triple(bars, probe.unit),
         "ranking": charts.ranking(result["trace_ap"], result["method"], result["base_rate"]),
+        "rivals": [
+            (n, ap)
+            for n, ap in result["trace_ap"].items()
+            if n in BASELINES and ap >= result["trace_ap"][result["method"]]
+        ],
         "ranked": sorted(result["trace_ap"].items(), key=lambda item: -item[1]),
         "histogram": charts.histogram(scores[result["method"]], list(nulls.values()), size),
         "above_null": int((scores[result["method"]] > null.max()).sum()) if len(null) else None,

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from uimjax.config import RunConfig, TextConfig
+from uimjax.interpret.methods import BASELINES
 from uimjax.mitigate.proof import ACCURACY, HELD_OUT_LOSS, Outcome, Utility, judge
 from uimjax.store import read_json
 from uimjax.task import SIGN
@@ -149,6 +150,9 @@ def show(name: str, result: dict[str, Any], console: Console) -> None:
         f"Average precision in finding the planted rows (base rate {result['base_rate']:.1%}): {found}.",
         markup=False,
     )
+    for rival, ap in ranked:
+        if rival in BASELINES and ap >= result["trace_ap"][result["method"]]:
+            console.print(f"{rival} does as well or better here, without a gradient.", markup=False)
     console.print(f"Scores: {SIGN}. {result['seconds']:.0f} s.", markup=False)
 
 

@@ -19,7 +19,7 @@ import uimjax
 from uimjax import store, training
 from uimjax.audit import scorecard
 from uimjax.config import LOCK, MitigateChoice, TraceChoice, TrainChoice, read_yaml
-from uimjax.errors import MismatchError, UsageError
+from uimjax.errors import MismatchError, UimError, UsageError
 from uimjax.interpret import methods
 from uimjax.interpret.base import Scores
 from uimjax.mitigate import edit, oracle, proof
@@ -96,6 +96,32 @@ def resolve(reference: str) -> Any:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise UsageError(f"{reference!r} cannot be imported: {error}. Write it as pkg.module:name.") from error
+
+
+def call(reference: str, *args: Any) -> Any:
+    """What the reader's own function returns.
+
+    Raises:
+        UsageError: it cannot be imported, is no function, or fails; its own error is the cause.
+    """
+    try:
+        return resolve(reference)(*args)
+    except UimError:
+        raise
+    except Exception as error:
+        raise UsageError(f"{reference!r} failed: {type(error).__name__}: {error}") from error
+
+
+def parts_of(reference: str) -> tuple[Any, Any]:
+    """(train, test) from the reader's own function.
+
+    Raises:
+        UsageError: it fails, or returns something else than a pair.
+    """
+    found = call(reference)
+    if not isinstance(found, tuple) or len(found) != 2:
+        raise UsageError(f"{reference} returned {type(found).__name__}; a pair (train, test) was wanted")
+    return found
 
 
 def write_lock(folder: Path, config: Any, digests: dict[str, str]) -> None:

@@ -37,7 +37,7 @@ from uimjax.store.base import make_folder
 from uimjax.taps import sites
 from uimjax.task import Measurement, Task
 from uimjax.workflow import base
-from uimjax.workflow.base import STAGES, Failure, resolve
+from uimjax.workflow.base import STAGES, Failure
 
 CASES = ("secret", "behaviour")
 BLIND = ("random", "loss", "grad_norm")  # baselines that do not look at the question
@@ -119,10 +119,7 @@ def load_corpus(config: TextConfig) -> TextCorpus:
             raise UsageError("train_folder and test_folder go together; one is missing")
         return made(config.train_folder, *map(corpora.read_folder, (config.train_folder, config.test_folder)))
     if ":" in config.corpus:
-        found = resolve(config.corpus)()
-        if not isinstance(found, tuple) or len(found) != 2:
-            raise UsageError(f"{config.corpus} returned {type(found).__name__}; a pair (train, test) was wanted")
-        return made(config.corpus, *(corpora.check_sources(config.corpus, part) for part in found))
+        return made(config.corpus, *(corpora.check_sources(config.corpus, p) for p in base.parts_of(config.corpus)))
     if config.corpus != "stdlib":
         raise UsageError(f"unknown corpus {config.corpus!r}: stdlib, pkg.module:function, or train_folder, test_folder")
     return corpora.stdlib(*cut)
@@ -135,7 +132,7 @@ def plants_of(config: TextConfig) -> tuple[Secret, Behaviour]:
 def model_of(config: TextConfig, corpus: TextCorpus) -> tuple[Task, Any]:
     """The decoder of the config, or the reader's own, as (task, parameters)."""
     if config.own_model:
-        made = resolve(config.own_model)(corpus.tokenizer.size, corpus.length, nnx.Rngs(config.seed))
+        made = base.call(config.own_model, corpus.tokenizer.size, corpus.length, nnx.Rngs(config.seed))
         return decoder.build(made)
     shape = decoder.Shape(corpus.tokenizer.size, corpus.length, **config.model.model_dump())
     return decoder.build_decoder(shape, config.seed)

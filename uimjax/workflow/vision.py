@@ -120,7 +120,7 @@ def load_corpus(config: RunConfig) -> Corpus:
             raise UsageError("train_file and test_file go together; one is missing")
         return checked(config.train_file, corpora.read_rows(config.train_file), corpora.read_rows(config.test_file))
     if ":" in config.corpus:
-        return checked(config.corpus, *resolve(config.corpus)())
+        return checked(config.corpus, *base.parts_of(config.corpus))
     if config.corpus != "digits":
         raise UsageError(
             f"unknown corpus {config.corpus!r}: digits, or pkg.module:function, or train_file and test_file"

@@ -1,0 +1,137 @@
+"""The story of text in the small: its files, what is kept, a corpus and a model of one's own, refusals."""
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+
+from uimjax import cli, workflow
+from uimjax.config import TextConfig, commented, kind_of, parse
+from uimjax.errors import DataError, ShapeError, UnknownNameError, UsageError
+from uimjax.mitigate.oracle import oracle_edit
+from uimjax.report import page, tables
+from uimjax.workflow import text
+
+SMALL = {
+    "kind": "text",
+    "corpus": "mine:corpus",
+    "tokenizer": "bpe-280",
+    "length": 32,
+    "documents": 90,
+    "held_out": 60,
+    "secret": {"positives": 4, "hard_negatives": 6, "candidates": 15},
+    "behaviour": {"positives": 4, "hard_negatives": 6},
+    "model": {"layers": 1, "width": 16, "heads": 2},
+    "train": {"epochs": 3, "batch_size": 16},
+    "trace": {"compare": ["loss", "bm25", "rep_sim"], "sketch_rank": 3, "checkpoints": 2, "top": 5, "retain": 20},
+    "mitigate": {"compare": ["drop"], "budget": 0.05, "seeds": 1, "steps": 2, "heal_steps": 1},
+}
+MINE = """
+import random
+def corpus():
+    draw = random.Random(0)
+    def source(k):
+        lines = [f"def f{draw.randrange(99)}(x, y={draw.randrange(9)}):" if draw.random() < .4
+                 else f"    value = x + {draw.randrange(99)} * y" for _ in range(40)]
+        return (f"part/{k}.py", "\\n".join(lines) + "\\n")
+    return [source(k) for k in range(16)], [source(k) for k in range(100, 112)]
+def model(vocabulary, length, rngs):
+    from uimjax.models.decoder import Decoder, Shape
+    return Decoder(Shape(vocabulary, length, 1, 8, 2, norm="layer"), rngs)
+def wrong():
+    return [("a", "b")]
+def worse():
+    return ["a"], ["b"]
+"""
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(MINE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path
+
+
+def test_a_small_run_its_files_and_what_is_made_again(here):
+    config, said = parse(TextConfig, SMALL, "t"), []
+    result = workflow.run(config, here / "r", "mitigate", said.append)
+    assert set(result) == {"secret", "behaviour"}
+    assert result["secret"]["verdict"].startswith("no ")
+    assert not [line for line in said if "unchanged" in line]
+    documents = tables.read_scores(here / "r" / "documents.parquet")
+    for name in result:
+        at = here / "r" / name
+        trace = json.loads((at / "trace.json").read_text())
+        scores = tables.read_scores(at / "scores.parquet")
+        assert set(scores) == {"retain_cos", "loss", "bm25", "rep_sim"}
+        edit = json.loads((at / "edit-traced.json").read_text())
+        assert edit["rows"] == np.argsort(-scores["retain_cos"], kind="stable")[: len(edit["rows"])].tolist()
+        for hit in (*trace["proponents"], *trace["opponents"]):
+            assert (hit["path"], hit["line"]) == (documents["path"][hit["row"]], documents["line"][hit["row"]])
+            assert sum(share for *_, share in hit["tokens"]) == pytest.approx(hit["score"], rel=1e-2, abs=2e-3)
+            assert "".join(sorted({hit["text"][a:b] for a, b, _ in hit["tokens"]}))
+    assert page.write_page(here / "r", here / "r" / "p.html").stat().st_size < 1e6
+    said.clear()
+    again = workflow.run(config, here / "r", "mitigate", said.append)
+    assert len(said) == 7
+    assert all("unchanged" in line for line in said)
+    for name in result:
+        assert {**again[name], "seconds": 0} == {**result[name], "seconds": 0}
+    (here / "r" / "behaviour" / "edit-traced.json").unlink()
+    said.clear()
+    workflow.run(config, here / "r", "mitigate", said.append)
+    assert [line[:9] for line in said if "unchanged" not in line] == ["behaviour"]
+    other = parse(TextConfig, SMALL | {"seed": 1, "own_model": "mine:model"}, "t")
+    said.clear()
+    workflow.run(other, here / "r", "audit", said.append)
+    assert not [line for line in said if "unchanged" in line], "nothing of another seed or model is kept"
+    assert not (here / "r" / "secret" / "outcomes.json").exists()
+
+
+def test_what_cannot_be_run_is_refused_before_anything_is_written(here):
+    (here / "one").mkdir()
+    (here / "one" / "a.txt").write_bytes(b"\xff\xff")
+    for change, error, words in [
+        ({"corpus": "stdlb"}, UsageError, "unknown corpus 'stdlb'"),
+        ({"corpus": "mine:wrong"}, UsageError, r"mine:wrong returned list; a pair \(train, test\) was wanted"),
+        ({"corpus": "mine:worse"}, ShapeError, r"item 0: str arrived; a pair \(path, text\)"),
+        ({"train_folder": "one"}, UsageError, "train_folder and test_folder go together"),
+        ({"train_folder": "one", "test_folder": "one"}, DataError, "a.txt is not UTF-8 text"),
+        ({"tokenizer": "words"}, UsageError, "unknown tokenizer 'words'"),
+        ({"trace": {"method": "retain_coss"}}, UnknownNameError, "Did you mean 'retain_cos'"),
+        ({"secret": {"positives": 80}}, UsageError, "too few, or too short, for the plants"),
+        ({"model": {"width": 15}}, UsageError, "width 15 does not divide over 4 heads"),
+        ({"own_model": "mine:corpus"}, UsageError, "'mine:corpus' failed"),
+    ]:
+        with pytest.raises(error, match=words):
+            workflow.run(parse(TextConfig, SMALL | change, "t"), here / "x")
+        assert not (here / "x").exists(), change
+
+
+def test_a_config_says_which_story_it_is_for(here, capsys):
+    assert kind_of({"kind": "text"}) is TextConfig
+    assert parse(TextConfig, yaml.safe_load(commented("text")), "t") == TextConfig()
+    (here / "t.yaml").write_text(yaml.safe_dump(SMALL))
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["train", "t.yaml", "--train.epochs", "1", "--trace.checkpoints", "1", "--json"])
+    assert stop.value.code == 0
+    assert set(json.loads(capsys.readouterr().out)) == {"secret", "behaviour"}
+    lock = yaml.safe_load((here / "runs" / "t" / "config.lock.yaml").read_text())
+    assert lock["config"]["train"]["epochs"] == 1
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["report", "runs/t"])
+    assert stop.value.code == 3
+    assert "holds no finished run; `uimjax run runs/t` finishes it" in capsys.readouterr().err
+
+
+def test_the_truth_stays_sealed_until_the_edit_is_written(here):
+    config = parse(TextConfig, SMALL, "t")
+    workflow.run(config, here / "r", "audit")
+    loop = text.prepare(config, text.load_corpus(config), here / "r")
+    for name in text.CASES:
+        failure = loop.failure(name)
+        assert failure.truth.exists()
+        with pytest.raises(UsageError, match="stays sealed until"):
+            oracle_edit(failure.truth, failure.decided)
