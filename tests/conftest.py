@@ -10,6 +10,8 @@ import jax  # noqa: E402  # the two lines above must come first
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
+jax.config.update("jax_disable_most_optimizations", True)  # the tests compile far more than they compute
+
 
 @pytest.fixture(autouse=True)
 def _strict_ranks():

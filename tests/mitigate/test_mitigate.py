@@ -102,7 +102,7 @@ def test_a_verdict_needs_its_controls():
     assert "closes 50% of the gap too" in verdict(0.02, 0.0, 0.45).says
     assert "the traced rows close 50%" in verdict(0.45, 0.0, 0.9).says
     assert "even the planted rows close only" in verdict(0.4, 0.4, 0.9).says
-    assert "points of utility" in verdict(0.02, 0.0, 0.9, utility=0.95).says
+    assert "points of accuracy" in verdict(0.02, 0.0, 0.9, utility=0.95).says
     assert "at least 3 are needed" in verdict(0.02, 0.0, 0.9, repeats=2).says
     assert "no failure to fix" in verdict(0.0, 0.0, 0.0, before=0.05).says
     with pytest.raises(UsageError, match="the random arm"):
