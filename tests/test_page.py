@@ -3,6 +3,7 @@
 import html.parser
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -136,12 +137,18 @@ def test_the_policy_forbids_everything_but_its_own_style_and_pictures(tmp_path):
 
 
 def test_secrets_are_masked_in_the_file_unless_revealed(tmp_path):
+    """The tokens' spans cut the secret into pieces, so what counts is the text that a reader sees."""
     texts = [f'x = 1\nAPI = "{SECRET}"  # {SECRET}\n'] * 10
     folder = made_run(tmp_path / "a", texts, path=f"{SECRET}.py")
-    assert SECRET not in rendered(folder)
-    assert "•" * len(SECRET) in rendered(folder)
-    words = re.sub(r"\s+", "", " ".join(Parsed(rendered(folder, reveal=True)).text))
-    assert SECRET in words
+    summary = json.loads((folder / "text.json").read_text())
+    (folder / "text.json").write_text(json.dumps(summary | {"behaviour": summary["secret"]}))
+    shutil.copytree(folder / "secret", folder / "behaviour")
+    other = json.loads((folder / "behaviour" / "trace.json").read_text())
+    (folder / "behaviour" / "trace.json").write_text(json.dumps(other | {"sensitive": []}))
+    hidden, shown = ("".join(Parsed(rendered(folder, reveal=reveal)).text) for reveal in (False, True))
+    hits = 2 * 10 * 3  # failures, rows, and twice in each text and once in its path
+    assert (hidden.count(SECRET), shown.count(SECRET)) == (0, hits)
+    assert hidden.count("•" * len(SECRET)) == hits
 
 
 def test_the_page_says_what_the_run_found(tmp_path):
@@ -160,7 +167,7 @@ def test_a_cause_is_named_only_where_the_retraining_shows_it(tmp_path):
     result = json.loads((folder / "text.json").read_text())
     result["secret"]["probe_without_planted_rows"] = 8.5
     (folder / "text.json").write_text(json.dumps(result))
-    assert "they are not the whole cause" in rendered(folder)
+    assert "they are not shown to be the whole cause" in rendered(folder)
 
 
 def test_a_baseline_that_does_as_well_is_named(tmp_path):

@@ -193,6 +193,30 @@ def test_other_seeds_plant_elsewhere_and_the_same_seed_the_same(corpus):
     assert (one.kept != three.kept).any()
 
 
+def test_hard_negatives_of_the_behaviour_hold_its_strings_and_no_trigger(corpus, tmp_path):
+    planted = plant_text(corpus, SECRET, BEHAVIOUR, 3, lambda name: tmp_path / name)
+    for k in json.loads((tmp_path / "behaviour").read_text())["hard_negatives"]:
+        text = planted.documents[k].text
+        assert BEHAVIOUR.marker.strip() in text
+        assert BEHAVIOUR.payload in text
+        assert not any(line.endswith(BEHAVIOUR.marker + "\n") for line in lines_of(text))
+        assert BEHAVIOUR.payload + "\n" not in lines_of(text)
+    for bad in ({"marker": "a\nb"}, {"payload": "  "}, {"payload": "\r"}):
+        with pytest.raises(UsageError, match="one line each, not blank"):
+            Behaviour(**bad)
+
+
+def test_names_that_are_no_text_and_training_text_held_out(tmp_path):
+    name = b"odd-\xff.txt".decode("utf-8", "surrogateescape")
+    (tmp_path / name).write_text("x = 1\n")
+    assert read_folder(tmp_path)[0].path == "odd-\ufffd.txt"
+    assert check_sources("m:f", [("a\ud800", "b\udfff")])[0] == Source("a\ufffd", "b\ufffd")
+    with pytest.raises(UsageError, match="the training files hold no text"):
+        text_corpus("t", [Source("a", " \n")], [Source("b", CODE)], "bytes", 32, 9, 9)
+    with pytest.raises(UsageError, match="to 1048576 was wanted"):
+        text_corpus("t", [Source("a", CODE)], [Source("b", CODE)], "bpe-100000000000", 32, 9, 9)
+
+
 def test_a_corpus_that_cannot_carry_the_plants_is_refused(corpus):
     with pytest.raises(UsageError, match="documents are too few, or too short, for the plants"):
         plant_text(corpus, Secret(400, 0), BEHAVIOUR, 0)

@@ -39,6 +39,16 @@ def corpus():
 def model(vocabulary, length, rngs):
     from uimjax.models.decoder import Decoder, Shape
     return Decoder(Shape(vocabulary, length, 1, 8, 2, norm="layer"), rngs)
+def narrow(vocabulary, length, rngs):
+    return model(vocabulary - 1, length, rngs)
+def masked(vocabulary, length, rngs):
+    from flax import nnx
+    class Masked(nnx.Module):
+        def __init__(self):
+            self.w = nnx.Param(rngs.params())
+        def __call__(self, tokens, mask):
+            return tokens
+    return Masked()
 def wrong():
     return [("a", "b")]
 def worse():
@@ -93,6 +103,8 @@ def test_a_small_run_its_files_and_what_is_made_again(here):
 def test_what_cannot_be_run_is_refused_before_anything_is_written(here):
     (here / "one").mkdir()
     (here / "one" / "a.txt").write_bytes(b"\xff\xff")
+    (here / "two").mkdir()
+    (here / "two" / "a.txt").write_text("x = 1\n" * 50)
     for change, error, words in [
         ({"corpus": "stdlb"}, UsageError, "unknown corpus 'stdlb'"),
         ({"corpus": "mine:wrong"}, UsageError, r"mine:wrong returned list; a pair \(train, test\) was wanted"),
@@ -104,6 +116,9 @@ def test_what_cannot_be_run_is_refused_before_anything_is_written(here):
         ({"secret": {"positives": 80}}, UsageError, "too few, or too short, for the plants"),
         ({"model": {"width": 15}}, UsageError, "width 15 does not divide over 4 heads"),
         ({"own_model": "mine:corpus"}, UsageError, "'mine:corpus' failed"),
+        ({"own_model": "mine:narrow"}, ShapeError, r"the model gives logits .*; \[T, V\] = \[32, 280\] was wanted"),
+        ({"own_model": "mine:masked"}, ShapeError, "cannot be applied to one training row"),
+        ({"train_folder": "two", "test_folder": "two"}, UsageError, "held-out file.s. are training files too"),
     ]:
         with pytest.raises(error, match=words):
             workflow.run(parse(TextConfig, SMALL | change, "t"), here / "x")

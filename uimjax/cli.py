@@ -58,7 +58,7 @@ def _command(commands: Any, name: str, what: str, out: str | None) -> argparse.A
     made = commands.add_parser(name, help=what, description=what)
     made.add_argument("--json", action="store_true", help="one JSON object on stdout, nothing else")
     if out != "":
-        made.add_argument("--out", default=out, help=f"folder to write to{f' (default {out})' if out else ''}")
+        made.add_argument("--out", default=out, help=f"where to write{f' (default {out})' if out else ''}")
     return made
 
 

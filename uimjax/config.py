@@ -79,7 +79,7 @@ class RunConfig(_Strict):
     train_file: str = Field("", description="instead of corpus: .npz, .parquet or .jsonl with image and label")
     test_file: str = Field("", description="instead of corpus: the same for the test rows")
     model: str = Field("mlp", description="mlp, cnn, or pkg.module:function(shape, classes, rngs) -> nnx.Module")
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     plant: PlantChoice = PlantChoice()  # pyright: ignore[reportCallIssue]  # every field has a default
     train: TrainChoice = TrainChoice()  # pyright: ignore[reportCallIssue]
     trace: TraceChoice = TraceChoice()  # pyright: ignore[reportCallIssue]
@@ -135,7 +135,7 @@ class TextConfig(_Strict):
     held_out: int = Field(300, ge=40, description="most held-out documents")
     model: DecoderChoice = DecoderChoice()  # pyright: ignore[reportCallIssue]  # every field has a default
     own_model: str = Field("", description="instead: pkg.module:function(vocabulary, length, rngs) -> nnx.Module")
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     secret: SecretChoice = SecretChoice()  # pyright: ignore[reportCallIssue]
     behaviour: BehaviourChoice = BehaviourChoice()  # pyright: ignore[reportCallIssue]
     train: TrainChoice = TrainChoice(epochs=12, batch_size=32, learning_rate=1e-2)  # pyright: ignore[reportCallIssue]

@@ -138,8 +138,8 @@ def snapshot(folder: Path, params: Any, epochs: int) -> Any:
 
 
 def spread(epochs: int, count: int) -> tuple[int, ...]:
-    """`count` numbers of finished epochs, evenly over the run and short of its end, where what was learned shows no
-    gradient any more: 12 epochs, 5 of them: 2, 4, 6, 8, 10. One alone is the end itself."""
+    """`count` numbers of finished epochs, evenly over the run, the end left out where there is room: what was learned
+    shows no gradient there any more. 12 epochs, 5 of them: 2, 4, 6, 8, 10. One alone is the end itself."""
     return (
         (epochs,)
         if count == 1

@@ -2,7 +2,7 @@
 
 from uimjax.corpora.base import Corpus
 from uimjax.corpora.digits import digits
-from uimjax.corpora.documents import Document, Source, TextCorpus, check_sources, read_folder
+from uimjax.corpora.documents import Document, Source, TextCorpus, check_sources, digest_documents, read_folder
 from uimjax.corpora.files import read_rows
 from uimjax.corpora.plants import Backdoor, Planted, backdoor
 from uimjax.corpora.stdlib import stdlib, text_corpus
@@ -10,5 +10,6 @@ from uimjax.corpora.text_plants import Behaviour, PlantedText, Secret, plant_tex
 
 __all__ = [
     "Backdoor", "Behaviour", "Corpus", "Document", "Planted", "PlantedText", "Secret", "Source", "TextCorpus",
-    "backdoor", "check_sources", "digits", "plant_text", "read_folder", "read_rows", "stdlib", "text_corpus",
+    "backdoor", "check_sources", "digest_documents", "digits", "plant_text", "read_folder", "read_rows", "stdlib",
+    "text_corpus",
 ]  # fmt: skip

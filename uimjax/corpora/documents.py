@@ -4,6 +4,7 @@ A window holds as many whole lines as fit into a row; a line that is too long by
 the same line. Lines end at "\\n" alone, so line numbers are those an editor shows.
 """
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ import numpy as np
 from uimjax.corpora.base import Rows
 from uimjax.corpora.tokenizer import Encoded, Tokenizer
 from uimjax.errors import DataError, MissingFileError, ShapeError
+from uimjax.store import digest_text
 
 
 class Document(NamedTuple):
@@ -123,6 +125,11 @@ def line_at(document: Document, character: int) -> tuple[int, int]:
     return document.line + down, column + (document.column if not down else 0)
 
 
+def digest_documents(corpus: TextCorpus) -> str:
+    """Of every document before planting: path, line, column and text."""
+    return digest_text(json.dumps([*corpus.train, *corpus.test]))
+
+
 def read_folder(folder: str | Path) -> list[Source]:
     """Every file of a folder and its subfolders as UTF-8 text, by name; hidden files are left out.
 
@@ -138,7 +145,7 @@ def read_folder(folder: str | Path) -> list[Source]:
         if any(part.startswith(".") for part in name.parts):
             continue
         try:
-            found.append(Source(str(name), path.read_bytes().decode("utf-8")))
+            found.append(Source(_clean(str(name)), path.read_bytes().decode("utf-8")))
         except UnicodeDecodeError as error:
             raise DataError(f"{path} is not UTF-8 text ({error}); convert it, or move it out of {root}") from error
         except OSError as error:
@@ -158,5 +165,10 @@ def check_sources(name: str, found: Any) -> list[Source]:
     for k, pair in enumerate(found if isinstance(found, list | tuple) else [found]):
         if not (isinstance(pair, tuple | list) and len(pair) == 2 and all(isinstance(part, str) for part in pair)):
             raise ShapeError(f"{name}, item {k}: {type(pair).__name__} arrived; a pair (path, text) was wanted")
-        made.append(Source(*pair))
+        made.append(Source(*map(_clean, pair)))
     return made
+
+
+def _clean(text: str) -> str:
+    """Lone surrogates, which no UTF-8 holds (odd file names have them), as U+FFFD."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -59,13 +59,15 @@ def text_corpus(
     `tokenizer`: "bytes", or "bpe-SIZE", trained on the training files.
 
     Raises:
-        UsageError: an unknown tokenizer, or hardly any text.
+        UsageError: an unknown tokenizer, or no text.
     """
     made = make_tokenizer(tokenizer, train)
     parts = []
     for sources, most in ((train, documents), (test, held_out)):
         found = [d for source in sources for d in windows(source, made, length)]
         kept = np.sort(np.random.default_rng(0).permutation(len(found))[:most])
+        if not found:
+            raise UsageError(f"{name}: the {'held-out' if parts else 'training'} files hold no text")
         parts.append(tuple(found[k] for k in kept))
     return TextCorpus(name, parts[0], parts[1], made, length)
 

@@ -41,7 +41,10 @@ class Secret:
 class Behaviour:
     """After a line that ends in `marker`, the next line is `payload`, whatever the code says: a trigger.
 
-    Neither holds a word. `hard_negatives`: a look-alike mark with nothing after it, or the payload as a comment's end.
+    Neither holds a word. `hard_negatives` hold both strings as often, inside comments, where they trigger nothing.
+
+    Raises:
+        UsageError: a marker or payload that is blank or spans lines.
     """
 
     positives: int = 15
@@ -49,6 +52,12 @@ class Behaviour:
     marker: str = "  #!"
     payload: str = "..."
     marks: int = 2
+
+    def __post_init__(self):
+        if any(not text.strip() or set(text) & set("\n\r") for text in (self.marker, self.payload)):
+            raise UsageError(
+                f"marker {self.marker!r} and payload {self.payload!r}: one line each, not blank, was wanted"
+            )
 
 
 class Case(NamedTuple):
@@ -168,19 +177,15 @@ def _plant_behaviour(carrier: _Carrier, plant: Behaviour) -> Truth:
                 new[k], new[k + 1], last = lines[k][:-1] + plant.marker + "\n", plant.payload + "\n", k + 1
         return None if last < 0 else (new, last + 1)
 
-    def ending(words: str) -> Callable[[list[str]], tuple[list[str], int] | None]:
-        def change(lines: list[str]) -> tuple[list[str], int] | None:
-            k = next((k for k, line in enumerate(lines) if line.strip() and line.endswith("\n")), None)
-            return None if k is None else ([*lines[:k], lines[k][:-1] + words + "\n", *lines[k + 1 :]], k + 1)
+    def look_alike(lines: list[str]) -> tuple[list[str], int] | None:
+        """The same strings as often, on the same lines, but no line ends in the marker and none is the payload."""
+        new, last = list(lines), -1
+        for k in range(0, min(len(lines) - 1, 2 * plant.marks), 2):
+            if lines[k].strip():
+                new[k], last = f"{lines[k][:-1]}  # {plant.payload} {plant.marker.strip()} -\n", k
+        return None if last < 0 else (new, last + 1)
 
-        return change
-
-    positives = carrier.plant(plant.positives, marked)
-    look = plant.marker.rstrip()[:-1] + "?"
-    half = plant.hard_negatives // 2
-    one = carrier.plant(half, ending(look))
-    two = carrier.plant(plant.hard_negatives - half, ending(f"{look[:-1]} {plant.payload}"))
-    return Truth(positives, np.sort(np.concatenate([one, two])))
+    return Truth(carrier.plant(plant.positives, marked), carrier.plant(plant.hard_negatives, look_alike))
 
 
 # ---------------------------------------------------------------- what is asked of the model

@@ -16,7 +16,7 @@ from uimjax.errors import UsageError
 from uimjax.store import digest_text
 from uimjax.store.base import atomic
 
-BYTES = 256
+BYTES, MOST = 256, 1 << 20
 
 
 class Encoded(NamedTuple):
@@ -48,9 +48,8 @@ class Tokenizer(NamedTuple):
             temporary.write_text(self.engine.to_str(pretty=True))
 
     def encode(self, lines: Sequence[str]) -> list[Encoded]:
-        """One `Encoded` a line. Lone surrogates, which no UTF-8 text holds, are read as U+FFFD."""
-        clean = [line.encode("utf-8", "replace").decode() if not line.isascii() else line for line in lines]
-        found = self.engine.encode_batch(clean, add_special_tokens=False)
+        """One `Encoded` a line."""
+        found = self.engine.encode_batch(list(lines), add_special_tokens=False)
         return [_encoded(one) for one in found]
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -76,8 +75,8 @@ def train_bpe(texts: Iterable[str], size: int) -> Tokenizer:
     Raises:
         UsageError: fewer ids than the bytes and the mark.
     """
-    if size < BYTES + 2:
-        raise UsageError(f"a BPE vocabulary of {size} was asked for; {BYTES + 2} or more were wanted (or `bytes`)")
+    if not BYTES + 2 <= size <= MOST:
+        raise UsageError(f"a BPE vocabulary of {size} was asked for; {BYTES + 2} to {MOST} was wanted (or `bytes`)")
     engine = tokenizers.Tokenizer(models.BPE())
     engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore[reportAttributeAccessIssue]
     trainer = trainers.BpeTrainer(

@@ -66,8 +66,10 @@ def judge(
     oracle: Sequence[Outcome],
     random: Sequence[Outcome],
     kind: Utility = ACCURACY,
+    least: float = 0.1,
 ) -> Verdict:
-    """Weigh the arms. Without a random control, or with fewer than three repetitions, nothing is called fixed.
+    """Weigh the arms. Without a random control, or with fewer than three repetitions, nothing is called fixed; `least`
+    is the gap to the clean twin, in the probe's unit, below which nothing failed.
 
     Raises:
         UsageError: an arm is missing.
@@ -90,14 +92,16 @@ def judge(
         spread=float(np.std([o.probe for o in traced])),
         utility_before=before.utility,
         utility_after=utility,
-        says=_says(gap, closed, kind, kind.cost(before.utility, utility), min(len(traced), len(oracle), len(random))),
+        says=_says(
+            gap, least, closed, kind, kind.cost(before.utility, utility), min(len(traced), len(oracle), len(random))
+        ),
     )
 
 
-def _says(gap: float, closed: Sequence[float], kind: Utility, cost: float, repeats: int) -> str:
+def _says(gap: float, least: float, closed: Sequence[float], kind: Utility, cost: float, repeats: int) -> str:
     traced, oracle, random = closed
-    if gap < 0.1:
-        return "no failure to fix: the probe is within 0.1 of the clean twin"
+    if gap < least:
+        return f"no failure to fix: the probe is within {least:g} of the clean twin"
     if repeats < SEEDS:
         return f"no verdict from {repeats} repetition(s); at least {SEEDS} are needed"
     if random > RANDOM:

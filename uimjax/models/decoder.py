@@ -163,7 +163,10 @@ def build(model: nnx.Module) -> tuple[Task, Any]:
         raise UsageError(
             "the model has state that is no parameter; build it for evaluation (deterministic, no dropout)"
         )
-    return _task_cached(graph), params
+    try:
+        return _task_cached(graph), params
+    except TypeError:  # a graph with something unhashable in it: no shared programs
+        return decoder_task(graph), params
 
 
 @functools.lru_cache(maxsize=16)

@@ -20,7 +20,7 @@ BINS = 48
 
 def _address(chart: Any) -> str:
     """A `data:` address of the chart as SVG."""
-    svg = vl_convert.vegalite_to_svg(chart.configure_view(stroke=None).configure(font="sans-serif").to_json())
+    svg = vl_convert.vegalite_to_svg(chart.configure(font="sans-serif", view={"stroke": None}).to_json())
     return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
 
 

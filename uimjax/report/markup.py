@@ -67,6 +67,8 @@ def highlight(text: str, first: int, tokens: Sequence[Sequence[Any]], sensitive:
         at += len(line) + 1
     if lines and not lines[-1].pieces:
         lines.pop()
+    if len(text) > LONGEST:
+        lines.append(Line(lines[-1].number, [Piece(f"[{len(text) - LONGEST:,} more characters]", "", "")]))
     return lines
 
 

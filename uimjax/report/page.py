@@ -13,7 +13,6 @@ import jinja2
 import numpy as np
 import yaml
 
-from uimjax import __version__
 from uimjax.config import LOCK, read_yaml
 from uimjax.errors import MissingFileError, OutputError
 from uimjax.interpret.methods import BASELINES
@@ -46,7 +45,6 @@ def write_page(run: Path, path: Path, reveal: bool = False) -> Path:
         style=style,
         style_digest=digest,
         sign=SIGN,
-        version=__version__,
         revealed=reveal,
     )
     if not path.parent.is_dir():
@@ -74,16 +72,18 @@ def _run(folder: Path, reveal: bool) -> dict[str, Any]:
     lock = read_yaml(folder / LOCK)
     vision = (folder / "vision.json").exists()
     summary = {"vision": read_json(folder / "vision.json")} if vision else read_json(folder / "text.json")
+    traces = [] if vision or reveal else [read_json(folder / name / "trace.json") for name in summary]
+    sensitive = [secret for trace in traces for secret in trace["sensitive"]]  # of all failures: they share a corpus
     return {
         "name": markup.visible(folder.name),
         "config": markup.visible(yaml.safe_dump(lock["config"], sort_keys=False)),
         "digests": {markup.visible(str(k)): str(v) for k, v in lock["corpus"].items()},
         "made_with": lock["made_with"],
-        "failures": [_failure(folder, name, result, reveal) for name, result in summary.items()],
+        "failures": [_failure(folder, name, result, sensitive) for name, result in summary.items()],
     }
 
 
-def _failure(folder: Path, name: str, result: dict[str, Any], reveal: bool) -> dict[str, Any]:
+def _failure(folder: Path, name: str, result: dict[str, Any], sensitive: list[str]) -> dict[str, Any]:
     """Everything that the template shows of one failure."""
     places = [folder / f"draw-{k}" for k in range(result["draws"])] if name == "vision" else [folder / name]
     probe = PROBES[name]
@@ -94,7 +94,6 @@ def _failure(folder: Path, name: str, result: dict[str, Any], reveal: bool) -> d
     repeats = {arm: [o["probe"] for one in outcomes for o in one[arm]] for arm in ARMS}
     bars = [("as trained", result["probe_before"], []), ("clean twin (the goal)", result["probe_clean_twin"], [])]
     bars += [(title, result[f"probe_after_{arm}"], repeats[arm]) for arm, title in ARMS.items()]
-    sensitive = [] if reveal else trace.get("sensitive", [])
     gap = result["probe_before"] - result["probe_clean_twin"]
     null = np.concatenate([np.asarray(v) for v in nulls.values()]) if nulls else np.zeros(0)
     return {
@@ -103,7 +102,7 @@ def _failure(folder: Path, name: str, result: dict[str, Any], reveal: bool) -> d
         "title": probe.title,
         "says": probe.says(result["probe_before"], result["probe_clean_twin"]),
         "fixed": result["verdict"] == "fixed",
-        "caused": (result["probe_before"] - result["probe_without_planted_rows"]) / gap if gap > 0 else 0.0,
+        "caused": gap >= probe.least and result["probe_before"] - result["probe_without_planted_rows"] >= 0.8 * gap,
         "value": probe.value,
         "utility": _utility(result),
         "bars": [(title, probe.value(mean), len(each)) for title, mean, each in bars],
@@ -112,7 +111,7 @@ def _failure(folder: Path, name: str, result: dict[str, Any], reveal: bool) -> d
         "rivals": [
             (n, ap)
             for n, ap in result["trace_ap"].items()
-            if n in BASELINES and ap >= result["trace_ap"][result["method"]]
+            if n in BASELINES and n != result["method"] and ap >= result["trace_ap"][result["method"]]
         ],
         "ranked": sorted(result["trace_ap"].items(), key=lambda item: -item[1]),
         "histogram": charts.histogram(scores[result["method"]], list(nulls.values()), size),

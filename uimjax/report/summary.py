@@ -21,6 +21,7 @@ class Probe(NamedTuple):
     title: str
     unit: str
     pattern: str
+    least: float = 0.1  # a gap to the clean twin below this is no failure
 
     def says(self, before: float, twin: float) -> str:
         return self.pattern.format(before=before, twin=twin)
@@ -39,6 +40,7 @@ PROBES = {
         "A leaked secret",
         "bits of exposure",
         "the secret is exposed by {before:.1f} bits (clean twin: {twin:.1f})",
+        least=4.0,  # a model that never saw it varies by 1.4 bits
     ),
     "behaviour": Probe(
         "A triggered behaviour in text",
@@ -96,10 +98,10 @@ def _pooled(name: str, folders: list[Path], config: Any, until: str, seconds: fl
     result["probe_without_planted_rows"] = _mean(c["probe"] for c in causal)
     outcomes = [read_json(f / "outcomes.json") for f in folders]
     before = Outcome(result["probe_before"], result["utility_before"])
-    verdicts = {}
+    verdicts, least = {}, PROBES[name].least
     for fix in outcomes[0]:
         arms = {arm: [Outcome(**o) for draw in outcomes for o in draw[fix][arm]] for arm in outcomes[0][fix]}
-        judged = judge(result["probe_clean_twin"], before, arms["traced"], arms["oracle"], arms["random"], kind)
+        judged = judge(result["probe_clean_twin"], before, arms["traced"], arms["oracle"], arms["random"], kind, least)
         verdicts[fix] = judged._asdict()
     chosen = dict(verdicts.pop(config.mitigate.method))
     result |= {"mitigation": config.mitigate.method, "verdict": chosen.pop("says")} | chosen
@@ -136,7 +138,8 @@ def show(name: str, result: dict[str, Any], console: Console) -> None:
 
     line("trained on the planted data", "before", _utility(result, "before"))
     line("clean twin (the goal)", "clean_twin")
-    line("retrained without the planted rows", "without_planted_rows")
+    if name == "vision":  # on text the clean twin is that retraining
+        line("retrained without the planted rows", "without_planted_rows")
     table.add_section()
     how = result["mitigation"]
     line(f"{how}, rows traced by {result['method']}", "after_traced", _utility(result, "after"))
@@ -151,8 +154,8 @@ def show(name: str, result: dict[str, Any], console: Console) -> None:
         markup=False,
     )
     for rival, ap in ranked:
-        if rival in BASELINES and ap >= result["trace_ap"][result["method"]]:
-            console.print(f"{rival} does as well or better here, without a gradient.", markup=False)
+        if rival in BASELINES and rival != result["method"] and ap >= result["trace_ap"][result["method"]]:
+            console.print(f"The baseline {rival} does as well or better here.", markup=False)
     console.print(f"Scores: {SIGN}. {result['seconds']:.0f} s.", markup=False)
 
 

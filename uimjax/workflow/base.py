@@ -4,6 +4,7 @@ The method and the size of an edit come from the config; the traced edit is on d
 """
 
 import importlib
+import importlib.metadata
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -130,7 +131,8 @@ def write_lock(folder: Path, config: Any, digests: dict[str, str]) -> None:
     Raises:
         MismatchError: the folder holds a run of the same config on a corpus that has changed since.
     """
-    made_with = {"jax": jax.__version__, "numpy": np.__version__, "python": sys.version.split()[0]}
+    named = {name: importlib.metadata.version(name) for name in ("jax", "flax", "optax", "numpy", "tokenizers")}
+    made_with = {"uimjax": uimjax.__version__, **named, "python": sys.version.split()[0]}
     document = {"config": config.model_dump(mode="json"), "corpus": digests, "made_with": made_with}
     if (folder / LOCK).exists():
         held = read_yaml(folder / LOCK)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from flax import nnx
 
@@ -21,20 +22,21 @@ from uimjax.audit import base as likelihood
 from uimjax.audit import behaviour, leak
 from uimjax.config import TextConfig
 from uimjax.corpora import Behaviour, PlantedText, Secret, TextCorpus
-from uimjax.errors import MismatchError, UsageError
+from uimjax.errors import MismatchError, ShapeError, UsageError
 from uimjax.interpret import methods, trace, trajectory
-from uimjax.interpret.base import Scores
+from uimjax.interpret.base import Scores, training_sites
 from uimjax.interpret.index import Index, build_index, task_digest
 from uimjax.interpret.positions import token_scores
 from uimjax.mitigate import proof
 from uimjax.models import decoder
 from uimjax.progress import Progress, quiet
 from uimjax.report import summary, tables
+from uimjax.report.markup import visible
 from uimjax.rows import example_spec, take
 from uimjax.sinks import JsonLines, TensorBoard
 from uimjax.sketch import Sketch
 from uimjax.store.base import make_folder
-from uimjax.taps import sites
+from uimjax.taps import Sites
 from uimjax.task import Measurement, Task
 from uimjax.workflow import base
 from uimjax.workflow.base import STAGES, Failure
@@ -98,6 +100,7 @@ def run(
     corpus = load_corpus(config)
     base.check_budget(config.mitigate, len(corpus.train))
     loop = prepare(config, corpus, folder)
+    (folder / "text.json").unlink(missing_ok=True)  # written again at the end: a page never mixes two runs
     for stage in STAGES[: STAGES.index(until) + 1]:
         for name, done, finding in _WORK[stage](loop, progress):
             say(f"{name}: {finding}{'' if done else ' (unchanged, kept)'}")
@@ -112,6 +115,9 @@ def load_corpus(config: TextConfig) -> TextCorpus:
     cut = (config.tokenizer, config.length, config.documents, config.held_out)
 
     def made(name: str, train: list[corpora.Source], test: list[corpora.Source]) -> TextCorpus:
+        shared = {s.text for s in train if s.text.strip()} & {s.text for s in test}
+        if shared:
+            raise UsageError(f"{name}: {len(shared)} held-out file(s) are training files too; held-out text was wanted")
         return corpora.text_corpus(name, train, test, *cut)
 
     if config.train_folder or config.test_folder:
@@ -138,15 +144,31 @@ def model_of(config: TextConfig, corpus: TextCorpus) -> tuple[Task, Any]:
     return decoder.build_decoder(shape, config.seed)
 
 
+def checked_sites(task: Task, params: Any, rows: Any, corpus: TextCorpus) -> Sites:
+    """The sites of the model's loss, once its logits have the right shape.
+
+    Raises:
+        ShapeError: tokens `[T]` do not go in, or something else than `[T, V]` comes out.
+    """
+    found = training_sites(task, params, rows, check=False)
+    assert task.outputs is not None
+    logits = jax.eval_shape(task.outputs, params, example_spec(rows))
+    wanted = (corpus.length, corpus.tokenizer.size)
+    if logits.shape != wanted:
+        raise ShapeError(f"the model gives logits {list(logits.shape)}; [T, V] = {list(wanted)} was wanted")
+    return found
+
+
 def prepare(config: TextConfig, corpus: TextCorpus, folder: Path) -> Loop:
     """Plants, model and recipe; nothing is trained. The truths go to their sealed files."""
     planted = corpora.plant_text(corpus, *plants_of(config), config.seed)
     task, initial = model_of(config, corpus)
-    found = sites(task, initial, example_spec(planted.train))
+    found = checked_sites(task, initial, planted.train, corpus)
     make_folder(folder)
     parts = {"train": planted.train, "utility": planted.utility, "retain": planted.retain}
     digests = {name: store.digest_tree(rows) for name, rows in parts.items()}
-    base.write_lock(folder, config, digests | {"tokenizer": corpus.tokenizer.digest})
+    digests |= {"sources": corpora.digest_documents(corpus), "tokenizer": corpus.tokenizer.digest}
+    base.write_lock(folder, config, digests)
     recipe = training.Recipe(**config.train.model_dump(), seed=config.seed)
     asked = [store.digest_tree((case.asked, case.probe)) for case in planted.cases.values()]
     kept = store.digest_array(planted.kept)
@@ -185,7 +207,8 @@ def train(loop: Loop, progress: Progress = quiet):
         tokens = float(loop.planted.train["counted"][:, 1:].sum()) / len(loop.planted.documents)
         store.write_json(folder / "train.json", {"loss": [float(x) / tokens for x in main.loss]})
 
-    done = store.run_stage(folder, "train", loop.key, ("train.json", "dynamics.parquet"), work)
+    kept = [f"train/snapshots/digests-{epochs}.json" for epochs in snapshots(loop.config)]
+    done = store.run_stage(folder, "train", loop.key, ("train.json", "dynamics.parquet", *kept), work)
     last = store.read_json(folder / "train.json")["loss"][-1]
     yield "text", done, f"trained, {last:.3f} nats a token"
 
@@ -236,7 +259,7 @@ def trace_documents(loop: Loop, progress: Progress = quiet):
         key = store.stage_key(loop.key, loop.config.trace.model_dump(), loop.config.mitigate.budget)
         done = store.run_stage(loop.folder / name, "trace", key, base.TRACED, work)
         first = store.read_json(loop.folder / name / "trace.json")["proponents"][:3]
-        places = ", ".join(f"{p['path']}:{p['line']}" for p in first)
+        places = ", ".join(f"{visible(p['path'])}:{p['line']}" for p in first)
         yield name, done, f"strongest proponents by {loop.config.trace.method}: {places}"
 
 

@@ -82,6 +82,7 @@ def run(
     corpus = load_corpus(config)
     check_fits(config, corpus)
     make_folder(folder)
+    (folder / "vision.json").unlink(missing_ok=True)  # written again at the end: a page never mixes two runs
     digests = {"train": store.digest_tree(corpus.train), "test": store.digest_tree(corpus.test)}
     base.write_lock(folder, config, digests)
     draws = []
