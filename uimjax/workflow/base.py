@@ -23,6 +23,7 @@ from uimjax.config import LOCK, MitigateChoice, TraceChoice, TrainChoice, read_y
 from uimjax.errors import MismatchError, UimError, UsageError
 from uimjax.interpret import methods
 from uimjax.interpret.base import Scores
+from uimjax.interpret.index import Index
 from uimjax.mitigate import edit, oracle, proof
 from uimjax.mitigate.edit import Edit
 from uimjax.mitigate.unlearning import Unlearning
@@ -144,6 +145,15 @@ def write_lock(folder: Path, config: Any, digests: dict[str, str]) -> None:
 
 def versions() -> list[str]:
     return [jax.__version__, uimjax.__version__]
+
+
+def rebuilt(folder: Path, build: Callable[[], Index]) -> Index:
+    """An index in `folder`: a build that was stopped is continued, one of other choices is made anew."""
+    try:
+        return build()
+    except MismatchError:
+        shutil.rmtree(folder)
+        return build()
 
 
 def keep_or_clear(folder: Path, key: str, folders: Sequence[str], files: Sequence[str]) -> None:

@@ -6,7 +6,6 @@ clean twin, which is also the causal check) serve both; the seeds vary the edits
 
 import dataclasses
 import functools
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from uimjax.audit import base as likelihood
 from uimjax.audit import behaviour, leak
 from uimjax.config import TextConfig
 from uimjax.corpora import Behaviour, PlantedText, Secret, TextCorpus
-from uimjax.errors import MismatchError, ShapeError, UsageError
+from uimjax.errors import ShapeError, UsageError
 from uimjax.interpret import methods, trace, trajectory
 from uimjax.interpret.base import Scores, training_sites
 from uimjax.interpret.index import Index, build_index, task_digest
@@ -273,11 +272,7 @@ def indexes(loop: Loop, progress: Progress) -> list[tuple[Any, Index]]:
         build = lambda p=params, f=folder, s=sketch: build_index(  # noqa: E731  # called twice at most
             loop.task, p, loop.planted.train, f, sketch=s, batch_size=64, shard_rows=512, progress=progress
         )
-        try:
-            found.append((params, build()))  # a build that was stopped is continued
-        except MismatchError:
-            shutil.rmtree(folder)
-            found.append((params, build()))
+        found.append((params, base.rebuilt(folder, build)))
     return found
 
 

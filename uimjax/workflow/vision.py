@@ -4,7 +4,6 @@ Every stage leaves readable files in the run's folder and is skipped while those
 """
 
 import dataclasses
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from uimjax import checkpoint, corpora, models, store, training
 from uimjax.audit import backdoor
 from uimjax.config import RunConfig
 from uimjax.corpora.base import Corpus, checked
-from uimjax.errors import MismatchError, UsageError
+from uimjax.errors import UsageError
 from uimjax.interpret import counterfactual, methods, trace
 from uimjax.interpret.base import Scores
 from uimjax.interpret.index import build_index, task_digest
@@ -224,11 +223,7 @@ def score_rows(draw: Draw, params: Any, progress: Progress) -> tuple[dict[str, S
     def build():
         return build_index(draw.task, params, rows.train, folder, sketch=sketch, batch_size=256, progress=progress)
 
-    try:
-        built = build()  # a build that was stopped is continued
-    except MismatchError:
-        shutil.rmtree(folder)
-        built = build()
+    built = base.rebuilt(folder, build)
 
     def asked(name: str, queries: Any) -> Scores:
         ready = trace.ask(built, draw.task, params, rows.train, measurement, queries, name, retain=rows.retain)
@@ -274,16 +269,9 @@ def _finding(stage: str, draw: Draw) -> str:
         return f"trained, mean loss {store.read_json(folder / 'train.json')['loss'][-1]:.3f} nats"
     if stage == "audit":
         found = store.read_json(folder / "audit.json")
-        return (
-            f"{found['before']['probe']:.0%} of triggered images are read as class {config.plant.target} "
-            f"(clean twin: {found['clean_twin']['probe']:.0%})"
-        )
+        return summary.PROBES["vision"].says(found["before"]["probe"], found["clean_twin"]["probe"])
     if stage == "trace":
         first = store.read_json(folder / "trace.json")["proponents"][:5]
         return f"strongest proponents by {config.trace.method}: rows {', '.join(str(p['row']) for p in first)}"
     arms = store.read_json(folder / "outcomes.json")[config.mitigate.method]
-    after = {arm: float(np.mean([o["probe"] for o in outcomes])) for arm, outcomes in arms.items()}
-    return (
-        f"after {config.mitigate.method}: {after['traced']:.0%} with the traced rows, {after['random']:.0%} with "
-        f"random ones, {after['oracle']:.0%} with the planted ones"
-    )
+    return summary.arms_line("vision", config.mitigate.method, arms)
