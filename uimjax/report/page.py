@@ -45,7 +45,6 @@ def write_page(run: Path, path: Path, reveal: bool = False) -> Path:
         style=style,
         style_digest=digest,
         sign=SIGN,
-        revealed=reveal,
     )
     if not path.parent.is_dir():
         raise OutputError(f"{path.parent} is no folder; choose another place with --out")
