@@ -183,3 +183,46 @@ def test_a_folder_belongs_to_one_run(rows, tmp_path):
         training.fit(task, params, {**rows, "image": -rows["image"]}, RECIPE, folder=tmp_path)
     with pytest.raises(MismatchError, match="checkpoints of another run"):
         training.fit(task, params, rows, training.Recipe(6, 16, 2e-2), folder=tmp_path)
+
+
+def by_hand(x, y, w, epochs, rate, *, warmup, clip, beta2, decay, adam):
+    """Full-batch training in float64, written from the definitions."""
+    first, second = np.zeros_like(w), np.zeros_like(w)
+    for k in range(1, epochs + 1):
+        gradient = ((x @ w - y)[:, None] * x).mean(0)
+        if clip is not None:
+            gradient = gradient * min(1.0, clip / np.linalg.norm(gradient))
+        done = k / epochs if warmup else (k - 1) / epochs
+        after = max(0.0, (done - warmup) / (1 - warmup))
+        speed = rate * (done / warmup if done < warmup else 0.55 + 0.45 * np.cos(np.pi * after))
+        if adam:
+            first, second = 0.9 * first + 0.1 * gradient, beta2 * second + (1 - beta2) * gradient**2
+            step = (first / (1 - 0.9**k)) / (np.sqrt(second / (1 - beta2**k)) + 1e-8) + decay * w
+        else:
+            step = first = 0.9 * first + gradient + decay * w
+        w = w - speed * step
+    return w
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize(("warmup", "clip", "beta2"), [(0.0, None, 0.999), (0.3, 0.2, 0.9), (0.25, 50.0, 0.95)])
+def test_every_choice_of_a_recipe_acts_as_defined(rng, optimizer, warmup, clip, beta2):
+    x, y, w = rng.normal(size=(20, 3)), 5 * rng.normal(size=20), rng.normal(size=3)
+    task = Task(lambda w, row: 0.5 * (row["x"] @ w - row["y"]) ** 2)
+    recipe = training.Recipe(12, 20, 0.05, optimizer, 0.02, warmup=warmup, clip=clip, beta2=beta2)
+    data = {"x": x.astype(np.float32), "y": y.astype(np.float32)}
+    found = training.fit(task, jnp.asarray(w, jnp.float32), data, recipe).params
+    more = {"warmup": warmup, "clip": clip, "beta2": beta2, "decay": 0.02, "adam": optimizer == "adamw"}
+    np.testing.assert_allclose(found, by_hand(x, y, w, 12, 0.05, **more), rtol=2e-5, atol=2e-6)
+    for k in (0, 3, 7.5):
+        np.testing.assert_allclose(
+            training.rate(recipe, k),
+            k / 12 / warmup if k / 12 < warmup else 0.55 + 0.45 * np.cos(np.pi * (k / 12 - warmup) / (1 - warmup)),
+            rtol=1e-6,
+        )
+
+
+def test_a_recipe_out_of_range_is_refused():
+    for wrong in ({"warmup": 1.0}, {"warmup": -0.1}, {"clip": 0.0}, {"beta2": 1.0}):
+        with pytest.raises(UsageError, match="should lie in"):
+            training.Recipe(**wrong)

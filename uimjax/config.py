@@ -32,6 +32,9 @@ class TrainChoice(_Strict):
     optimizer: Literal["adamw", "sgd"] = "adamw"
     weight_decay: float = Field(1e-4, ge=0)
     schedule: Literal["constant", "cosine"] = "cosine"
+    warmup: float = Field(0.0, ge=0, lt=1, description="share of all steps over which the learning rate rises from 0")
+    clip: float | None = Field(None, gt=0, description="largest norm of a step's gradient; none: as it is")
+    beta2: float = Field(0.999, ge=0, lt=1, description="memory of AdamW's second moments")
 
 
 class TraceChoice(_Strict):
@@ -68,7 +71,7 @@ class MitigateChoice(_Strict):
     retain_size: int = Field(128, ge=1, description="rows to retain in a step")
     drop_epochs: int = Field(20, ge=1, description="fine-tuning epochs of drop-and-fine-tune")
     drop_rate: float | None = Field(None, gt=0, description="its peak learning rate; none: that of the training")
-    compare_seeds: int = Field(3, ge=1, description="repetitions of the fixes beside the method")
+    compare_seeds: int = Field(3, ge=1, description="repetitions of the fixes beside the method, of those seeds")
 
 
 class RunConfig(_Strict):
@@ -122,6 +125,31 @@ class TextTraceChoice(TraceChoice):
     retain: int = Field(100, ge=1, description="held-out clean documents for methods that keep what is right")
 
 
+class TextTrainChoice(TrainChoice):
+    epochs: int = Field(12, ge=1)
+    batch_size: int = Field(16, ge=1)
+    learning_rate: float = Field(8e-3, gt=0)
+    warmup: float = Field(0.1, ge=0, lt=1, description="share of all steps over which the learning rate rises from 0")
+    clip: float | None = Field(1.0, gt=0, description="largest norm of a step's gradient; none: as it is")
+    beta2: float = Field(0.95, ge=0, lt=1, description="memory of AdamW's second moments")
+
+
+class TextMitigateChoice(MitigateChoice):
+    compare: tuple[Literal["npo", "grad_diff", "drop"], ...] = Field(
+        ("npo", "grad_diff", "drop"), description="fixes measured"
+    )
+    steps: int = Field(40, ge=1, description="unlearning steps of forget and retain loss together")
+    heal_steps: int = Field(20, ge=0, description="steps of the retain loss alone, after")
+    learning_rate: float = Field(6e-4, gt=0)
+    gamma: float = Field(0.1, gt=0, description="weight of the forget loss")
+    beta: float = Field(0.02, gt=0, description="npo: how soon a forgotten row is left alone")
+    batch_size: int = Field(8, ge=1, description="rows to forget in a step")
+    retain_size: int = Field(16, ge=1, description="rows to retain in a step")
+    drop_epochs: int = Field(1, ge=1, description="fine-tuning epochs of drop-and-fine-tune")
+    drop_rate: float | None = Field(1e-3, gt=0, description="its peak learning rate; none: that of the training")
+    compare_seeds: int = Field(1, ge=1, description="repetitions of the fixes beside the method, of those seeds")
+
+
 class TextConfig(_Strict):
     """A run of the closed loop on text: a leaked secret and a triggered behaviour in one corpus."""
 
@@ -138,21 +166,9 @@ class TextConfig(_Strict):
     seed: int = Field(0, ge=0)
     secret: SecretChoice = SecretChoice()  # pyright: ignore[reportCallIssue]
     behaviour: BehaviourChoice = BehaviourChoice()  # pyright: ignore[reportCallIssue]
-    train: TrainChoice = TrainChoice(epochs=12, batch_size=32, learning_rate=1e-2)  # pyright: ignore[reportCallIssue]
+    train: TextTrainChoice = TextTrainChoice()  # pyright: ignore[reportCallIssue]
     trace: TextTraceChoice = TextTraceChoice()  # pyright: ignore[reportCallIssue]
-    mitigate: MitigateChoice = MitigateChoice(  # pyright: ignore[reportCallIssue]
-        compare=("npo", "grad_diff", "drop"),
-        compare_seeds=1,
-        steps=40,
-        heal_steps=20,
-        learning_rate=6e-4,
-        gamma=0.1,
-        beta=0.02,
-        batch_size=16,
-        retain_size=32,
-        drop_epochs=1,
-        drop_rate=1e-3,
-    )
+    mitigate: TextMitigateChoice = TextMitigateChoice()  # pyright: ignore[reportCallIssue]
 
 
 class DemoConfig(_Strict):

@@ -6,7 +6,6 @@ resumed has the same loss curve to the bit.
 """
 
 import functools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +28,9 @@ from uimjax.task import Task
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train. `learning_rate` is the peak of a cosine that ends at a tenth of it, or a constant."""
+    """How to train. `learning_rate` is the peak of a cosine that ends at a tenth of it, or a constant; over the share
+    `warmup` of all steps it rises to that from 0. `clip`: largest norm of a step's gradient (none: as it is).
+    `beta2`: memory of AdamW's second moments."""
 
     epochs: int = 30
     batch_size: int = 64
@@ -37,11 +38,16 @@ class Recipe:
     optimizer: Literal["adamw", "sgd"] = "adamw"
     weight_decay: float = 1e-4
     schedule: Literal["constant", "cosine"] = "cosine"
+    warmup: float = 0.0
+    clip: float | None = None
+    beta2: float = 0.999
     seed: int = 0
 
     def __post_init__(self):
         if self.epochs < 1 or self.batch_size < 1 or not self.learning_rate > 0:
             raise UsageError(f"epochs, batch_size and learning_rate should be positive: {self}")
+        if not 0 <= self.warmup < 1 or not 0 <= self.beta2 < 1 or not (self.clip is None or self.clip > 0):
+            raise UsageError(f"warmup and beta2 should lie in [0, 1), clip above 0: {self}")
 
     def steps_per_epoch(self, rows: int) -> int:
         return -(-rows // self.batch_size)
@@ -101,7 +107,7 @@ def fit(
     if folder is not None:
         _claim(folder, (recipe, digest_tree(params), digest_tree(data), digest_tree(weights)))
     static = _static(recipe, count)
-    optimizer = _optimizer(*static)
+    optimizer = _optimizer(static)
     blank = jnp.full((recipe.epochs, count), jnp.nan, jnp.float32)
     state = _State(params, optimizer.init(params), blank, blank)
     start = 0
@@ -147,11 +153,16 @@ def spread(epochs: int, count: int) -> tuple[int, ...]:
     )
 
 
-def rate(recipe: Recipe, epochs: int) -> float:
+def rate(recipe: Recipe, epochs: float) -> float:
     """The learning rate after so many epochs, as a share of the peak."""
-    if recipe.schedule == "constant":
-        return 1.0
-    return 0.1 + 0.9 * (1 + math.cos(math.pi * epochs / recipe.epochs)) / 2
+    return float(_speed(recipe.schedule, recipe.warmup, epochs / recipe.epochs))
+
+
+def _speed(schedule: str, warmup: float, done: Any) -> Any:
+    """The learning rate as a share of the peak when the share `done` of all steps is behind: a rise, then the rest."""
+    after = jnp.clip((done - warmup) / (1 - warmup), 0, 1)
+    falling = 0.1 + 0.9 * (1 + jnp.cos(jnp.pi * after)) / 2 if schedule == "cosine" else jnp.ones_like(after)
+    return jnp.where(done < warmup, done / warmup if warmup else 1.0, falling)
 
 
 def _claim(folder: Path, causes: tuple[Any, ...]) -> None:
@@ -168,30 +179,39 @@ def _mean(values: Any, weights: np.ndarray) -> float:
     return float(np.average(np.asarray(values)[kept], weights=weights[kept]))
 
 
-def _static(recipe: Recipe, count: int):
-    steps = recipe.steps_per_epoch(count)
-    rate = recipe.learning_rate
-    return (
-        recipe.optimizer,
-        rate,
-        recipe.weight_decay,
-        recipe.schedule,
-        steps * recipe.epochs,
-        recipe.batch_size,
-    )
+class _Static(NamedTuple):
+    """What an epoch is compiled for; nothing else of a recipe is in the program."""
+
+    optimizer: str
+    learning_rate: float
+    weight_decay: float
+    schedule: str
+    warmup: float
+    clip: float | None
+    beta2: float
+    steps: int
+    batch_size: int
 
 
-def _optimizer(name, rate, decay, schedule, total, _batch) -> optax.GradientTransformation:
-    speed = optax.cosine_decay_schedule(rate, total, alpha=0.1) if schedule == "cosine" else rate
-    if name == "adamw":
-        return optax.adamw(speed, weight_decay=decay)
-    return optax.chain(optax.add_decayed_weights(decay), optax.sgd(speed, momentum=0.9))
+def _static(recipe: Recipe, count: int) -> _Static:
+    same = {name: getattr(recipe, name) for name in _Static._fields if name != "steps"}
+    return _Static(**same, steps=recipe.steps_per_epoch(count) * recipe.epochs)
+
+
+def _optimizer(made: _Static) -> optax.GradientTransformation:
+    def speed(step: Any) -> Any:  # the first step counts as done: a rate of 0 would waste it
+        return made.learning_rate * _speed(made.schedule, made.warmup, (step + (made.warmup > 0)) / made.steps)
+
+    clip = optax.identity() if made.clip is None else optax.clip_by_global_norm(made.clip)
+    if made.optimizer == "adamw":
+        return optax.chain(clip, optax.adamw(speed, b2=made.beta2, weight_decay=made.weight_decay))
+    return optax.chain(clip, optax.add_decayed_weights(made.weight_decay), optax.sgd(speed, momentum=0.9))
 
 
 @functools.lru_cache(maxsize=32)
-def _epoch(task: Task, static: tuple):
+def _epoch(task: Task, static: _Static):
     """The compiled epoch of (state, data, weights, key, epoch)."""
-    optimizer, size = _optimizer(*static), static[-1]
+    optimizer, size = _optimizer(static), static.batch_size
 
     def batch_loss(params, rows, weight):
         losses = jax.vmap(lambda r: jnp.sum(task.loss(params, r)))(rows)
