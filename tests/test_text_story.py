@@ -81,7 +81,10 @@ def test_a_small_run_its_files_and_what_is_made_again(here):
         for hit in (*trace["proponents"], *trace["opponents"]):
             assert (hit["path"], hit["line"]) == (documents["path"][hit["row"]], documents["line"][hit["row"]])
             assert sum(share for *_, share in hit["tokens"]) == pytest.approx(hit["score"], rel=1e-2, abs=2e-3)
-            assert "".join(sorted({hit["text"][a:b] for a, b, _ in hit["tokens"]}))
+            strongest = max(hit["tokens"], key=lambda t, up=hit in trace["proponents"]: t[2] if up else -t[2])
+            (line, column), before = hit["at"], hit["text"][: strongest[0]].split("\n")
+            assert line == hit["line"] + len(before) - 1
+            assert column == 1 + len(before[-1]) + (hit["column"] if len(before) == 1 else 0)
     assert page.write_page(here / "r", here / "r" / "p.html").stat().st_size < 1e6
     said.clear()
     again = workflow.run(config, here / "r", "mitigate", said.append)
@@ -93,7 +96,7 @@ def test_a_small_run_its_files_and_what_is_made_again(here):
     said.clear()
     workflow.run(config, here / "r", "mitigate", said.append)
     assert [line[:9] for line in said if "unchanged" not in line] == ["behaviour"]
-    other = parse(TextConfig, SMALL | {"seed": 1, "own_model": "mine:model"}, "t")
+    other = parse(TextConfig, SMALL | {"seed": 1, "own_model": "mine:model", "model": {}}, "t")
     said.clear()
     workflow.run(other, here / "r", "audit", said.append)
     assert not [line for line in said if "unchanged" in line], "nothing of another seed or model is kept"
@@ -109,16 +112,26 @@ def test_what_cannot_be_run_is_refused_before_anything_is_written(here):
         ({"corpus": "stdlb"}, UsageError, "unknown corpus 'stdlb'"),
         ({"corpus": "mine:wrong"}, UsageError, r"mine:wrong returned list; a pair \(train, test\) was wanted"),
         ({"corpus": "mine:worse"}, ShapeError, r"item 0: str arrived; a pair \(path, text\)"),
-        ({"train_folder": "one"}, UsageError, "train_folder and test_folder go together"),
-        ({"train_folder": "one", "test_folder": "one"}, DataError, "a.txt is not UTF-8 text"),
+        ({"train_folder": "one", "test_folder": "one"}, UsageError, "corpus and train_folder are both given"),
+        ({"train_folder": "one", "corpus": "stdlib"}, UsageError, "train_folder and test_folder go together"),
+        ({"train_folder": "one", "test_folder": "one", "corpus": "stdlib"}, DataError, "a.txt is not UTF-8 text"),
         ({"tokenizer": "words"}, UsageError, "unknown tokenizer 'words'"),
         ({"trace": {"method": "retain_coss"}}, UnknownNameError, "Did you mean 'retain_cos'"),
         ({"secret": {"positives": 80}}, UsageError, "too few, or too short, for the plants"),
         ({"model": {"width": 15}}, UsageError, "width 15 does not divide over 4 heads"),
-        ({"own_model": "mine:corpus"}, UsageError, "'mine:corpus' failed"),
-        ({"own_model": "mine:narrow"}, ShapeError, r"the model gives logits .*; \[T, V\] = \[32, 280\] was wanted"),
-        ({"own_model": "mine:masked"}, ShapeError, "cannot be applied to one training row"),
-        ({"train_folder": "two", "test_folder": "two"}, UsageError, "held-out file.s. are training files too"),
+        ({"own_model": "mine:model"}, UsageError, "model and own_model are both given"),
+        ({"own_model": "mine:corpus", "model": {}}, UsageError, "'mine:corpus' failed"),
+        (
+            {"own_model": "mine:narrow", "model": {}},
+            ShapeError,
+            r"the model gives logits .*; \[T, V\] = \[32, 280\] was wanted",
+        ),
+        ({"own_model": "mine:masked", "model": {}}, ShapeError, "cannot be applied to one training row"),
+        (
+            {"train_folder": "two", "test_folder": "two", "corpus": "stdlib"},
+            UsageError,
+            "held-out file.s. are training files too",
+        ),
     ]:
         with pytest.raises(error, match=words):
             workflow.run(parse(TextConfig, SMALL | change, "t"), here / "x")
@@ -128,6 +141,9 @@ def test_what_cannot_be_run_is_refused_before_anything_is_written(here):
 def test_a_config_says_which_story_it_is_for(here, capsys):
     assert kind_of({"kind": "text"}) is TextConfig
     assert parse(TextConfig, yaml.safe_load(commented("text")), "t") == TextConfig()
+    part = parse(TextConfig, {"train": {"epochs": 3}, "mitigate": {"steps": 2}}, "t")
+    assert part.train == TextConfig().train.model_copy(update={"epochs": 3}), "a part of a part keeps this story's rest"
+    assert part.mitigate == TextConfig().mitigate.model_copy(update={"steps": 2})
     (here / "t.yaml").write_text(yaml.safe_dump(SMALL))
     with pytest.raises(SystemExit) as stop:
         cli.main(["train", "t.yaml", "--train.epochs", "1", "--trace.checkpoints", "1", "--json"])

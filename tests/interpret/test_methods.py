@@ -10,7 +10,7 @@ from tests import programs
 from uimjax.curvature import projected
 from uimjax.errors import NonFiniteError, ShapeError, UnknownNameError, UsageError
 from uimjax.interpret import lexical, methods
-from uimjax.interpret.base import Method, remove_span
+from uimjax.interpret.base import Method, remove_span, span_of
 
 
 def made(rng, batch=30, dtype=jnp.float64):
@@ -116,9 +116,9 @@ def test_a_contrast_cancels_what_both_halves_share(rng):
 def test_remove_span_is_a_projection(rng):
     v, span = rng.normal(size=(2, 9)), rng.normal(size=(3, 9))
     span = np.concatenate([span, span[:1] * 5])  # dependent rows
-    got = np.asarray(remove_span(v, span))
+    got = np.asarray(remove_span(v, span_of(span)))
     np.testing.assert_allclose(got @ span.T, 0, atol=1e-5)
-    np.testing.assert_allclose(np.asarray(remove_span(got, span)), got, atol=1e-6)
+    np.testing.assert_allclose(np.asarray(remove_span(got, span_of(span))), got, atol=1e-6)
 
 
 def test_a_row_without_gradient_scores_zero():

@@ -139,47 +139,49 @@ def query_rows(
     return vectors if each else vectors.mean(0, keepdims=True)
 
 
-def asked_rows(
-    found: Sites,
-    method: Method,
-    sketch: Sketch | None,
-    measurement: Measurement,
-    params: Any,
-    queries: Any,
-    each: bool,
-    retain: Any,
-) -> Any:
-    """`query_rows`, made orthogonal to the gradients of the rows to retain where the method asks for that.
+class Span(NamedTuple):
+    """What rows to retain explain: an orthonormal `basis` `[R, D]` of their gradients, float64."""
+
+    basis: np.ndarray
+
+
+def retained(found: Sites, sketch: Sketch | None, params: Any, retain: Any) -> Span:
+    """The span of the gradients of the rows to retain."""
+    row.check_finite(retain, "rows to retain")
+    return span_of(row_program(found, found, sketch)(params, retain, drawn_matrices(found, sketch))[1])
+
+
+def span_of(rows: Any) -> Span:
+    """An orthonormal basis of rows (unit rows; directions under 1e-4 are noise), from their Gram matrix: there are far
+    fewer rows than columns."""
+    rows = np.asarray(rows, np.float64)
+    rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-300)
+    strength, mix = np.linalg.eigh(rows @ rows.T)  # squares of the singular values
+    strong = strength > 1e-8 * strength.max(initial=0.0)
+    return Span((mix[:, strong] / np.sqrt(strength[strong])).T @ rows)
+
+
+def without(vectors: Any, method: Method, span: Span | None) -> Any:
+    """The question's gradients less what the rows to retain explain, where the method asks for that.
 
     Raises:
-        UsageError: the method needs rows to retain and got none.
+        UsageError: it asks for that and got no such rows.
     """
-    vectors = query_rows(found, measurement, params, queries, sketch, each)
     if not method.retain:
         return vectors
-    if retain is None:
+    if span is None:
         raise UsageError(
             f"{method.name} keeps what the model does right: pass retain=rows like the training rows, held out and "
             "clean (a few per class or topic; 30 to 200 in all)"
         )
-    row.check_finite(retain, "rows to retain")
-    _, kept = row_program(found, found, sketch)(params, retain, drawn_matrices(found, sketch))
-    return remove_span(vectors, kept)
+    return remove_span(vectors, span)
 
 
-def remove_span(vectors: Any, span: Any) -> Any:
-    """`v - V V^T v` for an orthonormal basis V of the span's rows (unit rows; directions under 1e-4 are noise).
-
-    V comes from the rows' Gram matrix: there are far fewer rows than columns.
-    """
-    rows = np.asarray(span, np.float64)
-    rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-300)
-    strength, mix = np.linalg.eigh(rows @ rows.T)  # squares of the singular values
-    strong = strength > 1e-8 * strength.max(initial=0.0)
-    basis = (mix[:, strong] / np.sqrt(strength[strong])).T @ rows
+def remove_span(vectors: Any, span: Span) -> Any:
+    """`v - V V^T v` for the basis V."""
     wide = np.asarray(vectors, np.float64)
     for _ in range(2):  # the second pass takes out what rounding left of the weak directions
-        wide = wide - (wide @ basis.T) @ basis
+        wide = wide - (wide @ span.basis.T) @ span.basis
     return jnp.asarray(wide, jnp.float32)
 
 

@@ -72,7 +72,9 @@ def score(
         return _baseline(method, task, params, data, queries, each, batch_size, seed, texts)
     chosen = get(method) if isinstance(method, str) else method
     found = base.training_sites(task, params, data)
-    vectors = base.asked_rows(found, chosen, chosen.sketch, measurement, params, queries, each, retain)
+    vectors = base.query_rows(found, measurement, params, queries, chosen.sketch, each)
+    keep = chosen.retain and retain is not None
+    vectors = base.without(vectors, chosen, base.retained(found, chosen.sketch, params, retain) if keep else None)
     program, drawn = base.row_program(found, found, chosen.sketch), base.drawn_matrices(found, chosen.sketch)
     inverse, held = None, None
     if chosen.curvature is not None:

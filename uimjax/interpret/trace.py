@@ -12,6 +12,7 @@ from uimjax.errors import MismatchError, UsageError
 from uimjax.interpret import base, methods
 from uimjax.interpret.base import Method, Scores
 from uimjax.interpret.index import Index, open_index, task_digest
+from uimjax.taps import Sites
 from uimjax.task import Measurement, Task
 from uimjax_kernels import TopK, topk_dot
 
@@ -37,6 +38,14 @@ class Asked(NamedTuple):
     directions: Any
 
 
+class Question(NamedTuple):
+    """The gradients of a question `[Q, D]`, before any method is chosen."""
+
+    held: Index
+    measurement: Measurement
+    vectors: Any
+
+
 def ask(
     index: Index | str | Path,
     task: Task,
@@ -49,17 +58,60 @@ def ask(
     retain: Any = None,
 ) -> Asked:
     """Turn queries into directions. `example` is any rows of the training data (for their shapes); `retain`: held-out
-    clean rows, for methods that keep what the model does right.
+    clean rows, for methods that keep what the model does right. Several methods or failures share their gradients by
+    `question`, `retained` and `by`.
 
     Raises:
         MismatchError: the index was built with other parameters or another loss.
         UnknownNameError, ShapeError, NonFiniteError
     """
+    asked = question(index, task, params, example, measurement, queries, each)
+    span = None if retain is None or not _method(method).retain else retained(asked.held, task, params, example, retain)
+    return by(asked, method, span)
+
+
+def question(
+    index: Index | str | Path,
+    task: Task,
+    params: Any,
+    example: Any,
+    measurement: Measurement,
+    queries: Any,
+    each: bool = False,
+) -> Question:
+    """The gradients of the queries in the index's columns; of their mean, or of each. Raises as `ask`."""
     index = index if isinstance(index, Index) else open_index(index)
-    chosen = methods.get(method) if isinstance(method, str) else method
+    found = _same_model(index, task, params, example)
+    return Question(index, measurement, base.query_rows(found, measurement, params, queries, index.sketch, each))
+
+
+def retained(index: Index | str | Path, task: Task, params: Any, example: Any, retain: Any) -> base.Span:
+    """What the rows to retain explain, in the index's columns. Raises as `ask`."""
+    index = index if isinstance(index, Index) else open_index(index)
+    return base.retained(_same_model(index, task, params, example), index.sketch, params, retain)
+
+
+def by(asked: Question, method: str | Method, span: base.Span | None = None) -> Asked:
+    """One method's directions for a question; `span` for those that keep what the model does right. Raises as `ask`."""
+    index, chosen = asked.held, _method(method)
     if not isinstance(method, str) and method.sketch not in (None, index.sketch):
         raise MismatchError(f"{method.name} wants {method.sketch} and {index.folder} was built with {index.sketch}")
     chosen = dataclasses.replace(chosen, sketch=index.sketch)
+    vectors, inverse = base.without(asked.vectors, chosen, span), None
+    if chosen.curvature is not None:
+        state = chosen.curvature.init(index.blocks)
+        for shard in index.shards():
+            state = chosen.curvature.update(state, _full(shard))
+        inverse = chosen.curvature.finish(state)
+    return Asked(index, chosen, chosen.unit(asked.measurement), inverse, base.directions(chosen, inverse, vectors))
+
+
+def _method(method: str | Method) -> Method:
+    return methods.get(method) if isinstance(method, str) else method
+
+
+def _same_model(index: Index, task: Task, params: Any, example: Any) -> Sites:
+    """The sites of the loss, once the index is known to be of these parameters and of this loss."""
     found = base.training_sites(task, params, example, check=False)
     for key, value in (("params", store.digest_tree(params)), ("task", task_digest(found))):
         if index.manifest[key] != value:
@@ -68,15 +120,7 @@ def ask(
                 f"{index.folder} was built with {what} than these, so its scores would mean nothing. Load the "
                 "checkpoint it was built from, or build an index of this one into another folder."
             )
-    vectors = base.asked_rows(found, chosen, index.sketch, measurement, params, queries, each, retain)
-    inverse = None
-    if chosen.curvature is not None:
-        state = chosen.curvature.init(index.blocks)
-        for shard in index.shards():
-            state = chosen.curvature.update(state, _full(shard))
-        inverse = chosen.curvature.finish(state)
-    unit = chosen.unit(measurement)
-    return Asked(index, chosen, unit, inverse, base.directions(chosen, inverse, vectors))
+    return found
 
 
 def trace(

@@ -132,7 +132,7 @@ def _hit(hit: dict[str, Any], sensitive: list[str]) -> dict[str, Any]:
     if "image" in hit:
         return shown | {"picture": markup.png(hit["image"]), "label": hit["label"]}
     lines = markup.highlight(hit["text"], hit["line"], hit["tokens"], sensitive)
-    return shown | {"path": markup.masked(hit["path"], sensitive), "line": hit["line"], "lines": lines}
+    return shown | {"path": markup.masked(hit["path"], sensitive), "at": hit["at"], "lines": lines}
 
 
 def _utility(result: dict[str, Any]) -> dict[str, str]:

@@ -85,6 +85,12 @@ def check_budget(mitigate: MitigateChoice, count: int) -> None:
         raise UsageError(f"mitigate.budget {mitigate.budget} is every one of the {count} training rows")
 
 
+def check_one(config: Any, standard: str, instead: str) -> None:
+    """Of two keys that exclude each other, the standard one still has its default."""
+    if getattr(config, standard) != type(config).model_fields[standard].default:
+        raise UsageError(f"{standard} and {instead} are both given, and only one can be used; leave one out")
+
+
 def resolve(reference: str) -> Any:
     """The object that `pkg.module:name` names; the working folder is searched too.
 

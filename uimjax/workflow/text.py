@@ -21,9 +21,10 @@ from uimjax.audit import base as likelihood
 from uimjax.audit import behaviour, leak
 from uimjax.config import TextConfig
 from uimjax.corpora import Behaviour, PlantedText, Secret, TextCorpus
+from uimjax.corpora.documents import line_at
 from uimjax.errors import ShapeError, UsageError
 from uimjax.interpret import methods, trace, trajectory
-from uimjax.interpret.base import Scores, training_sites
+from uimjax.interpret.base import Scores, Span, training_sites
 from uimjax.interpret.index import Index, build_index, task_digest
 from uimjax.interpret.positions import token_scores
 from uimjax.mitigate import proof
@@ -120,6 +121,7 @@ def load_corpus(config: TextConfig) -> TextCorpus:
         return corpora.text_corpus(name, train, test, *cut)
 
     if config.train_folder or config.test_folder:
+        base.check_one(config, "corpus", "train_folder")
         if not (config.train_folder and config.test_folder):
             raise UsageError("train_folder and test_folder go together; one is missing")
         return made(config.train_folder, *map(corpora.read_folder, (config.train_folder, config.test_folder)))
@@ -137,6 +139,7 @@ def plants_of(config: TextConfig) -> tuple[Secret, Behaviour]:
 def model_of(config: TextConfig, corpus: TextCorpus) -> tuple[Task, Any]:
     """The decoder of the config, or the reader's own, as (task, parameters)."""
     if config.own_model:
+        base.check_one(config, "model", "own_model")
         made = base.call(config.own_model, corpus.tokenizer.size, corpus.length, nnx.Rngs(config.seed))
         return decoder.build(made)
     shape = decoder.Shape(corpus.tokenizer.size, corpus.length, **config.model.model_dump())
@@ -233,10 +236,18 @@ def audit(loop: Loop, progress: Progress = quiet):
 # ---------------------------------------------------------------- trace
 
 
-class Shared(NamedTuple):
-    """What both failures need and neither changes: the indexes, and baselines that do not look at the question."""
+class Moment(NamedTuple):
+    """One moment of the training: its parameters, their index, and what the rows to retain explain there."""
 
-    indexes: Callable[[], list[tuple[Any, Index]]]
+    params: Any
+    held: Index
+    span: Span
+
+
+class Shared(NamedTuple):
+    """What both failures need and neither changes: the moments, and baselines that do not look at the question."""
+
+    moments: Callable[[], list[Moment]]
     baseline: Callable[[str], Scores]
 
 
@@ -244,7 +255,7 @@ def trace_documents(loop: Loop, progress: Progress = quiet):
     """Score every document by every method and the tokens of the strongest; write the edit that the method asks for."""
     without_twin = dataclasses.replace(loop, planted=loop.planted._replace(kept=np.ones(0)))
     shared = Shared(
-        functools.cache(lambda: indexes(without_twin, progress)),
+        functools.cache(lambda: moments(without_twin, progress)),
         functools.cache(lambda method: _baseline(without_twin, method, CASES[0])),
     )
     for name in CASES:
@@ -258,21 +269,23 @@ def trace_documents(loop: Loop, progress: Progress = quiet):
         key = store.stage_key(loop.key, loop.config.trace.model_dump(), loop.config.mitigate.budget)
         done = store.run_stage(loop.folder / name, "trace", key, base.TRACED, work)
         first = store.read_json(loop.folder / name / "trace.json")["proponents"][:3]
-        places = ", ".join(f"{visible(p['path'])}:{p['line']}" for p in first)
+        places = ", ".join(f"{visible(p['path'])}:{p['at'][0]}:{p['at'][1]}" for p in first)
         yield name, done, f"strongest proponents by {loop.config.trace.method}: {places}"
 
 
-def indexes(loop: Loop, progress: Progress) -> list[tuple[Any, Index]]:
-    """(parameters, index) at each moment of the training: built once, asked by both failures."""
-    found = []
+def moments(loop: Loop, progress: Progress) -> list[Moment]:
+    """An index at each moment of the training: built once, asked by both failures."""
+    found, rows = [], loop.planted.train
+    retain = take(loop.planted.retain, np.arange(min(loop.config.trace.retain, len(loop.planted.retain["tokens"]))))
     for epochs in snapshots(loop.config):
         params = training.snapshot(loop.folder / "train", loop.initial, epochs)
         folder = loop.folder / "index" / f"epoch-{epochs}"
         sketch = Sketch(loop.config.trace.sketch_rank, seed=loop.config.seed)
         build = lambda p=params, f=folder, s=sketch: build_index(  # noqa: E731  # called twice at most
-            loop.task, p, loop.planted.train, f, sketch=s, batch_size=64, shard_rows=512, progress=progress
+            loop.task, p, rows, f, sketch=s, batch_size=64, shard_rows=512, progress=progress
         )
-        found.append((params, base.rebuilt(folder, build)))
+        held = base.rebuilt(folder, build)
+        found.append(Moment(params, held, trace.retained(held, loop.task, params, rows, retain)))
     return found
 
 
@@ -282,29 +295,33 @@ def score_documents(
     """Scores by method; the chosen one's for questions without a failure; each token's share at both of its ends."""
     choice, rows = loop.config.trace, loop.planted.train
     case, measurement = loop.planted.cases[name], loop.measurement(name)
-    retain = take(loop.planted.retain, np.arange(min(choice.retain, len(loop.planted.retain["tokens"]))))
-    built = shared.indexes()
+    built = shared.moments()
     rates = [training.rate(loop.recipe, epochs) for epochs in snapshots(loop.config)]
 
-    def asked(method: str, queries: Any) -> list[trace.Asked]:
-        return [trace.ask(i, loop.task, p, rows, measurement, queries, method, retain=retain) for p, i in built]
+    def questions(queries: Any) -> list[trace.Question]:
+        return [trace.question(m.held, loop.task, m.params, rows, measurement, queries) for m in built]
 
-    def summed(ready: list[trace.Asked]) -> Scores:
-        return trajectory.over_checkpoints([trace.score_all(a) for a in ready], rates)
+    def ready(asked: list[trace.Question], method: str) -> list[trace.Asked]:
+        return [trace.by(question, method, m.span) for question, m in zip(asked, built, strict=True)]
+
+    def summed(each: list[trace.Asked]) -> Scores:
+        return trajectory.over_checkpoints([trace.score_all(a) for a in each], rates)
+
+    asked = questions(case.asked)
 
     def by(method: str) -> Scores:
         if method in methods.PRESETS:
-            return summed(asked(method, case.asked))
+            return summed(ready(asked, method))
         return shared.baseline(method) if method in BLIND else _baseline(loop, method, name)
 
     scores = {method: by(method) for method in dict.fromkeys((choice.method, *choice.compare))}
     if choice.method not in methods.PRESETS:  # a baseline knows no tokens and no null
         return scores, [], {}
-    chosen = asked(choice.method, case.asked)
-    nulls = [summed(asked(choice.method, null)) for null in case.null]
+    nulls = [summed(ready(questions(null), choice.method)) for null in case.null]
     order = np.argsort(-scores[choice.method].values[:, 0], kind="stable")
     ends = np.unique(np.concatenate([order[: choice.top], order[-choice.top :]]))
-    parts = [token_scores(a, loop.task, p, take(rows, ends)) for a, (p, _) in zip(chosen, built, strict=True)]
+    chosen = zip(ready(asked, choice.method), built, strict=True)
+    parts = [token_scores(a, loop.task, m.params, take(rows, ends)) for a, m in chosen]
     shares = np.tensordot(np.asarray(rates) / sum(rates), np.stack(parts), 1)
     return scores, nulls, dict(zip(ends.tolist(), shares, strict=True))
 
@@ -319,8 +336,9 @@ def _baseline(loop: Loop, method: str, name: str) -> Scores:
 
 
 def _with_tokens(loop: Loop, document: dict[str, Any], shares: dict[int, np.ndarray]) -> dict[str, Any]:
-    """Path, line, text and the tokens' shares as `[start, stop, share]` in characters of the text."""
-    for side in ("proponents", "opponents"):
+    """Path, line, text, the tokens' shares as `[start, stop, share]` in characters of the text, and `at`: line and
+    column in the file, both from 1, of the token that decided."""
+    for side, sign in (("proponents", 1.0), ("opponents", -1.0)):
         for hit in document[side]:
             k = hit["row"]
             if k not in shares:  # a baseline knows no tokens
@@ -329,6 +347,8 @@ def _with_tokens(loop: Loop, document: dict[str, Any], shares: dict[int, np.ndar
             spans = zip(loop.planted.places.start[k], loop.planted.places.stop[k], shares[k], strict=True)
             hit |= {"path": source.path, "line": source.line, "column": source.column, "text": source.text}
             hit["tokens"] = [[int(a), int(b), float(s)] for (a, b, s), c in zip(spans, counted, strict=True) if c]
+            line, column = line_at(source, max(hit["tokens"], key=lambda token: sign * token[2])[0])
+            hit["at"] = [line, column + 1]
     return document
 
 

@@ -116,6 +116,7 @@ def model_of(config: RunConfig) -> Any:
 def load_corpus(config: RunConfig) -> Corpus:
     """The built-in digits, the reader's files, or what the reader's own function returns."""
     if config.train_file or config.test_file:
+        base.check_one(config, "corpus", "train_file")
         if not (config.train_file and config.test_file):
             raise UsageError("train_file and test_file go together; one is missing")
         return checked(config.train_file, corpora.read_rows(config.train_file), corpora.read_rows(config.test_file))
@@ -225,20 +226,26 @@ def score_rows(draw: Draw, params: Any, progress: Progress) -> tuple[dict[str, S
 
     built = base.rebuilt(folder, build)
 
-    def asked(name: str, queries: Any) -> Scores:
-        ready = trace.ask(built, draw.task, params, rows.train, measurement, queries, name, retain=rows.retain)
-        return trace.score_all(ready)
+    span = trace.retained(built, draw.task, params, rows.train, rows.retain)
+
+    def question(queries: Any) -> trace.Question:
+        return trace.question(built, draw.task, params, rows.train, measurement, queries)
+
+    def scored(asked: trace.Question, name: str) -> Scores:
+        return trace.score_all(trace.by(asked, name, span))
 
     def baseline(name: str) -> Scores:
         seed = draw.config.seed + draw.number
         return methods.score(draw.task, params, rows.train, measurement, rows.asked, name, seed=seed)
 
     names = dict.fromkeys((choice.method, *choice.compare))
-    scores = {name: asked(name, rows.asked) if name in methods.PRESETS else baseline(name) for name in names}
+    asked = question(rows.asked)
+    scores = {name: scored(asked, name) if name in methods.PRESETS else baseline(name) for name in names}
     if choice.method not in methods.PRESETS:
         return scores, []
     clean = rows.asked[1]  # another clean image in place of the triggered one: nothing failed there
-    nulls = [asked(choice.method, (jax.tree.map(lambda x: np.roll(x, k, 0), clean), clean)) for k in (1, 2, 3)]  # noqa: B023
+    shifted = [jax.tree.map(lambda x: np.roll(x, k, 0), clean) for k in (1, 2, 3)]  # noqa: B023
+    nulls = [scored(question((other, clean)), choice.method) for other in shifted]
     return scores, nulls
 
 
