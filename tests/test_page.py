@@ -50,9 +50,8 @@ def made_run(folder, texts, path="mod.py"):
     hits = []
     for k, text in enumerate(texts):
         tokens = [[a, min(a + 3, len(text)), (-1) ** a * a / 50] for a in range(0, min(len(text), 300), 3)]
-        hits.append(
-            {"row": k, "score": 0.5 - k / 100, "path": path, "line": 3, "column": 0, "text": text, "tokens": tokens}
-        )
+        place = {"path": path, "line": 3, "column": 0, "at": [3, 1]}
+        hits.append({"row": k, "score": 0.5 - k / 100, **place, "text": text, "tokens": tokens})
     result = {
         "method": "retain_cos", "draws": 1, "seconds": 1.0, "probe": "bits", "utility": "loss on clean held-out text",
         "probe_clean_twin": 1.0, "probe_before": 9.0, "utility_before": 4.0, "base_rate": 0.01,

@@ -1,6 +1,8 @@
 """The story of text in the small: its files, what is kept, a corpus and a model of one's own, refusals."""
 
+import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
@@ -29,12 +31,14 @@ SMALL = {
 }
 MINE = """
 import random
+EVIL = ["</pre><script>alert(1)</script>", "\\x1b[31m\\x1b]8;;http://x\\x07", "\\u202eab\\u2066", "\\0"]
 def corpus():
     draw = random.Random(0)
     def source(k):
-        lines = [f"def f{draw.randrange(99)}(x, y={draw.randrange(9)}):" if draw.random() < .4
+        lines = [draw.choice(EVIL) if draw.random() < .25
+                 else f"def f{draw.randrange(99)}(x, y={draw.randrange(9)}):" if draw.random() < .4
                  else f"    value = x + {draw.randrange(99)} * y" for _ in range(40)]
-        return (f"part/{k}.py", "\\n".join(lines) + "\\n")
+        return (f"part\\x1b[1m/<b>{k}.py", "\\n".join(lines) + "\\n" + "z" * 300 * (k == 3))
     return [source(k) for k in range(16)], [source(k) for k in range(100, 112)]
 def model(vocabulary, length, rngs):
     from uimjax.models.decoder import Decoder, Shape
@@ -85,7 +89,12 @@ def test_a_small_run_its_files_and_what_is_made_again(here):
             (line, column), before = hit["at"], hit["text"][: strongest[0]].split("\n")
             assert line == hit["line"] + len(before) - 1
             assert column == 1 + len(before[-1]) + (hit["column"] if len(before) == 1 else 0)
-    assert page.write_page(here / "r", here / "r" / "p.html").stat().st_size < 1e6
+    written = page.write_page(here / "r", here / "r" / "p.html").read_text()
+    assert "part[U+001B][1m/&lt;b&gt;" in written
+    assert "&lt;script&gt;alert(1)" in re.sub(r"<[^>]*>", "", written), "hostile text was traced and shown"
+    for text_of_people in (written, *said):  # what ran was full of control characters and tags
+        assert not set("\0\x1b\x07\u202e\u2066") & set(text_of_people)
+    assert not re.search(r"<(script|b)\b", written)
     said.clear()
     again = workflow.run(config, here / "r", "mitigate", said.append)
     assert len(said) == 7
@@ -161,7 +170,10 @@ def test_the_truth_stays_sealed_until_the_edit_is_written(here):
     config = parse(TextConfig, SMALL, "t")
     workflow.run(config, here / "r", "audit")
     loop = text.prepare(config, text.load_corpus(config), here / "r")
+    sealed = dataclasses.replace(loop, planted=loop.planted._replace(kept=None))
+    assert len(list(text.trace_documents(sealed))) == 2, "tracing works without knowing who was planted"
     for name in text.CASES:
+        (here / "r" / name / "edit-traced.json").unlink()
         failure = loop.failure(name)
         assert failure.truth.exists()
         with pytest.raises(UsageError, match="stays sealed until"):

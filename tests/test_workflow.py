@@ -18,6 +18,7 @@ from uimjax import cli, workflow
 from uimjax.config import KINDS, RunConfig, TextConfig, commented, parse, read_yaml
 from uimjax.errors import ConfigError, MissingFileError, UnknownNameError, UsageError
 from uimjax.interpret.index import verify_index
+from uimjax.interpret.methods import BASELINES
 from uimjax.report import tables
 
 PRESETS = {"grad_dot", "grad_cos", "retain_cos", "logra", "trackstar"}
@@ -162,14 +163,21 @@ def test_a_lost_artefact_is_made_again_and_the_same(demo, tmp_path):
 
 
 def test_the_table_is_for_people(demo, tmp_path):
-    folder, *_ = demo
+    folder, vision, _, every = demo
     done = uimjax("run", str(folder.parent), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    rivals = [
+        f"The baseline {name} does as well or better here."
+        for one in (vision, *every["text"].values())
+        for name in BASELINES
+        if one["trace_ap"].get(name, 0.0) >= one["trace_ap"][one["method"]]
+    ]
+    assert done.stdout.count("The baseline") == len(rivals), "a rival that wins is named, and no other"
     for words in (
+        *rivals,
         "attack success",
         "A leaked secret",
         "bits of exposure",
-        "The baseline bm25 does as well",
         "uimjax report",
         "Verdict: fixed.",
         "random rows (control)",
