@@ -37,9 +37,10 @@ LOSSES: dict[str, Callable[[Any, Any, float], Any]] = {"grad_diff": grad_diff, "
 
 @dataclass(frozen=True)
 class Unlearning:
-    """How to unlearn: AdamW steps at a constant rate, `batch_size` forget rows and `retain_size` retain rows each.
+    """How to unlearn: AdamW steps, `batch_size` forget rows and `retain_size` retain rows each.
 
-    After `steps` of both losses, `heal_steps` of the retain loss alone let the rest of the model recover.
+    After `steps` of both losses, `heal_steps` of the retain loss alone let the rest of the model recover. The rate
+    falls linearly from `learning_rate` to 0: at a constant one the last few retain rows drawn move every probe.
     """
 
     loss: Literal["npo", "grad_diff"] = "npo"
@@ -73,7 +74,8 @@ def unlearn(task: Task, params: Any, data: Any, forget: np.ndarray, choice: Unle
 
 @functools.lru_cache(maxsize=16)
 def _program(task: Task, choice: Unlearning):
-    optimizer = optax.adamw(choice.learning_rate, weight_decay=0.0)
+    falling = optax.linear_schedule(choice.learning_rate, 0.0, choice.steps + choice.heal_steps)
+    optimizer = optax.adamw(falling, weight_decay=0.0)
     forget_loss = LOSSES[choice.loss]
 
     def nll(params, data, ids):
