@@ -45,6 +45,27 @@ def test_unlearning_raises_the_forget_loss_and_keeps_the_rest(loss, rng):
     assert mean(new, np.arange(4, 40)) < mean(w, np.arange(4, 40))
 
 
+@pytest.mark.parametrize("loss", ["npo", "grad_diff"])
+def test_unlearning_equals_its_definition_by_hand(loss, rng):
+    """One row to forget and one to retain, so that nothing is drawn; AdamW in float64 from the formulas."""
+    x, y, w = rng.normal(size=(2, 3)), rng.normal(size=2), rng.normal(size=3)
+    choice = unlearning.Unlearning(loss, 0.4, 0.7, 1.3, steps=5, heal_steps=4, learning_rate=0.05)
+    data = {"x": x.astype(np.float32), "y": y.astype(np.float32)}
+    found = unlearning.unlearn(TASK, jnp.asarray(w, jnp.float32), data, np.array([0]), choice, 0)
+    reference, first, second = (x[0] @ w - y[0]) ** 2, np.zeros(3), np.zeros(3)
+    for k in range(9):
+        away = x @ w - y
+        slope = 2 * away[:, None] * x
+        gradient = 1.3 * slope[1]
+        if k < 5:
+            sigmoid = 1 / (1 + np.exp(0.4 * (away[0] ** 2 - reference)))
+            gradient = gradient - 0.7 * (2 * sigmoid if loss == "npo" else 1.0) * slope[0]
+        first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient**2
+        step = (first / (1 - 0.9 ** (k + 1))) / (np.sqrt(second / (1 - 0.999 ** (k + 1))) + 1e-8)
+        w = w - 0.05 * (1 - k / 9) * step
+    np.testing.assert_allclose(found, w, rtol=1e-4, atol=1e-5)
+
+
 def test_forgetting_nothing_everything_or_the_unknown_is_refused(rng):
     data = rows(rng)
     for ids in ([], [40], [-1], list(range(40))):
