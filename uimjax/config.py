@@ -140,7 +140,7 @@ class TextMitigateChoice(MitigateChoice):
     )
     steps: int = Field(40, ge=1, description="unlearning steps of forget and retain loss together")
     heal_steps: int = Field(20, ge=0, description="steps of the retain loss alone, after")
-    learning_rate: float = Field(1e-3, gt=0)
+    learning_rate: float = Field(8e-4, gt=0)
     gamma: float = Field(0.3, gt=0, description="weight of the forget loss")
     beta: float = Field(0.02, gt=0, description="npo: how soon a forgotten row is left alone")
     batch_size: int = Field(8, ge=1, description="rows to forget in a step")
