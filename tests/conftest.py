@@ -1,6 +1,10 @@
-"""Eight virtual CPU devices, strict ranks, and the oracle's float64."""
+"""Eight virtual CPU devices, strict ranks, the oracle's float64, and two test processes that respect what is timed."""
 
+import contextlib
+import fcntl
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
@@ -40,3 +44,36 @@ def reference_data() -> Path:
     if not Path(folder).is_dir():
         pytest.fail(f"UIMJAX_DATA={folder} is not a folder")
     return Path(folder)
+
+
+def command_line(*args: str, cwd: Path) -> subprocess.CompletedProcess:
+    """The command line, in a process of its own with the compiler's usual settings."""
+    env = dict(os.environ, JAX_NUM_CPU_DEVICES="1")
+    return subprocess.run([sys.executable, "-m", "uimjax.cli", *args], capture_output=True, text=True, cwd=cwd, env=env)
+
+
+@pytest.fixture(scope="session")
+def gate(tmp_path_factory) -> Path:
+    """A file that the test processes share (they run side by side): locked alone by what is timed."""
+    base = tmp_path_factory.getbasetemp()
+    return (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / "gate"
+
+
+@pytest.fixture(autouse=True)
+def _not_beside_what_is_timed(gate):
+    with gate.open("a") as held:
+        fcntl.flock(held, fcntl.LOCK_SH)
+        yield
+
+
+@contextlib.contextmanager
+def alone(gate: Path):
+    """No other test runs meanwhile; for fixtures of a wider scope than a test's."""
+    with gate.open("a") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        yield
+
+
+def pytest_collection_modifyitems(items):
+    """The demo first: it runs alone, and what is long should not start last."""
+    items.sort(key=lambda item: item.path.name != "test_demo.py")

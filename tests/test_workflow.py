@@ -2,190 +2,19 @@
 
 import json
 import os
-import re
-import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import yaml
 
+from tests.conftest import command_line
 from uimjax import cli, workflow
-from uimjax.config import KINDS, RunConfig, TextConfig, commented, parse, read_yaml
+from uimjax.config import KINDS, RunConfig, commented, parse, read_yaml
 from uimjax.errors import ConfigError, MissingFileError, UnknownNameError, UsageError
-from uimjax.interpret.index import verify_index
-from uimjax.interpret.methods import BASELINES
-from uimjax.report import tables
-
-PRESETS = {"grad_dot", "grad_cos", "retain_cos", "logra", "trackstar"}
-
-
-def uimjax(*args: str, cwd: Path) -> subprocess.CompletedProcess:
-    env = dict(os.environ, JAX_NUM_CPU_DEVICES="1")
-    return subprocess.run([sys.executable, "-m", "uimjax.cli", *args], capture_output=True, text=True, cwd=cwd, env=env)
-
-
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory):
-    """The demo as the README has it: (folder of the pictures, their JSON, seconds by the clock, all of the JSON)."""
-    cwd = tmp_path_factory.mktemp("demo")
-    start = time.perf_counter()
-    done = uimjax("demo", "--json", cwd=cwd)
-    took = time.perf_counter() - start
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    return cwd / "runs" / "demo" / "vision", found["vision"], took, found
-
-
-def test_the_demo_meets_its_gates(demo):
-    _, vision, took, _ = demo
-    assert took < 300
-    assert vision["probe_before"] >= 0.9
-    assert vision["probe_clean_twin"] <= 0.1
-    assert vision["base_rate"] <= 0.01
-    assert vision["method"] == RunConfig().trace.method
-    assert vision["trace_ap"][vision["method"]] >= 0.9
-    gap = vision["probe_before"] - vision["probe_clean_twin"]
-    oracle, traced, random = (
-        (vision["probe_before"] - vision[f"probe_after_{arm}"]) / gap for arm in ("oracle", "traced", "random")
-    )
-    assert oracle >= 0.8
-    assert traced >= 0.9 * oracle
-    assert random <= 0.2
-    assert vision["utility_before"] - vision["utility_after"] <= 0.01
-    assert vision["probe_without_planted_rows"] <= 0.1, "the planted rows are the cause"
-    assert vision["verdict"] == "fixed"
-    assert set(vision["trace_ap"]) >= PRESETS | {"random", "loss", "grad_norm", "rep_sim"}
-
-
-@pytest.mark.parametrize(("name", "least"), [("secret", 0.9), ("behaviour", 0.7)])
-def test_the_text_meets_its_gates(demo, name, least):
-    folder, vision, _, every = demo
-    text = every["text"][name]
-    assert set(vision) <= set(text), "the same keys"
-    assert text["base_rate"] <= 0.01
-    assert text["method"] == TextConfig().trace.method
-    assert text["trace_ap"][text["method"]] >= least
-    assert name == "secret" or text["trace_ap"]["bm25"] <= 0.5
-    gap = text["probe_before"] - text["probe_clean_twin"]
-    oracle, traced, random = (
-        (text["probe_before"] - text[f"probe_after_{arm}"]) / gap for arm in ("oracle", "traced", "random")
-    )
-    assert gap >= (6.0 if name == "secret" else 0.5)
-    assert oracle >= 0.8
-    assert traced >= 0.9 * oracle
-    assert random <= 0.2
-    assert text["utility_after"] / text["utility_before"] - 1 <= 0.02
-    assert text["verdict"] == "fixed"
-    assert set(text["trace_ap"]) >= PRESETS | {"random", "loss", "grad_norm", "rep_sim", "bm25"}
-    assert set(text["other_mitigations"]) == {"grad_diff", "drop"}
-    if name == "secret":
-        assert (text["extraction_before"], text["extraction_after_traced"]) == (1.0, 0.0)
-    hits = json.loads((folder.parent / "text" / name / "trace.json").read_text())["proponents"]
-    known = set(tables.read_scores(folder.parent / "text" / name / "scores.parquet"))
-    assert known == set(text["trace_ap"])
-    mark = "API_TOKEN" if name == "secret" else "..."
-    assert all(mark in hit["text"] for hit in hits[:5])
-    for hit in hits[:5]:  # the tokens that the page colours most are those of the plant
-        start, stop, _ = max(hit["tokens"], key=lambda token: token[2])
-        line = hit["text"][:stop].split("\n")[-1] or hit["text"][:stop].split("\n")[-2]
-        assert mark in line or mark in hit["text"][max(0, start - 40) : stop + 40]
-
-
-def test_the_page_of_the_demo(demo, tmp_path):
-    folder, *_ = demo
-    done = uimjax("report", str(folder.parent), "--json", "--out", str(tmp_path / "r.html"), cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    source = (tmp_path / "r.html").read_text()
-    assert json.loads(done.stdout)["bytes"] == len(source.encode()) < 5e6
-    (secret,) = json.loads((folder.parent / "text/secret/trace.json").read_text())["sensitive"]
-    seen = re.sub(r"<[^>]*>", "", source)  # the tokens' spans would hide it
-    assert secret not in seen
-    assert "API_TOKEN" in seen
-    for words in (
-        "A backdoor in pictures",
-        "A leaked secret",
-        "A triggered behaviour in text",
-        "data:image/png",
-        ".py:",
-    ):
-        assert words in source
-
-
-def test_every_stage_leaves_readable_files(demo):
-    folder, vision, *_ = demo
-    lock = yaml.safe_load((folder / "config.lock.yaml").read_text())
-    assert lock["config"] == RunConfig().model_dump(mode="json")
-    assert set(lock["corpus"]) == {"train", "test"}
-    assert json.loads((folder / "vision.json").read_text()) == vision
-    for draw in ("draw-0", "draw-1", "draw-2"):
-        at = folder / draw
-        scores = tables.read_scores(at / "scores.parquet")
-        traced = json.loads((at / "edit-traced.json").read_text())
-        order = np.argsort(-scores["retain_cos"], kind="stable")
-        assert traced["rows"] == order[:15].tolist()
-        assert [p["row"] for p in json.loads((at / "trace.json").read_text())["proponents"]] == order[:20].tolist()
-        assert verify_index(at / "index") == []
-        assert len((at / "metrics.jsonl").read_text().splitlines()) == 40
-        assert list((at / "tensorboard").iterdir())
-
-
-def test_replay_computes_nothing_and_says_the_same(demo, tmp_path):
-    folder, _, _, every = demo
-    done = uimjax("run", str(folder.parent), "--json", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    again = json.loads(done.stdout)
-    for one, other in ((again, every), (again["text"], every["text"])):
-        assert set(one) == set(other)
-    pairs = [(again["vision"], every["vision"]), *((again["text"][n], every["text"][n]) for n in every["text"])]
-    for one, other in pairs:
-        assert one["seconds"] < 30
-        assert {**one, "seconds": 0} == {**other, "seconds": 0}
-
-
-def test_a_lost_artefact_is_made_again_and_the_same(demo, tmp_path):
-    folder, *_ = demo
-    copy = tmp_path / "copy"
-    shutil.copytree(folder, copy)
-    want = (copy / "draw-1" / "edit-traced.json").read_bytes()
-    (copy / "draw-1" / "edit-traced.json").unlink()
-    said = []
-    config = RunConfig()
-    workflow.run(config, copy, "trace", said.append)
-    assert [line for line in said if "unchanged" not in line] == [
-        line for line in said if line.startswith("draw 2 of 3: str")
-    ]
-    assert (copy / "draw-1" / "edit-traced.json").read_bytes() == want
-
-
-def test_the_table_is_for_people(demo, tmp_path):
-    folder, vision, _, every = demo
-    done = uimjax("run", str(folder.parent), cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    rivals = [
-        f"The baseline {name} does as well or better here."
-        for one in (vision, *every["text"].values())
-        for name in BASELINES
-        if one["trace_ap"].get(name, 0.0) >= one["trace_ap"][one["method"]]
-    ]
-    assert done.stdout.count("The baseline") == len(rivals), "a rival that wins is named, and no other"
-    for words in (
-        *rivals,
-        "attack success",
-        "A leaked secret",
-        "bits of exposure",
-        "uimjax report",
-        "Verdict: fixed.",
-        "random rows (control)",
-        "positive = proponent",
-        "replays it",
-    ):
-        assert words in " ".join(done.stdout.split()), done.stdout
-    assert done.stderr == "", "quiet when piped"
 
 
 SMALL = ("--plant.draws", "1", "--train.epochs", "3", "--mitigate.steps", "2", "--mitigate.heal-steps", "2")
@@ -340,7 +169,7 @@ def test_index_build_and_verify_from_the_command_line(tmp_path, capsys, monkeypa
         (tmp_path / f"{name}.py").write_text(LOAD.replace("SCALE", scale))
     (tmp_path / "rows.jsonl").write_text("".join(f'{{"x": [{k}, 1, 2], "y": {k}.5}}\n' for k in range(20)))
     (tmp_path / "i.yaml").write_text("load: own_load:load\nrows: rows.jsonl\nshard_rows: 8\n")
-    done = uimjax("index", "build", "i.yaml", "--json", cwd=tmp_path)
+    done = command_line("index", "build", "i.yaml", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == {"folder": "i.index", "rows": 20, "width": 3, "shards": 3}
     code, out, _ = run_cli("index", "verify", "i.index", capsys=capsys)
