@@ -8,13 +8,30 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import pytest
 import yaml
 
 from tests.conftest import command_line
-from uimjax import cli, workflow
+from uimjax import cli, models, workflow
 from uimjax.config import KINDS, RunConfig, commented, parse, read_yaml
 from uimjax.errors import ConfigError, MissingFileError, UnknownNameError, UsageError
+
+
+def test_a_run_moved_to_a_machine_that_rounds_otherwise_goes_on(tmp_path, monkeypatch):
+    config = parse(RunConfig, {"plant": {"draws": 1}, "train": {"epochs": 1}}, "t")
+    workflow.run(config, tmp_path, "train")
+    build = models.build
+    for factor, same in ((1 + 1e-6, True), (1.01, False)):
+
+        def other(*args, factor=factor):
+            task, params = build(*args)
+            return task, jax.tree.map(lambda x: x * factor, params)
+
+        monkeypatch.setattr(models, "build", other)
+        said = []
+        workflow.run(config, tmp_path, "train", said.append)
+        assert said[0].endswith("(unchanged, kept)") == same, factor
 
 
 SMALL = ("--plant.draws", "1", "--train.epochs", "3", "--mitigate.steps", "2", "--mitigate.heal-steps", "2")

@@ -17,10 +17,10 @@ import numpy as np
 import yaml
 
 import uimjax
-from uimjax import store, training
+from uimjax import checkpoint, store, training
 from uimjax.audit import scorecard
 from uimjax.config import LOCK, MitigateChoice, TraceChoice, TrainChoice, read_yaml
-from uimjax.errors import MismatchError, UimError, UsageError
+from uimjax.errors import CorruptError, MismatchError, MissingFileError, UimError, UsageError
 from uimjax.interpret import methods
 from uimjax.interpret.base import Scores
 from uimjax.interpret.index import Index
@@ -171,6 +171,28 @@ def keep_or_clear(folder: Path, key: str, folders: Sequence[str], files: Sequenc
         for name in files:
             (folder / name).unlink(missing_ok=True)
         store.write_json(mark, key)
+
+
+def begun_from(folder: Path, made: Any) -> Any:
+    """The parameters that the run in `folder` began with; `made`, which are kept there, where it begins now.
+
+    Drawing them again on another machine, or by another compiler, rounds in another way. The run is still the same
+    one, so what it has trained is not thrown away: only initial parameters that differ by more begin a new run.
+    """
+    at = folder / "initial"
+    try:
+        held = checkpoint.load(at, made, 0)[1]
+    except (MissingFileError, MismatchError, CorruptError):
+        held = None
+    if held is None or not all(map(_nearly, jax.tree.leaves(held), jax.tree.leaves(made))):
+        checkpoint.save(at, 0, made)
+        return made
+    return held
+
+
+def _nearly(one: Any, other: Any) -> bool:
+    one, other = (np.asarray(x, np.float64) for x in (one, other))
+    return one.shape == other.shape and bool(np.all(np.abs(one - other) <= 1e-4 * np.abs(other).max(initial=0.0)))
 
 
 # ---------------------------------------------------------------- trace

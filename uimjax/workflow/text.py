@@ -164,9 +164,9 @@ def checked_sites(task: Task, params: Any, rows: Any, corpus: TextCorpus) -> Sit
 def prepare(config: TextConfig, corpus: TextCorpus, folder: Path) -> Loop:
     """Plants, model and recipe; nothing is trained. The truths go to their sealed files."""
     planted = corpora.plant_text(corpus, *plants_of(config), config.seed)
-    task, initial = model_of(config, corpus)
-    found = checked_sites(task, initial, planted.train, corpus)
-    make_folder(folder)
+    task, made = model_of(config, corpus)
+    found = checked_sites(task, made, planted.train, corpus)
+    initial = base.begun_from(make_folder(folder), made)
     parts = {"train": planted.train, "utility": planted.utility, "retain": planted.retain}
     digests = {name: store.digest_tree(rows) for name, rows in parts.items()}
     digests |= {"sources": corpora.digest_documents(corpus), "tokenizer": corpus.tokenizer.digest}

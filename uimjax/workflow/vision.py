@@ -134,7 +134,8 @@ def prepare(config: RunConfig, corpus: Corpus, folder: Path, number: int) -> Dra
     make_folder(folder)
     seed = config.seed + number
     planted = corpora.backdoor(corpus, plant_of(config), seed)
-    task, initial = models.build(model_of(config), planted.train["image"].shape[1:], corpus.classes, seed)
+    task, made = models.build(model_of(config), planted.train["image"].shape[1:], corpus.classes, seed)
+    initial = base.begun_from(folder, made)
     recipe = training.Recipe(**config.train.model_dump(), seed=seed)
     rows = [store.digest_tree(part) for part in planted]
     program = task_digest(sites(task, initial, example_spec(planted.train)))
