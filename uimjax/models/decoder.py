@@ -188,9 +188,11 @@ def decoder_task(graph: Any) -> Task:
         return model(params)(example["tokens"])
 
     def loss(params: Any, example: Any) -> Any:
-        logp = jax.nn.log_softmax(outputs(params, example)[:-1], axis=-1)
-        nll = -jnp.take_along_axis(logp, example["tokens"][1:, None], axis=-1)[:, 0]
-        return jnp.concatenate([jnp.zeros(1, nll.dtype), nll * example["counted"][1:]])
+        tokens, counted = example["tokens"], example["counted"]
+        logits = outputs(params, example)  # kept whole: cutting off the last row copies them forwards and backwards
+        found = jnp.take_along_axis(logits, jnp.roll(tokens, -1)[:, None], axis=-1)[:, 0]
+        nll = jax.nn.logsumexp(logits, axis=-1) - found
+        return jnp.concatenate([jnp.zeros(1, nll.dtype), nll[:-1] * counted[1:]])
 
     def features(params: Any, example: Any) -> Any:
         found, weight = model(params), example["counted"][:, None]
