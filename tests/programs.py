@@ -204,7 +204,87 @@ def token_losses(rng, dtype):
     return decoder(rng, dtype, per_token=True)
 
 
+def slices(rng, dtype, batch=3):
+    """Parts of parameters: fused qkv and gate-up matrices, layers of a stack, a window of positions, half a table."""
+    d, vocab, t = 6, 10, 4
+    params = {
+        "table": _draw(rng, vocab + 4, d, dtype=dtype),
+        "position": _draw(rng, t + 5, d, dtype=dtype),
+        "qkv": _draw(rng, d, 3 * d, dtype=dtype),
+        "fused": _draw(rng, 3, d, d, dtype=dtype),
+        "gate_up": _draw(rng, d, 2 * d, dtype=dtype),
+        "stack": _draw(rng, 5, d, d, dtype=dtype),
+        "shifts": _draw(rng, 5, d, dtype=dtype),
+        "overlap": _draw(rng, d, d, dtype=dtype),
+        "strided": _draw(rng, 2 * d, 2, dtype=dtype),
+        "kernel": _draw(rng, 3, 2 * d, 4, dtype=dtype),
+        "transposed": _draw(rng, 2 * d, d, dtype=dtype),
+    }
+
+    def loss(params, example):
+        h = params["table"][2:12][example["tokens"]] + params["position"][3 : 3 + t]
+        q, k, v = (h @ params["qkv"][:, n * d : (n + 1) * d] for n in range(3))
+        h = h + jax.nn.softmax(q @ k.T) @ v
+        h = h + jnp.tanh(h @ params["fused"][0]) @ params["fused"][2]
+        gate, up = jnp.split(params["gate_up"], 2, axis=1)
+        h = h + jax.nn.silu(h @ gate) * (h @ up)
+        h = h + jnp.tanh(h @ params["stack"][-1] + params["shifts"][4][None])
+
+        def body(h, layer):
+            return h + jnp.tanh(h @ layer[0] + layer[1][None]), None
+
+        h, _ = lax.scan(body, h, (params["stack"][1:3], params["shifts"][1:3]))
+        h = h + h[:, :4] @ params["overlap"][:4] + h[:, 2:] @ params["overlap"][2:, :]
+        h = h + h @ params["transposed"].T[:, 3:9] + h @ params["transposed"].reshape(2, d, d)[1]
+        h = h @ jnp.concatenate([params["strided"][::2], params["strided"][1::2]], 1)
+        y = lax.conv_general_dilated(h.T[None], params["kernel"][:, :4].transpose(2, 1, 0), (1,), "SAME")
+        return cross_entropy(y.sum((0, 2)), example["y"])
+
+    rows = {"tokens": jnp.asarray(rng.integers(vocab, size=(batch, t))), "y": jnp.asarray(rng.integers(4, size=batch))}
+    return loss, params, rows
+
+
+def switches(rng, dtype, batch=6):
+    """Branches that depend on the example: parameters inside, nested, in a scan, and one branch that uses none."""
+    params = {
+        "one": _draw(rng, 4, 4, dtype=dtype),
+        "two": _draw(rng, 4, 4, dtype=dtype),
+        "both": _draw(rng, 4, dtype=dtype),
+        "out": _draw(rng, 4, 3, dtype=dtype),
+        "stack": _draw(rng, 3, 4, 4, dtype=dtype),
+        "normed": _draw(rng, 4, 4, dtype=dtype),
+        "handed": _draw(rng, 4, dtype=dtype),
+        "on": _draw(rng, 4, dtype=dtype),
+    }
+
+    def loss(params, example):
+        def first(h):
+            return jnp.tanh(h @ params["one"]) * params["both"]
+
+        def second(h):
+            unit = params["normed"] / jnp.sqrt(jnp.sum(params["normed"] ** 2))
+            return lax.cond(h.sum() > 0, lambda: h @ params["two"], lambda: (h @ params["one"]) @ unit) + params["both"]
+
+        h = lax.switch(example["way"], [first, second, lambda h: h], example["x"])
+        h = h * lax.cond(h[1] > 0, lambda: params["handed"] ** 2, lambda: params["on"])
+
+        def body(h, w):
+            return lax.cond(h[0] > 0, lambda: jnp.tanh(h @ w), lambda: h * 0.5), None
+
+        h, _ = lax.scan(body, h, params["stack"])
+        return cross_entropy(h @ params["out"], example["y"])
+
+    rows = {
+        "x": _draw(rng, batch, 4, dtype=dtype),
+        "y": jnp.asarray(rng.integers(3, size=batch)),
+        "way": jnp.arange(batch) % 3,
+    }
+    return loss, params, rows
+
+
 ALL = {
+    "slices": slices,
+    "switches": switches,
     "mlp": mlp,
     "nnx_cnn": nnx_cnn,
     "linen_mlp_dropout": linen_mlp,

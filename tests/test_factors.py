@@ -9,10 +9,10 @@ import uimjax as uj
 from tests import programs
 from uimjax import factors as algebra
 from uimjax.errors import NonFiniteError, ShapeError
-from uimjax.taps import capture, sites
+from uimjax.taps import capture, form, sites
 from uimjax.task import Task
 
-NAMES = ["mlp", "nnx_cnn", "decoder_scanned", "oddities"]
+NAMES = ["mlp", "nnx_cnn", "decoder_scanned", "oddities", "slices", "switches"]
 
 
 def made(name, rng):
@@ -35,6 +35,24 @@ def test_inner_and_norm_equal_the_formed_gradients(name, rng):
     _, factors = capture(found, params, batch)
     np.testing.assert_allclose(algebra.inner(found, factors, factors), rows @ rows.T, rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose(algebra.norm(found, factors), np.linalg.norm(rows, axis=1), rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["decoder_scanned", "decoder_unrolled", "slices"])
+@pytest.mark.usefixtures("x64")
+def test_both_ways_to_a_norm_agree(name, rng, monkeypatch):
+    """Gram matrices (cross terms of tied and overlapping uses, none of slices apart) and the gradient formed."""
+    found, params, batch, rows = made(name, rng)
+    _, factors = capture(found, params, batch)
+    formed = []
+    monkeypatch.setattr(algebra, "form", lambda leaf, uses: formed.append(leaf.path) or form(leaf, uses))
+    by_formed = [leaf.path for leaf in found.used if algebra._overlaps(leaf, factors[leaf.path]) is None]
+    for cost in (-1, 10**9):
+        monkeypatch.setattr(algebra, "_gram_cost", lambda *_, cost=cost: cost)
+        formed.clear()
+        np.testing.assert_allclose(algebra.norm(found, factors), np.linalg.norm(rows, axis=1), rtol=1e-9)
+        assert sorted(formed) == sorted(by_formed if cost < 0 else [leaf.path for leaf in found.used])
+    assert "overlap" in by_formed or name != "slices", "slices that meet in part"
+    assert not {"qkv", "fused", "gate_up", "embed", "blocks/qkv"} & set(by_formed)
 
 
 @pytest.mark.usefixtures("x64")

@@ -89,6 +89,24 @@ def test_a_sketch_is_the_projection_of_the_formed_gradient(rng):
     )
 
 
+@pytest.mark.usefixtures("x64")
+def test_the_sketch_of_slices_is_that_of_the_whole_parameter(rng):
+    loss, params, batch = programs.slices(rng, jnp.float64)
+    found = sites(Task(loss), params, jax.tree.map(lambda x: x[0], batch))
+    drawn = sk.matrices(sk.Sketch(3), found)
+    got = sk.project(found, drawn, capture(found, params, batch)[1])
+    want = jax.vmap(lambda row: jax.grad(lambda p: loss(p, row))(params))(batch)
+    for name in ("qkv", "gate_up", "table", "transposed", "overlap"):
+        rows, cols = drawn[name]
+        expected = jnp.einsum("bio,ip,oq->bpq", want[name], rows[0], cols[0])
+        np.testing.assert_allclose(got[name][:, 0], expected, rtol=1e-6, atol=1e-12, err_msg=name)
+    for name in ("stack", "fused"):
+        expected = jnp.einsum("bnio,nip,noq->bnpq", want[name], *drawn[name])
+        np.testing.assert_allclose(got[name], expected, rtol=1e-6, atol=1e-12, err_msg=name)
+    wide = sk.project(found, sk.matrices(sk.Sketch(64), found), capture(found, params, batch)[1])
+    np.testing.assert_allclose(wide["qkv"][:, 0], want["qkv"], rtol=1e-9, atol=1e-14, err_msg="kept whole")
+
+
 def test_batch_split_and_row_order_change_nothing(rng):
     found, params, batch, factors = made("decoder_scanned", rng, batch=6)
     whole = sketched(found, factors, sk.Sketch(4))

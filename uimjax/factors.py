@@ -7,6 +7,7 @@ embedding) are always included.
 """
 
 import functools
+import math
 import sys
 import types
 from typing import Any
@@ -16,7 +17,21 @@ import jax.numpy as jnp
 
 from uimjax import rows as row
 from uimjax.errors import ShapeError
-from uimjax.taps import Dense, Direct, Factor, Factors, Leaf, Sites, capture, sites, to_gradient, verify
+from uimjax.taps import (
+    Dense,
+    Direct,
+    Factor,
+    Factors,
+    Gather,
+    Leaf,
+    Place,
+    Sites,
+    capture,
+    factored,
+    form,
+    sites,
+    verify,
+)
 from uimjax.task import Task
 
 Gradients = dict[str, Any]
@@ -29,14 +44,11 @@ def dense(found: Sites, factors: Factors) -> Gradients:
     """
     some = next(uses[0] for uses in factors.values() if uses)
     size = some[-1].shape[0]
+    formed = {leaf.path: form(leaf, factors[leaf.path]) for leaf in found.leaves}
     return {
-        leaf.path: leaf_dense(leaf, factors[leaf.path]) if leaf.used else jnp.zeros((size, *leaf.shape), leaf.dtype)
+        leaf.path: jnp.zeros((size, *leaf.shape), leaf.dtype) if formed[leaf.path] is None else formed[leaf.path]
         for leaf in found.leaves
     }
-
-
-def leaf_dense(leaf: Leaf, factors: tuple[Factor, ...]) -> Any:
-    return functools.reduce(jnp.add, (to_gradient(leaf, f) for f in factors)) if factors else None
 
 
 def inner(found: Sites, x: Factors, y: Factors) -> Any:
@@ -51,29 +63,84 @@ def inner(found: Sites, x: Factors, y: Factors) -> Any:
         if len(uses) == len(others) == 1 and _ghost_is_cheaper(uses[0], others[0]):
             total = total + _ghost(uses[0], others[0])
         elif uses and others:
-            left, right = leaf_dense(leaf, uses), leaf_dense(leaf, others)
+            left, right = form(leaf, uses), form(leaf, others)
             total = total + _gemm(left.reshape(left.shape[0], -1), right.reshape(right.shape[0], -1))
     return total
 
 
 def norm(found: Sites, factors: Factors) -> Any:
-    """Exact gradient norms `[B]`, over all parameters. Where one matrix use has few positions no gradient is formed."""
+    """Exact gradient norms `[B]`, over all parameters, by the cheaper way for each of them."""
     return jnp.sqrt(sum(leaf_norms(found, factors).values()))
 
 
 def leaf_norms(found: Sites, factors: Factors) -> Gradients:
-    """Exact SQUARED gradient norms `[B]` of each parameter."""
+    """Exact SQUARED gradient norms `[B]` of each parameter.
+
+    By Gram matrices, `sum_ts (a_t . a_s)(g_t . g_s)` over all pairs of uses that overlap (a tied embedding has a cross
+    term, the slices of a fused matrix have none), or from the gradient formed: whichever takes fewer multiplications.
+    """
     out = {}
     for leaf in found.leaves:
         uses = factors[leaf.path]
-        if len(uses) == 1 and isinstance(uses[0], Dense) and uses[0].a.shape[2] ** 2 <= _matrix(leaf):
-            a, g = uses[0]
-            grams = _einsum("bnti,bnsi->bnts", a, a) * _einsum("bnto,bnso->bnts", g, g)
-            out[leaf.path] = grams.sum((1, 2, 3))
-        elif uses:
-            gradient = leaf_dense(leaf, uses)
+        if not uses:
+            continue
+        pairs = _overlaps(leaf, uses)
+        if pairs is not None and sum(_gram_cost(x, y) for x, y, _ in pairs) <= _form_cost(leaf, uses):
+            out[leaf.path] = functools.reduce(jnp.add, (times * _gram(x, y) for x, y, times in pairs))
+        else:
+            gradient = form(leaf, uses)
             out[leaf.path] = jnp.sum(jnp.square(_wide(gradient)).reshape(gradient.shape[0], -1), 1)
     return out
+
+
+def _overlaps(leaf: Leaf, uses: tuple[Factor, ...]) -> list[tuple[Any, Any, float]] | None:
+    """Pairs of factored uses that meet in the parameter, (x, y, how often they count); None where a plain gradient, or
+    slices that meet in part, leave no way but forming."""
+    if isinstance(uses[-1], Direct):
+        return None
+    placed = [(use, where or Place(None, None, None)) for use, (_, where) in zip(uses, factored(leaf), strict=True)]
+    pairs: list[tuple[Any, Any, float]] = []
+    for k, (x, here) in enumerate(placed):
+        for y, there in placed[k:]:
+            how = [_meet(*axes) for axes in zip(here, there, leaf.layout.shape, strict=True)]
+            if "apart" in how:
+                continue
+            if "partly" in how:
+                return None
+            pairs.append((x, y, 1.0 if x is y else 2.0))
+    return pairs
+
+
+def _meet(one: Any, other: Any, size: int) -> str:
+    mine, theirs = (set(range(size)) if axis is None else set(axis.tolist()) for axis in (one, other))
+    return "same" if mine == theirs else "partly" if mine & theirs else "apart"
+
+
+def _gram(x: Any, y: Any) -> Any:
+    """`<x_b, y_b>` `[B]` of two factored gradients of one parameter."""
+    g = _einsum("bnto,bnso->bnts", x.g, y.g)
+    if isinstance(x, Gather) and isinstance(y, Gather):
+        a = (x.ids[:, :, :, None] == y.ids[:, :, None, :]).astype(g.dtype)
+    elif isinstance(x, Dense) and isinstance(y, Dense):
+        a = _einsum("bnti,bnsi->bnts", x.a, y.a)
+    else:  # a table looked up and multiplied with: entry ids_t of each a_s
+        table, ids = (y.a, x.ids) if isinstance(x, Gather) else (x.a, y.ids)
+        a = jnp.take_along_axis(table, ids[:, :, None, :], axis=3)  # [B, n, positions of the matmul, of the lookup]
+        a = jnp.swapaxes(a, 2, 3) if isinstance(x, Gather) else a
+    return (a * g).sum((1, 2, 3))
+
+
+def _gram_cost(x: Any, y: Any) -> int:
+    n, t, o = x.g.shape[1:]
+    rows = x.a.shape[-1] if isinstance(x, Dense) and isinstance(y, Dense) else 1
+    return n * t * y.g.shape[2] * (rows + o)
+
+
+def _form_cost(leaf: Leaf, uses: tuple[Factor, ...]) -> int:
+    """Of forming and squaring; a lookup writes rows instead of multiplying."""
+    kept = [use for use in uses if not isinstance(use, Direct)]
+    each = [math.prod(use.g.shape[1:]) * (use.a.shape[-1] if isinstance(use, Dense) else 1) for use in kept]
+    return sum(each) + 2 * leaf.size
 
 
 def pool(factors: Factors, size: int) -> Factors:
@@ -114,11 +181,6 @@ def _einsum(spec: str, *args):
 
 def _gemm(x, y):
     return _einsum("ip,jp->ij", x, y)
-
-
-def _matrix(leaf: Leaf) -> int:
-    _, rows, cols = leaf.layout.shape
-    return rows * cols
 
 
 def _ghost_is_cheaper(x: Factor, y: Factor) -> bool:

@@ -9,7 +9,6 @@ entries of mean 0 and variance 1/p, so `E[P P^T] = I`); the same for any batch s
 of one parameter share matrices, so a tied weight's uses add up. Matrices of different stack entries are independent.
 """
 
-import functools
 import math
 import zlib
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from uimjax.errors import UsageError
-from uimjax.taps import Dense, Direct, Factor, Factors, Leaf, Sites, from_matrices, to_gradient, to_matrices
+from uimjax.taps import Dense, Direct, Factor, Factors, Leaf, Place, Sites, factored, from_matrices, spread, to_matrices
 
 VERSION = 1  # of how matrices follow from (seed, parameter, axis); stored in every index
 
@@ -82,28 +81,49 @@ def _leaf_matrices(sketch: Sketch, leaf: Leaf, key: Any):
 
 def project(found: Sites, drawn: Matrices, factors: Factors) -> dict[str, Any]:
     """Sketched gradients `{path: [B, n, p, q]}`, in the projections' precision."""
-    return {
-        leaf.path: functools.reduce(
-            jnp.add, (_leaf_project(leaf, drawn[leaf.path], factor) for factor in factors[leaf.path])
-        )
-        for leaf in found.used
-        if leaf.path in drawn
-    }
+    used = [leaf for leaf in found.used if leaf.path in drawn]
+    return {leaf.path: _leaf_project(leaf, drawn[leaf.path], factors[leaf.path]) for leaf in used}
 
 
-def _leaf_project(leaf: Leaf, drawn: tuple[Any, Any], factor: Factor):
+def _leaf_project(leaf: Leaf, drawn: tuple[Any, Any], factors: tuple[Factor, ...]) -> Any:
+    n, *axes = leaf.layout.shape
     rows, cols = drawn
-    if isinstance(factor, Direct):
-        full = to_matrices(to_gradient(leaf, factor), leaf.layout)
+    shape = (n, *(axis if side is None else side.shape[2] for axis, side in zip(axes, drawn, strict=True)))
+    total = None
+    for factor, (_, where) in zip(factors, factored(leaf), strict=False):  # the plain gradient stands last
+        where = where or Place(None, None, None)
+        kept = Place(where.stack, where.rows if rows is None else None, where.cols if cols is None else None)
+        part = _factor_project(factor, _part(rows, where.stack, where.rows), _part(cols, where.stack, where.cols))
+        if part is None:  # a short table, kept whole: its rows are picked by one-hot
+            count = axes[0] if where.rows is None else len(where.rows)
+            eye = jnp.broadcast_to(jnp.eye(count, dtype=factor[-1].dtype), (factor[-1].shape[1], count, count))
+            part = _factor_project(factor, eye, _part(cols, where.stack, where.cols))
+        total = spread(total, part, kept, shape)
+    if isinstance(factors[-1], Direct):
+        full = to_matrices(factors[-1].gradient, leaf.layout)
         full = full if rows is None else jnp.einsum("bnio,nip->bnpo", full, rows)
-        return full if cols is None else jnp.einsum("bnpo,noq->bnpq", full, cols)
+        full = full if cols is None else jnp.einsum("bnpo,noq->bnpq", full, cols)
+        total = full if total is None else total + full
+    return total
+
+
+def _part(matrix: Any, stack: Any, axis: Any) -> Any:
+    """The entries of a projection that belong to a slice of the parameter."""
+    if matrix is None:
+        return None
+    matrix = matrix if stack is None else matrix[stack]
+    return matrix if axis is None else matrix[:, axis]
+
+
+def _factor_project(factor: Factor, rows: Any, cols: Any) -> Any:
+    """`[B, n, p, q]` of one factored use; None for a lookup in a table without a projection."""
+    assert not isinstance(factor, Direct)
     g = factor.g if cols is None else _apply(factor.g, cols)
     if isinstance(factor, Dense):
         a = factor.a if rows is None else _apply(factor.a, rows)
         return jnp.einsum("bntp,bntq->bnpq", a, g)
-    if rows is None:  # a short table, kept whole: its rows are picked by one-hot
-        n, i, _ = leaf.layout.shape
-        rows = jnp.broadcast_to(jnp.eye(i, dtype=g.dtype), (n, i, i))
+    if rows is None:
+        return None
     picked = jax.vmap(lambda table, ids: table[ids], in_axes=(0, 1), out_axes=1)(rows, factor.ids)
     return jnp.einsum("bntp,bntq->bnpq", picked, g)
 

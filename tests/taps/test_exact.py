@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests import programs
-from uimjax.taps import capture, sites, to_gradient, verify
+from uimjax.taps import capture, form, sites, verify
 from uimjax.task import Task
 
 
@@ -23,12 +23,7 @@ def brute_force(loss, params, batch):
 
 
 def formed(found, factors):
-    return {
-        leaf.path: functools.reduce(jnp.add, [to_gradient(leaf, f) for f in factors[leaf.path]])
-        if factors[leaf.path]
-        else None
-        for leaf in found.leaves
-    }
+    return {leaf.path: form(leaf, factors[leaf.path]) for leaf in found.leaves}
 
 
 @pytest.mark.parametrize("name", programs.ALL)

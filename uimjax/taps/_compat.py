@@ -109,6 +109,11 @@ def scan(eqn: Any) -> Scan:
     return Scan(open_jaxpr(params["jaxpr"]), consts, carry, length, rerun)
 
 
+def branches(eqn: Any) -> list[Opened]:
+    """The branches of a cond or switch, in the order of its index."""
+    return [open_jaxpr(branch) for branch in eqn.params["branches"]]
+
+
 def dot(eqn: Any) -> Dot:
     contract, batch = eqn.params["dimension_numbers"]
     pairs = [tuple(tuple(int(axis) for axis in side) for side in group) for group in (contract, batch)]
@@ -125,6 +130,30 @@ def broadcast_dimensions(eqn: Any) -> tuple[int, ...]:
 
 def squeezed(eqn: Any) -> tuple[int, ...]:
     return tuple(eqn.params["dimensions"])
+
+
+def window(eqn: Any, starts: Sequence[float | None]) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """(starts, stops) of a slice, or of a dynamic_slice whose starts are known; None with strides or unknown starts."""
+    shape = eqn.invars[0].aval.shape
+    if eqn.primitive.name == "slice":
+        plain = all(step == 1 for step in eqn.params["strides"] or ())
+        bounds = tuple(eqn.params["start_indices"]), tuple(eqn.params["limit_indices"])
+        return bounds if plain else None
+    if any(start is None for start in starts):
+        return None
+    sizes = tuple(eqn.params["slice_sizes"])
+    first = tuple(min(max(int(s), 0), n - size) for s, n, size in zip(starts, shape, sizes, strict=True))  # type: ignore[arg-type]  # none is None
+    return first, tuple(a + size for a, size in zip(first, sizes, strict=True))
+
+
+def split(eqn: Any) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """(starts, stops) of each output of a split."""
+    shape, axis, at, found = eqn.invars[0].aval.shape, eqn.params["axis"], 0, []
+    for size in (int(size) for size in eqn.params["sizes"]):
+        starts = tuple(at if k == axis else 0 for k in range(len(shape)))
+        found.append((starts, tuple(at + size if k == axis else n for k, n in enumerate(shape))))
+        at += size
+    return found
 
 
 def reshape_is_plain(eqn: Any) -> bool:

@@ -9,28 +9,40 @@ from typing import Any, NamedTuple
 
 
 class Atom(NamedTuple):
-    """A piece of one axis of a source; its index counts by `stride` along `axis`. A negative axis: broadcast."""
+    """A piece of one axis of a source; its index counts by `stride` along `axis`. A negative axis: broadcast.
+
+    `whole` > 0: a slice, the indices `[start, start + size)` of an atom of `whole`.
+    """
 
     axis: int
     stride: int
     size: int
+    start: int = 0
+    whole: int = 0
 
     @property
     def broadcast(self) -> bool:
         return self.axis < 0
+
+    @property
+    def uncut(self) -> "Atom":
+        """The atom that this one is a slice of; itself where it is none."""
+        return Atom(self.axis, self.stride, self.whole or self.size)
 
 
 class View(NamedTuple):
     """A value that is `scale` times a rearrangement (plus constants) of one source.
 
     `dims`: the atoms of each axis. `outer`: for each enclosing scan, the atoms its iterations run over, or None where
-    every iteration sees the same value (its gradient then sums over them).
+    every iteration sees the same value (its gradient then sums over them). `fixed`: atoms cut down to one index, which
+    stand in no axis any more (one layer of a stack, one of the three in a fused qkv).
     """
 
     source: int
     dims: tuple[tuple[Atom, ...], ...]
     outer: tuple[tuple[Atom, ...] | None, ...] = ()
     scale: float = 1.0
+    fixed: tuple[Atom, ...] = ()
 
     @property
     def bijective(self) -> bool:
@@ -75,6 +87,14 @@ class Layout(NamedTuple):
     def shape(self) -> tuple[int, int, int]:
         n, i, o = (math.prod(atom.size for atom in group) for group in self)
         return n, i, o
+
+
+class Place(NamedTuple):
+    """Where in its parameter's stack, rows and columns a factor of a slice stands: indices, None for all of them."""
+
+    stack: Any
+    rows: Any
+    cols: Any
 
 
 class Dense(NamedTuple):

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from uimjax.errors import BudgetError, CoverageError, ShapeError, TapError
-from uimjax.taps import _compat, layouts, plan, run, views
-from uimjax.taps.base import Dense, Direct, Factor, Gather, Leaf
+from uimjax.taps import _compat, layouts, plan, run
+from uimjax.taps.base import Direct, Factor, Leaf
 from uimjax.task import Task
 
 DIRECT_BUDGET = 2 << 30  # bytes a batch may spend on dense per-example gradients of direct sites
@@ -184,10 +184,9 @@ def _pull_back(found: Sites, args: list[Any], records: Any, g: Any, factors: Fac
     numbers = [int(leaf.path.split("/")[1]) for leaf in found.derived]
     cotangents = []
     for leaf in found.derived:
-        parts = [to_gradient(leaf, f) for f in _leaf_factors(leaf, records, g)]
-        size = jax.tree.leaves(g)[0].shape[0]
-        zero = jnp.zeros((size, *leaf.shape), leaf.dtype)
-        cotangents.append(functools.reduce(jnp.add, parts, zero).astype(leaf.dtype))
+        formed = layouts.form(leaf, _leaf_factors(leaf, records, g))
+        assert formed is not None  # a derived value without a use is none
+        cotangents.append(formed.astype(leaf.dtype))
     is_float = [jnp.issubdtype(a.dtype, jnp.floating) for a in args]
     floats = [a for a, yes in zip(args, is_float, strict=True) if yes]
 
@@ -211,13 +210,6 @@ def _add_direct(factors: tuple[Factor, ...], extra: Any) -> tuple[Factor, ...]:
     return (*factors, Direct(extra))
 
 
-def to_gradient(leaf: Leaf, factor: Factor) -> Any:
-    """A factor formed in the parameter's shape `[B, *shape]`."""
-    if isinstance(factor, Direct):
-        return factor.gradient
-    return views.from_matrices(layouts.matrices(factor, leaf.layout.shape), leaf.shape, leaf.layout)
-
-
 def check_budget(found: Sites, batch_size: int, budget: int = DIRECT_BUDGET) -> None:
     """Refuse a batch whose dense per-example gradients would not fit, naming the parameter."""
     for leaf in (*found.leaves, *found.derived):
@@ -236,8 +228,9 @@ def _formed(found: Sites, leaf: Leaf) -> list[tuple[int, str]]:
     """(numbers an example, line) of each gradient of this parameter that is formed."""
     out = [(leaf.size, "a value derived from parameters")] if leaf.through or leaf in found.derived else []
     for site in leaf.sites:
-        factored = layouts.site_layout(site) is not None and layouts.orientation(site, leaf.layout) != "apart"
-        if site.kind == "direct" or (site.kind in ("dense", "conv", "embed") and not factored):
+        if site.kind == "direct" or (
+            site.kind in layouts.FACTORED and layouts.orientation(site, leaf.layout) == "apart"
+        ):
             out.append((max(leaf.size, math.prod(site.tap_shape)), site.line))
     return out
 
@@ -287,12 +280,9 @@ def _both_ways(task: Task, found: Sites):
 
     def gradients(params, batch):
         _, factors = capture(found, params, batch)
+        formed = {leaf.path: layouts.form(leaf, factors[leaf.path]) for leaf in found.leaves}
         return {
-            leaf.path: functools.reduce(
-                jnp.add,
-                (to_gradient(leaf, f).sum(0) for f in factors[leaf.path]),
-                jnp.zeros(leaf.shape, leaf.dtype),
-            )
+            leaf.path: jnp.zeros(leaf.shape, leaf.dtype) if formed[leaf.path] is None else formed[leaf.path].sum(0)
             for leaf in found.leaves
         }
 
@@ -314,17 +304,3 @@ def _dtypes(found: Sites) -> set[Any]:
 
 def _tolerance(dtype: Any) -> float:
     return {8: 1e-9, 4: 1e-3}.get(jnp.dtype(dtype).itemsize, 5e-2)
-
-
-__all__ = [
-    "Dense",
-    "Direct",
-    "Factors",
-    "Gather",
-    "Sites",
-    "capture",
-    "check_budget",
-    "sites",
-    "to_gradient",
-    "verify",
-]

@@ -1,23 +1,74 @@
 """From what the taps recorded to factors in each parameter's own rows and columns."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from uimjax.taps import views
-from uimjax.taps.base import Atom, Dense, Direct, Factor, Gather, Layout, Site
+from uimjax.taps.base import Atom, Dense, Direct, Factor, Gather, Layout, Leaf, Place, Site
+
+FACTORED = ("dense", "conv", "embed")
 
 
 def site_layout(site: Site) -> Layout | None:
-    """Stack, rows (data side of the matrix) and columns (output side) of a factored site; None for plain gradients."""
+    """Stack, rows (data side of the matrix) and columns (output side) of a factored site; None for plain gradients.
+
+    Of the parameter as a whole, also where the site uses a slice of it.
+    """
+    used = _used(site)
+    return None if used is None else Layout(*(tuple(atom.uncut for atom in group) for group in used))
+
+
+def _used(site: Site) -> Layout | None:
+    """The same for the slice that the site uses; what is cut to one index counts as stack."""
     split = {"dense": _dense_dims, "conv": _conv_dims, "embed": _embed_dims}.get(site.kind)
     if split is None:
         return None
     stack, rows, cols = split(site)
     stack = [atom for level in site.view.outer if level is not None for atom in level] + list(stack)
-    return Layout(*(views.in_order([a for a in group if not a.broadcast]) for group in (stack, rows, cols)))
+    groups = ([*stack, *site.view.fixed], rows, cols)
+    return Layout(*(views.in_order([a for a in group if not a.broadcast]) for group in groups))
+
+
+def place(site: Site, layout: Layout) -> Place | None:
+    """Where a factored site's factor stands in the parameter's layout; None where it is the whole parameter."""
+    used = _used(site)
+    assert used is not None
+    if not any(atom.whole for group in used for atom in group):
+        return None
+    stack, rows, cols = (views.indices(group) for group in used)
+    return Place(stack, cols, rows) if orientation(site, layout) == "swapped" else Place(stack, rows, cols)
+
+
+def factored(leaf: Leaf) -> list[tuple[Site, Place | None]]:
+    """The sites of a parameter whose gradients stay factored, in the order of its factors, each with its place."""
+    kept = [site for site in leaf.sites if site.kind in FACTORED and orientation(site, leaf.layout) != "apart"]
+    return [(site, place(site, leaf.layout)) for site in kept]
+
+
+def form(leaf: Leaf, factors: Sequence[Factor]) -> Any:
+    """The factors of one parameter formed and added, `[B, *shape]`; None where it has none."""
+    plain = [f.gradient for f in factors if isinstance(f, Direct)]
+    total = None
+    for factor, (_, where) in zip(factors, factored(leaf), strict=False):  # the plain gradient stands last
+        made = matrices(factor, leaf.layout.shape[1] if where is None or where.rows is None else len(where.rows))
+        total = spread(total, made, where, leaf.layout.shape)
+    if total is not None:
+        plain.append(views.from_matrices(total, leaf.shape, leaf.layout))
+    return functools.reduce(jnp.add, plain) if plain else None
+
+
+def spread(total: Any, part: Any, where: Place | None, shape: Sequence[int]) -> Any:
+    """`total` `[B, *shape]` (None: zeros) plus a part that stands at a place of it."""
+    if where is None or not any(axis is not None for axis in where):
+        return part if total is None else total + part
+    total = jnp.zeros((part.shape[0], *shape), part.dtype) if total is None else total
+    at = np.ix_(*(np.arange(n) if axis is None else axis for axis, n in zip(where, shape, strict=True)))
+    return total.at[(slice(None), *at)].add(part)
 
 
 def _dense_dims(site: Site):
@@ -45,9 +96,9 @@ def choose(sites: Sequence[Site], shape: tuple[int, ...]) -> Layout:
 
     Rows are the axes that come first in the parameter, so that uses of a tied weight in two orientations add up.
     """
-    factored = [site for site in sites if site.kind in ("embed", "dense", "conv")]
-    factored.sort(key=lambda site: site.kind != "embed")
-    for site in factored:
+    candidates = [site for site in sites if site.kind in FACTORED]
+    candidates.sort(key=lambda site: site.kind != "embed")
+    for site in candidates:
         layout = site_layout(site)
         assert layout is not None
         if not views.tiles([atom for group in layout for atom in group], shape):
@@ -61,7 +112,7 @@ def choose(sites: Sequence[Site], shape: tuple[int, ...]) -> Layout:
 
 
 def _levels(site: Site) -> tuple[Atom, ...]:
-    atoms = [a for level in site.view.outer if level is not None for a in level if not a.broadcast]
+    atoms = [a.uncut for level in site.view.outer if level is not None for a in level if not a.broadcast]
     return views.in_order(atoms)
 
 
@@ -118,20 +169,22 @@ def factor(site: Site, record: Any, g: Any, layout: Layout, shape: tuple[int, ..
         assert isinstance(found, Dense)
         return Dense(found.g, found.a)
     if way == "apart":
-        own = site_layout(site)
+        own, used = site_layout(site), _used(site)
         assert own is not None
-        return Direct(views.from_matrices(matrices(found, own.shape), shape, own))
+        assert used is not None
+        where = Place(*(views.indices(group) for group in used))
+        return Direct(views.from_matrices(spread(None, matrices(found, used.shape[1]), where, own.shape), shape, own))
     return found
 
 
-def matrices(found: Factor, shape: tuple[int, int, int]):
-    """A factored gradient formed: `[B, n, I, O]`."""
+def matrices(found: Factor, rows: int):
+    """A factored gradient formed: `[B, n, I, O]`; `rows` is I."""
     if isinstance(found, Dense):
         return jnp.einsum("bnti,bnto->bnio", found.a, found.g)
     assert isinstance(found, Gather)
-    batch, n, t = found.ids.shape
+    batch, n, _ = found.ids.shape
     lead = jnp.arange(batch)[:, None, None], jnp.arange(n)[None, :, None]
-    return jnp.zeros((batch, *shape), found.g.dtype).at[(*lead, found.ids)].add(found.g)
+    return jnp.zeros((batch, n, rows, found.g.shape[-1]), found.g.dtype).at[(*lead, found.ids)].add(found.g)
 
 
 def _to_source(site: Site, raw: Any, shape: tuple[int, ...]):

@@ -17,16 +17,7 @@ import numpy as np
 from uimjax.errors import TapError
 from uimjax.taps import _compat, views
 from uimjax.taps.base import Site, View, axis_atoms
-
-
-@dataclass(frozen=True)
-class Const:
-    """Neutral; `value` where it is a scalar known while planning."""
-
-    value: float | None = None
-
-
-DATA = object()
+from uimjax.taps.follow import DATA, Const, is_float, viewed
 
 
 @dataclass
@@ -55,10 +46,11 @@ class TapOperands:
 
 @dataclass(frozen=True)
 class Enter:
-    """Run a jit, remat or scan body by its own plan, after adding zeros to some operands."""
+    """Run the body of a jit, remat or scan, or the branches of a cond, by plans of their own, after adding zeros to
+    some operands."""
 
     kind: str
-    plan: "Plan"
+    plans: tuple["Plan", ...]
     taps: tuple[tuple[int, int], ...] = ()
 
 
@@ -77,12 +69,12 @@ class Plan:
             if isinstance(action, TapOperands | Enter):
                 found.extend(site for _, site in action.taps)
             if isinstance(action, Enter):
-                found.extend(action.plan.sites())
+                found.extend(site for plan in action.plans for site in plan.sites())
         return found
 
 
 class Poison(Exception):
-    """Inside a scan, a source is used in a way that only the scan's boundary can account for."""
+    """Inside a scan or a branch, a source is used in a way that only the boundary can account for."""
 
     def __init__(self, source: int):
         super().__init__(source)
@@ -95,16 +87,12 @@ class State:
     sites: list[Site] = field(default_factory=list)
 
 
-def _is_float(aval: Any) -> bool:
-    return jnp.issubdtype(aval.dtype, jnp.floating)
-
-
 def build(jaxpr: Any, parameters: Sequence[Any]) -> tuple[Plan, State, Any]:
     """The plan of a closed jaxpr whose first inputs are the parameters; also the class of its first output."""
     opened = _compat.open_jaxpr(jaxpr)
     state = State([Source(tuple(p.shape), p.dtype, frozenset({k})) for k, p in enumerate(parameters)])
     classes: list[Any] = [
-        View(k, axis_atoms(tuple(p.shape))) if _is_float(p) else Const() for k, p in enumerate(parameters)
+        View(k, axis_atoms(tuple(p.shape))) if is_float(p) else Const() for k, p in enumerate(parameters)
     ]
     classes += [DATA] * (len(opened.invars) - len(classes))
     plan, out = _walk(opened, classes, state, ())
@@ -150,14 +138,14 @@ def _visit(eqn: Any, ins: list[Any], state: State, levels: tuple[int, ...]):
     if name in _compat.INLINED or name in _compat.REMAT:
         plan, outs = _walk(_compat.inner_jaxpr(eqn), ins, state, levels)
         kind = "remat" if name in _compat.REMAT and holds_data else "jit"
-        return Enter(kind, plan), outs, None
+        return Enter(kind, (plan,)), outs, None
     if name == "while":
         raise TapError(
             f"a parameter enters a while loop at {_compat.source_line(eqn)}, which has no reverse-mode derivative. "
             "Use lax.scan, or lax.fori_loop with static bounds."
         )
-    if name == "scan" and holds_data:
-        return _enter_scan(eqn, ins, state, levels)
+    if name in _ENTERED and holds_data:
+        return _enter(eqn, ins, state, levels)
     if not holds_data:
         return _parameter_only(eqn, ins, state, levels)
     site = _recognise(eqn, ins, state, levels)
@@ -182,9 +170,9 @@ def _fold(eqn: Any, ins: list[Any]) -> list[Any]:
 def _parameter_only(eqn: Any, ins: list[Any], state: State, levels: tuple[int, ...]):
     if eqn.primitive.name == "stop_gradient":
         return None, [Const()] * len(eqn.outvars), None
-    view = _viewed(eqn, ins)
-    if view is not None:
-        return None, [view], None
+    found = viewed(eqn, ins)
+    if found is not None:
+        return None, found, None
     if eqn.primitive.name == "gather" and isinstance(ins[0], View):
         site = _embed(eqn, ins, state, levels)  # constant positions: keep the rows factored, not a dense table
         if site is not None:
@@ -197,7 +185,7 @@ def _parameter_only(eqn: Any, ins: list[Any], state: State, levels: tuple[int, .
                 f"a parameter becomes complex at {_compat.source_line(eqn)}; gradients are followed through real "
                 "values alone. Keep real and imaginary parts as two real arrays."
             )
-        if not _is_float(var.aval):
+        if not is_float(var.aval):
             outs.append(Const())
             continue
         if levels:
@@ -207,51 +195,6 @@ def _parameter_only(eqn: Any, ins: list[Any], state: State, levels: tuple[int, .
         outs.append(View(len(state.sources) - 1, axis_atoms(tuple(var.aval.shape))))
         derived.append((position, len(state.sources) - 1))
     return None, outs, derived
-
-
-_SAME = frozenset({"name", "copy", "copy_p", "sharding_constraint", "reduce_precision"})
-
-
-def _viewed(eqn: Any, ins: list[Any]) -> View | None:
-    """The output of a parameter-only equation as a view, where it is one."""
-    name, out = eqn.primitive.name, eqn.outvars[0].aval
-    if len(eqn.outvars) != 1 or not _is_float(out):
-        return None
-    if sum(isinstance(c, View) for c in ins) != 1:
-        return None
-    position = next(k for k, c in enumerate(ins) if isinstance(c, View))
-    view = ins[position]
-    if name in _SAME or name == "convert_element_type":
-        return view
-    if name == "neg":
-        return view._replace(scale=-view.scale)
-    if name == "transpose":
-        return view._replace(dims=views.transpose(view.dims, _compat.permutation(eqn)))
-    if name == "broadcast_in_dim":
-        return view._replace(dims=views.broadcast(view.dims, out.shape, _compat.broadcast_dimensions(eqn)))
-    if name in ("reshape", "expand_dims") and (name == "expand_dims" or _compat.reshape_is_plain(eqn)):
-        dims = views.reshape(view.dims, out.shape)
-        return None if dims is None else view._replace(dims=dims)
-    if name == "squeeze":
-        gone = _compat.squeezed(eqn)
-        return view._replace(dims=tuple(d for k, d in enumerate(view.dims) if k not in gone))
-    return _affine(name, view, position, ins, eqn.invars[position].aval.shape == out.shape)
-
-
-def _affine(name: str, view: View, position: int, ins: list[Any], same_shape: bool) -> View | None:
-    """Scaling by a known constant and shifting by any constant."""
-    if len(ins) != 2 or not same_shape:
-        return None
-    if name in ("add", "sub"):
-        return view._replace(scale=-view.scale) if name == "sub" and position == 1 else view
-    factor = ins[1 - position].value
-    if factor is None:
-        return None
-    if name == "mul":
-        return view._replace(scale=view.scale * factor)
-    if name == "div" and position == 0 and factor != 0:
-        return view._replace(scale=view.scale / factor)
-    return None
 
 
 # ---------------------------------------------------------------- where a parameter meets data
@@ -336,25 +279,29 @@ def _embed(eqn: Any, ins: list[Any], state: State, levels) -> Tap | None:
     return Tap(_new_site(state, "embed", eqn, view, table.shape, eqn.outvars[0].aval, lookup, levels), 1)
 
 
-# ---------------------------------------------------------------- scan
+# ---------------------------------------------------------------- scan and cond
 
 
-def _enter_scan(eqn: Any, ins: list[Any], state: State, levels: tuple[int, ...]):
-    """Plan the body. Sources it cannot account for are tapped at the boundary and are data inside."""
-    scan = _compat.scan(eqn)
+def _enter(eqn: Any, ins: list[Any], state: State, levels: tuple[int, ...]):
+    """Plan the body or the branches. Sources they cannot account for are tapped at the boundary and are data inside."""
+    plans_of = _ENTERED[eqn.primitive.name]
     poisoned: set[int] = set()
     while True:
         taps = [k for k, c in enumerate(ins) if isinstance(c, View) and c.source in poisoned]
         inside = [DATA if k in taps else c for k, c in enumerate(ins)]
         marks = len(state.sites), len(state.sources)
         try:
-            plan, outs = _plan_body(scan, inside, state, levels)
+            plans, outs = plans_of(eqn, inside, state, levels)
             break
         except Poison as poison:
+            leaves = state.sources[poison.source].leaves
             del state.sites[marks[0] :], state.sources[marks[1] :]
-            if poison.source in poisoned:
-                raise
-            poisoned.add(poison.source)
+            entering = {c.source for c in inside if isinstance(c, View)}
+            if poison.source not in entering:  # derived in there: what it was made of is followed from here
+                entering = {source for source in entering if state.sources[source].leaves & leaves}
+                if not entering:
+                    raise
+            poisoned |= {poison.source} if poison.source in entering else entering
     added = tuple(
         (
             k,
@@ -362,7 +309,26 @@ def _enter_scan(eqn: Any, ins: list[Any], state: State, levels: tuple[int, ...])
         )
         for k in taps
     )
-    return Enter("scan", plan, added), outs, None
+    return Enter(eqn.primitive.name, plans, added), outs, None
+
+
+def _plan_branches(eqn: Any, ins: list[Any], state: State, levels: tuple[int, ...]):
+    """Every branch by its own plan: which one an example takes, its data decide."""
+    plans, each = [], []
+    for branch in _compat.branches(eqn):
+        plan, outs = _walk(branch, ins[1:], state, levels)
+        plans.append(plan)
+        each.append(outs)
+    for c in (c for outs in each for c in outs):
+        if isinstance(c, View):
+            raise Poison(c.source)  # a branch hands a parameter on: followed from the boundary instead
+    chosen = ins[0] is DATA
+    return tuple(plans), [DATA if chosen or DATA in outs else Const() for outs in zip(*each, strict=True)]
+
+
+def _plan_scan(eqn: Any, ins: list[Any], state: State, levels: tuple[int, ...]):
+    plan, outs = _plan_body(_compat.scan(eqn), ins, state, levels)
+    return (plan,), outs
 
 
 def _plan_body(scan: _compat.Scan, ins: list[Any], state: State, levels: tuple[int, ...]):
@@ -391,3 +357,6 @@ def _plan_body(scan: _compat.Scan, ins: list[Any], state: State, levels: tuple[i
             return plan, outs
         classes[carry] = grown
         del state.sites[marks[0] :], state.sources[marks[1] :]
+
+
+_ENTERED = {"scan": _plan_scan, "cond": _plan_branches}

@@ -3,7 +3,12 @@
 Differentiating `sum(vmap(run))` with respect to the zeros gives the `g` factors; no weight gradient is ever built.
 """
 
+import functools
 from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
 
 from uimjax.taps import _compat
 from uimjax.taps.plan import Enter, Plan, Tap, TapOperands
@@ -33,7 +38,7 @@ def run(plan: Plan, values: list[Any], zeros: dict[int, Any]) -> tuple[list[Any]
                 outs = _compat.bind(eqn, _add(ins, taps, zeros))
             case Enter(kind, inner, taps):
                 ins = _add(ins, taps, zeros)
-                needed = {site: zeros[site] for site in inner.sites()}
+                needed = {site: zeros[site] for plan in inner for site in plan.sites()}
                 outs, found = _ENTER[kind](eqn, inner, ins, needed)
                 records.update(found)
             case unknown:
@@ -49,16 +54,35 @@ def _add(ins, taps, zeros):
     return ins
 
 
-def _call(_eqn, plan, ins, zeros):
-    return run(plan, ins, zeros)
+def _call(_eqn, plans, ins, zeros):
+    return run(plans[0], ins, zeros)
 
 
-def _remat(eqn, plan, ins, zeros):
+def _remat(eqn, plans, ins, zeros):
+    (plan,) = plans
     return _compat.remat_wrapper(eqn)(lambda ins, zeros: run(plan, ins, zeros))(ins, zeros)
 
 
-def _scan(eqn, plan, ins, zeros):
+def _cond(_eqn, plans, ins, zeros):
+    """Each branch gains the records of all: zeros where another branch would have made them."""
+    index, *ins = ins
+    shapes: dict[int, Any] = {}
+    for plan in plans:
+        shapes |= jax.eval_shape(functools.partial(run, plan), ins, zeros)[1]
+
+    def branch(plan):
+        def made(ins, zeros):
+            outs, records = run(plan, ins, zeros)
+            return outs, {site: jnp.zeros(s.shape, s.dtype) for site, s in shapes.items()} | records
+
+        return made
+
+    return lax.switch(index, [branch(plan) for plan in plans], ins, zeros)
+
+
+def _scan(eqn, plans, ins, zeros):
     """The body gains an input (its zeros, stacked) and an output (its records, stacked)."""
+    (plan,) = plans
     scan = _compat.scan(eqn)
     consts, carry, xs = (
         ins[: scan.consts],
@@ -75,7 +99,7 @@ def _scan(eqn, plan, ins, zeros):
     return [*carry, *ys], records
 
 
-_ENTER = {"jit": _call, "remat": _remat, "scan": _scan}
+_ENTER = {"jit": _call, "remat": _remat, "scan": _scan, "cond": _cond}
 
 
 def derived_values(plan: Plan, parameters: list[Any]) -> dict[int, Any]:
@@ -96,8 +120,12 @@ def _derive(plan: Plan, values: list[Any], known: dict[int, Any]) -> list[Any]:
 
     for index, eqn in enumerate(jaxpr.eqns):
         ins, action = [read(v) for v in eqn.invars], plan.actions.get(index)
-        if isinstance(action, Enter) and action.kind != "scan":
-            outs = _derive(action.plan, ins, known)
+        if isinstance(action, Enter) and action.kind == "cond":
+            for inner in action.plans:
+                _derive(inner, ins[1:], known)
+            outs = [None] * len(eqn.outvars)
+        elif isinstance(action, Enter) and action.kind != "scan":
+            outs = _derive(action.plans[0], ins, known)
         elif action is not None or any(value is None for value in ins):
             outs = [None] * len(eqn.outvars)
         else:

@@ -2,8 +2,10 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from uimjax.taps.base import Atom, Layout, View
 
@@ -42,13 +44,47 @@ def reshape(dims: Dims, shape: Sequence[int]) -> Dims | None:
                 want //= atom.size
             elif atom.size % want == 0:
                 rest = atom.size // want
-                taken.append(Atom(atom.axis, atom.stride * rest, want))
+                if atom.start % rest or atom.whole % rest:
+                    return None
+                taken.append(Atom(atom.axis, atom.stride * rest, want, atom.start // rest, atom.whole // rest))
                 queue.insert(0, Atom(atom.axis, atom.stride, rest))
                 want = 1
             else:
                 return None
         new.append(tuple(taken))
     return tuple(new) if not queue else None
+
+
+def cut(atoms: Sequence[Atom], start: int, stop: int) -> tuple[tuple[Atom, ...], tuple[Atom, ...]] | None:
+    """The indices `[start, stop)` of one axis: (its atoms, those cut to one index); None where they do not nest."""
+    if start == 0 and stop == size(atoms):
+        return tuple(atoms), ()
+    outer, inner = atoms[0], size(atoms[1:])
+    if start // inner == (stop - 1) // inner:  # within one index of the outermost atom
+        deeper = cut(atoms[1:], start % inner, (stop - 1) % inner + 1)
+        if deeper is None:
+            return None
+        one = () if outer.broadcast else (_slice(outer, start // inner, 1),)
+        return deeper[0], (*one, *deeper[1])
+    if start % inner or stop % inner:
+        return None
+    return (_slice(outer, start // inner, (stop - start) // inner), *atoms[1:]), ()
+
+
+def _slice(atom: Atom, start: int, count: int) -> Atom:
+    if atom.broadcast:
+        return atom._replace(size=count)
+    return Atom(atom.axis, atom.stride, count, atom.start + start, atom.uncut.size)
+
+
+def indices(atoms: Sequence[Atom]) -> Any:
+    """Where the slices among `atoms` (in order) stand in the axis that they make up uncut, or None where none is."""
+    if not any(atom.whole for atom in atoms):
+        return None
+    found = np.zeros(1, np.int32)
+    for atom in atoms:
+        found = (found[:, None] * atom.uncut.size + np.arange(atom.start, atom.start + atom.size)).reshape(-1)
+    return found
 
 
 def split_leading(atoms: Sequence[Atom], groups: int) -> tuple[tuple[Atom, ...], tuple[Atom, ...]] | None:
@@ -122,8 +158,14 @@ def to_source(raw, view: View, shape: Sequence[int]):
     if gone:
         full = full.sum(gone)
         atoms = [atom for atom in atoms if not atom.broadcast]
+    for atom in view.fixed:
+        full, atoms = full[..., None], [*atoms, atom]
     order = sorted(range(len(atoms)), key=lambda k: (atoms[k].axis, -atoms[k].stride))
-    full = full.transpose(0, *(1 + k for k in order)).reshape(raw.shape[0], *shape)
+    full = full.transpose(0, *(1 + k for k in order))
+    if any(atom.whole for atom in atoms):
+        around = [(a.start, a.uncut.size - a.start - a.size) for a in (atoms[k] for k in order)]
+        full = jnp.pad(full, [(0, 0), *around])
+    full = full.reshape(raw.shape[0], *shape)
     return full if view.scale == 1.0 else full * jnp.asarray(view.scale, full.dtype)
 
 
