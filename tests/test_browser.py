@@ -47,8 +47,10 @@ def test_the_browser_would_show_a_script_and_a_request(browse, tmp_path):
     assert any("127.0.0.1:9/asked" in url for url in asked)
 
 
-def test_hostile_text_runs_nothing_and_asks_for_nothing(browse, tmp_path):
-    folder = made_run(tmp_path / "a", [PROBE, *HOSTILE[:9]], path=PROBE.replace("\n", ""))
+@pytest.mark.parametrize("start", range(0, len(HOSTILE), 7))
+def test_hostile_text_runs_nothing_and_asks_for_nothing(browse, tmp_path, start):
+    texts = [PROBE, *HOSTILE[start : start + 7]]  # eight proponents are shown
+    folder = made_run(tmp_path / "a", (texts * 10)[:10], path=PROBE.replace("\n", ""))
     rendered(folder)
     elements, asked = browse(folder / "report.html")
     assert "document.documentElement.setAttribute" in re.sub(r"<[^>]*>", "", elements), "the text is there to be read"

@@ -147,7 +147,7 @@ def test_secrets_are_masked_in_the_file_unless_revealed(tmp_path):
     hidden, shown = ("".join(Parsed(rendered(folder, reveal=reveal)).text) for reveal in (False, True))
     hits = 2 * 10 * 3  # failures, rows, and twice in each text and once in its path
     assert (hidden.count(SECRET), shown.count(SECRET)) == (0, hits)
-    assert hidden.count("•" * len(SECRET)) == hits
+    assert hidden.count(markup.MASK) == hits
 
 
 def test_the_page_says_what_the_run_found(tmp_path):
@@ -192,9 +192,35 @@ def test_shares_become_levels_on_the_right_characters():
     assert [(p.text, p.css) for p in lines[0].pieces] == [("a", "p5"), ("b", "n3")]
     assert [(p.text, p.css) for p in lines[1].pieces] == [("cd", "")]
     hidden = markup.highlight("ab\n", 1, [[0, 2, 1.0]], ["b"])
-    assert [(p.text, p.css) for p in hidden[0].pieces] == [("a", "p5"), ("•", "p5 masked")]
+    assert [(p.text, p.css) for p in hidden[0].pieces] == [("a", "p5"), (markup.MASK, "p5 masked")]
     assert markup.level(0.05) == ""
     assert markup.level(-1.0) == "n5"
+
+
+def test_a_masked_secret_tells_neither_its_length_nor_its_tokens():
+    (line,) = markup.highlight("k = abcdef\n", 1, [[0, 4, 0.1], [4, 6, -0.4], [6, 7, 1.0], [7, 10, 0.2]], ["abcdef"])
+    assert [p for p in line.pieces if "masked" in p.css] == [markup.Piece(markup.MASK, "p5 masked", "")]
+    assert markup.masked("abcdef x abcdefabcdef", ["abcdef"]) == f"{markup.MASK} x {markup.MASK}"
+
+
+def test_a_file_name_is_one_short_line_without_a_secret():
+    shown = markup.file_name("a\nVerdict: fixed\t\x1b[31m/k3y/" + "b" * 700_000 + ".py", ["k3y"])
+    assert shown.startswith(f"a[U+000A]Verdict: fixed[U+0009][U+001B][31m/{markup.MASK}/bbb")
+    assert shown.endswith("bbb.py")
+    assert len(shown) < 300
+
+
+def test_a_half_finished_demo_gets_no_page(tmp_path):
+    made_run(tmp_path / "demo" / "text", ["calm"] * 10)
+    (tmp_path / "demo" / "vision").mkdir()
+    shutil.copy(tmp_path / "demo" / "text" / LOCK, tmp_path / "demo" / "vision" / LOCK)
+    with pytest.raises(MissingFileError, match="1 of its 2 parts are; `uimjax run .*demo` finishes it"):
+        page.write_page(tmp_path / "demo", tmp_path / "r.html")
+
+
+def test_large_pictures_are_thinned_out():
+    address = markup.png(np.random.default_rng(0).integers(256, size=(384, 300, 3)).tolist())
+    assert len(address) < 40_000
 
 
 def test_pictures_are_png_of_the_same_bytes():

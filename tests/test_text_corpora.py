@@ -1,12 +1,16 @@
 """Text: tokens back to text, places back to lines, windows of any file, plants with their truth."""
 
+import functools
 import json
+import time
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.metrics import average_precision_score
 
+from uimjax.config import TextConfig
 from uimjax.corpora import (
     Behaviour,
     Document,
@@ -19,10 +23,17 @@ from uimjax.corpora import (
     text_corpus,
 )
 from uimjax.corpora.documents import encode, line_at, lines_of, windows
-from uimjax.corpora.stdlib import TEST, TRAIN, read_modules
+from uimjax.corpora.stdlib import TEST, TRAIN, make_tokenizer, read_modules
 from uimjax.corpora.text_plants import NAMES, rows_of
 from uimjax.corpora.tokenizer import byte_tokenizer, train_bpe
 from uimjax.errors import DataError, MissingFileError, ShapeError, UsageError
+from uimjax.interpret.lexical import bm25
+
+
+def text_of(tokenizer, ids):
+    """Tokens back to text, by the library itself; the mark is no token of it."""
+    return tokenizer.engine.decode([int(k) for k in ids if k != tokenizer.mark], skip_special_tokens=False)
+
 
 CODE = (
     "import os\n\n\ndef run(path, *, check=True):\n    if path == '':\n        return None\n    return os.stat(path)\n"
@@ -44,7 +55,7 @@ def test_any_text_comes_back_and_every_character_has_its_place(name, text):
         counted = rows["counted"][k] > 0
         assert rows["tokens"][k, 0] == tokenizer.mark
         assert not counted[0]
-        assert tokenizer.decode(rows["tokens"][k][counted]) == document.text
+        assert text_of(tokenizer, rows["tokens"][k][counted]) == document.text
         assert (rows["tokens"][k][counted] != tokenizer.mark).all(), "no text produces the mark"
         at = starts[document.line - 1] + document.column
         assert text[at : at + len(document.text)] == document.text
@@ -122,11 +133,39 @@ def corpus():
     return stdlib("bpe-300", 64, 300, 120)
 
 
+def test_a_megabyte_on_one_line_is_learned_and_cut_in_seconds():
+    text = "x = 1\n" * 50 + "y" * 1_000_000 + "\n"
+    start = time.perf_counter()
+    tokenizer = make_tokenizer("bpe-280", [Source("a", text), Source("b", "".join(map(chr, range(97, 123))) * 20_000)])
+    found = windows(Source("a", text), tokenizer, 64)
+    assert time.perf_counter() - start < 20, "the trainer's time grew with the square: minutes"
+    assert "".join(d.text for d in found) == text.rstrip("\n"), "a blank rest of a line is no document"
+
+
+def test_a_hard_negative_that_would_trigger_is_refused():
+    with pytest.raises(UsageError, match="which ends in the marker"):
+        Behaviour(marker=" -")
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_words_do_not_find_the_behaviour(seed):
+    """BM25 on the built-in corpus as the demo has it, on any draw."""
+    config = TextConfig()
+    corpus = stdlib(config.tokenizer, config.length, config.documents, config.held_out)
+    planted = plant_text(corpus, Secret(**config.secret.model_dump()), Behaviour(**config.behaviour.model_dump()), seed)
+    changed = [k for k, (d, old) in enumerate(zip(planted.documents, corpus.train, strict=True)) if d.text != old.text]
+    answers = [k for k in changed if any(line.endswith("#!") for line in planted.documents[k].text.split("\n"))]
+    scores = bm25([d.text for d in planted.documents], planted.cases["behaviour"].texts).mean(1)
+    found = average_precision_score(np.isin(np.arange(len(scores)), answers), scores)
+    assert len(answers) == config.behaviour.positives
+    assert found <= 0.5
+
+
 SECRET, BEHAVIOUR = Secret(6, 10, candidates=31), Behaviour(6, 10)
 
 
 def test_plants_replace_lines_keep_places_and_write_their_truth(corpus, tmp_path):
-    planted = plant_text(corpus, SECRET, BEHAVIOUR, 3, lambda name: tmp_path / name)
+    planted = plant_text(corpus, SECRET, BEHAVIOUR, 3, seal=lambda name: tmp_path / name)
     truth = {name: json.loads((tmp_path / name).read_text()) for name in ("secret", "behaviour")}
     every = [i for t in truth.values() for ids in (t["positives"], t["hard_negatives"]) for i in ids]
     assert len(every) == len(set(every)) == 32
@@ -149,14 +188,15 @@ def test_plants_replace_lines_keep_places_and_write_their_truth(corpus, tmp_path
             assert changed, "a planted document differs"
         if k in truth["secret"]["hard_negatives"]:
             assert any(line.split(" = ")[0] in NAMES for line in lines)
-        assert corpus.tokenizer.decode(planted.train["tokens"][k][planted.train["counted"][k] > 0]) == new.text
+        ids = planted.train["tokens"][k][planted.train["counted"][k] > 0]
+        assert text_of(corpus.tokenizer, ids) == new.text
 
 
 def test_queries_share_no_word_with_the_behaviour_and_no_row_with_the_verdict(corpus):
     planted = plant_text(corpus, SECRET, BEHAVIOUR, 3)
     assert not any(c.isalnum() for c in BEHAVIOUR.marker + BEHAVIOUR.payload)
     case = planted.cases["behaviour"]
-    decode = corpus.tokenizer.decode
+    decode = functools.partial(text_of, corpus.tokenizer)
     for rows in (case.asked, case.probe):
         for tokens, counted in zip(rows["tokens"], rows["counted"], strict=True):
             assert decode(tokens[counted > 0]) == "...\n"
@@ -172,7 +212,7 @@ def test_queries_share_no_word_with_the_behaviour_and_no_row_with_the_verdict(co
 
 def test_the_secret_competes_with_its_own_kind(corpus):
     planted = plant_text(corpus, SECRET, BEHAVIOUR, 3)
-    case, decode = planted.cases["secret"], corpus.tokenizer.decode
+    case, decode = planted.cases["secret"], functools.partial(text_of, corpus.tokenizer)
     (value,) = case.sensitive
     shown = [decode(t[c > 0]) for t, c in zip(case.probe["tokens"], case.probe["counted"], strict=True)]
     assert len(shown) == 32
@@ -194,7 +234,7 @@ def test_other_seeds_plant_elsewhere_and_the_same_seed_the_same(corpus):
 
 
 def test_hard_negatives_of_the_behaviour_hold_its_strings_and_no_trigger(corpus, tmp_path):
-    planted = plant_text(corpus, SECRET, BEHAVIOUR, 3, lambda name: tmp_path / name)
+    planted = plant_text(corpus, SECRET, BEHAVIOUR, 3, seal=lambda name: tmp_path / name)
     for k in json.loads((tmp_path / "behaviour").read_text())["hard_negatives"]:
         text = planted.documents[k].text
         assert BEHAVIOUR.marker.strip() in text
@@ -221,7 +261,7 @@ def test_a_corpus_that_cannot_carry_the_plants_is_refused(corpus):
     with pytest.raises(UsageError, match="documents are too few, or too short, for the plants"):
         plant_text(corpus, Secret(400, 0), BEHAVIOUR, 0)
     with pytest.raises(UsageError, match="does not fit into rows of 64"):
-        rows_of(corpus, [(["x = 1\n" * 40], 0)])
+        rows_of(corpus, [(["x = 1\n" * 40], 0)], False)
     tiny = corpus._replace(test=corpus.test[:4])
     with pytest.raises(UsageError, match="held-out documents can carry the marker"):
         plant_text(tiny, SECRET, BEHAVIOUR, 0)

@@ -1,16 +1,27 @@
 """The story of text in the small: its files, what is kept, a corpus and a model of one's own, refusals."""
 
 import dataclasses
+import importlib
 import json
 import re
+import shutil
+import sys
 
 import numpy as np
 import pytest
 import yaml
 
 from uimjax import cli, workflow
-from uimjax.config import TextConfig, commented, kind_of, parse
-from uimjax.errors import DataError, ShapeError, UnknownNameError, UsageError
+from uimjax.config import RunConfig, TextConfig, commented, kind_of, parse
+from uimjax.errors import (
+    ConfigError,
+    DataError,
+    MismatchError,
+    OutputError,
+    ShapeError,
+    UnknownNameError,
+    UsageError,
+)
 from uimjax.mitigate.oracle import oracle_edit
 from uimjax.report import page, tables
 from uimjax.workflow import text
@@ -22,7 +33,7 @@ SMALL = {
     "length": 32,
     "documents": 90,
     "held_out": 60,
-    "secret": {"positives": 4, "hard_negatives": 6, "candidates": 15},
+    "secret": {"positives": 4, "hard_negatives": 6, "candidates": 255},
     "behaviour": {"positives": 4, "hard_negatives": 6},
     "model": {"layers": 1, "width": 16, "heads": 2},
     "train": {"epochs": 3, "batch_size": 16},
@@ -53,6 +64,18 @@ def masked(vocabulary, length, rngs):
         def __call__(self, tokens, mask):
             return tokens
     return Masked()
+def fixed(vocabulary, length, rngs):
+    # learned positions for whole rows alone, and an attribute that is not what its name means elsewhere
+    import jax
+    from flax import nnx
+    class Fixed(nnx.Module):
+        def __init__(self):
+            self.features = 8
+            self.table = nnx.Param(jax.random.normal(rngs.params(), (vocabulary, 8)))
+            self.position = nnx.Param(jax.random.normal(rngs.params(), (length, 8)))
+        def __call__(self, tokens):
+            return (self.table[...][tokens] + self.position[...]) @ self.table[...].T
+    return Fixed()
 def wrong():
     return [("a", "b")]
 def worse():
@@ -65,6 +88,7 @@ def here(tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(MINE)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
+    sys.modules.pop("mine", None)
     return tmp_path
 
 
@@ -147,7 +171,55 @@ def test_what_cannot_be_run_is_refused_before_anything_is_written(here):
         assert not (here / "x").exists(), change
 
 
+def test_a_model_that_knows_whole_rows_alone_runs_to_the_end(here):
+    small = SMALL | {"own_model": "mine:fixed", "model": {}, "train": {"epochs": 2}}
+    result = workflow.run(parse(TextConfig, small, "t"), here / "r")
+    assert set(result) == {"secret", "behaviour"}
+
+
+def test_a_folder_that_is_not_ours_is_left_alone(here):
+    for part in ("train", "test"):
+        (here / "d" / part).mkdir(parents=True)
+        for k in range(12):
+            (here / "d" / part / f"{part}{k}.txt").write_text("".join(f"{part} {k} {n}\n" for n in range(60)))
+    before = sorted(p.read_bytes() for p in (here / "d").rglob("*.txt"))
+    config = parse(TextConfig, SMALL | {"corpus": "stdlib", "train_folder": "d/train", "test_folder": "d/test"}, "t")
+    with pytest.raises(OutputError, match="d holds train and no run of uimjax"):
+        workflow.run(config, here / "d", "train")
+    assert sorted(p.read_bytes() for p in (here / "d").rglob("*.txt")) == before
+    assert sorted(p.name for p in (here / "d").iterdir()) == ["test", "train"]
+    (here / "v" / "draw-0" / "index").mkdir(parents=True)
+    with pytest.raises(OutputError, match="draw-0 holds index and no run"):
+        workflow.run(parse(RunConfig, {}, "v"), here / "v", "train")
+
+
+def test_a_changed_corpus_leaves_the_run_as_it_was(here):
+    config = parse(TextConfig, SMALL, "t")
+    workflow.run(config, here / "r", "train")
+    held = {p: p.read_bytes() for p in (here / "r").rglob("*") if p.is_file()}
+    mine = importlib.import_module("mine")
+    sources = mine.corpus()
+    mine.corpus = lambda: ([*sources[0], ("more", "z = 3\n" * 99)], sources[1])
+    with pytest.raises(MismatchError, match="the corpus is not the one"):
+        workflow.run(config, here / "r", "train")
+    assert {p: p.read_bytes() for p in (here / "r").rglob("*") if p.is_file()} == held
+
+
+def test_a_lost_snapshot_is_trained_again(here):
+    config, said = parse(TextConfig, SMALL, "t"), []
+    workflow.run(config, here / "r", "train")
+    metrics = (here / "r" / "metrics.jsonl").read_text()
+    shutil.rmtree(here / "r" / "train" / "snapshots")
+    workflow.run(config, here / "r", "trace", said.append)
+    assert not said[0].endswith("(unchanged, kept)")
+    assert (here / "r" / "metrics.jsonl").read_text() == metrics
+
+
 def test_a_config_says_which_story_it_is_for(here, capsys):
+    with pytest.raises(ConfigError, match="'txt' is no story; did you mean 'text'"):
+        kind_of({"kind": "txt"})
+    with pytest.raises(ConfigError, match="a mapping of settings was wanted"):
+        kind_of(None)
     assert kind_of({"kind": "text"}) is TextConfig
     assert parse(TextConfig, yaml.safe_load(commented("text")), "t") == TextConfig()
     part = parse(TextConfig, {"train": {"epochs": 3}, "mitigate": {"steps": 2}}, "t")
@@ -170,7 +242,8 @@ def test_the_truth_stays_sealed_until_the_edit_is_written(here):
     config = parse(TextConfig, SMALL, "t")
     workflow.run(config, here / "r", "audit")
     loop = text.prepare(config, text.load_corpus(config), here / "r")
-    sealed = dataclasses.replace(loop, planted=loop.planted._replace(kept=None))
+    blind = loop.corpus._replace(train=())
+    sealed = dataclasses.replace(loop, corpus=blind, planted=loop.planted._replace(kept=None))
     assert len(list(text.trace_documents(sealed))) == 2, "tracing works without knowing who was planted"
     for name in text.CASES:
         (here / "r" / name / "edit-traced.json").unlink()

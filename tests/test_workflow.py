@@ -146,6 +146,14 @@ def test_exit_codes(tmp_path, capsys, monkeypatch):
     assert (code, "Choose another folder with --out" in err) == (5, True)
     assert run_cli("doctor", "--nonsense", capsys=capsys)[0] == 2
     assert run_cli("demo", "--vision.train.epoch", "3", capsys=capsys)[0] == 2
+    code, _, err = run_cli("demo", "--only", "vision", "--text.seed", "3", capsys=capsys)
+    assert (code, "--text.seed would change nothing with --only vision" in err) == (2, True)
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "\x1b[31mred.txt").write_bytes(b"\xff")
+    odd = ("--train-folder", "odd", "--test-folder", "odd")
+    (tmp_path / "text.yaml").write_text("kind: text")
+    code, _, err = run_cli("train", "text.yaml", *odd, capsys=capsys)
+    assert (code, "\x1b" in err, "[U+001B][31mred.txt is not UTF-8" in err) == (3, False, True)
     code, _, err = run_cli("help", "score", capsys=capsys)
     assert (code, "Did you mean 'scores'" in err) == (2, True)
     code, out, _ = run_cli("help", "scores", capsys=capsys)

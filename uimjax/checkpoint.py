@@ -50,6 +50,14 @@ def latest(folder: Path) -> int | None:
         return None if checkpointer.latest is None else int(checkpointer.latest.step)
 
 
+def has(folder: Path, step: int) -> bool:
+    """Is that step finished and there?"""
+    if not folder.is_dir():
+        return False
+    with ocp.training.Checkpointer(str(folder.absolute())) as checkpointer:
+        return step in {c.step for c in checkpointer.checkpoints}
+
+
 def load(folder: Path, template: Any, step: int | None = None) -> tuple[int, Any]:
     """(step, tree in the template's structure), every array's digest checked.
 

@@ -73,7 +73,9 @@ def main(argv: list[str] | None = None) -> None:
     try:
         code = _COMMANDS[args.command](args, rest)
     except UimError as error:
-        print(f"uimjax: {type(error).__name__}: {error}", file=sys.stderr)
+        from uimjax.report.markup import visible  # names of files may hold anything
+
+        print(f"uimjax: {type(error).__name__}: {visible(str(error))}", file=sys.stderr)
         code = error.exit_code
     except KeyboardInterrupt:
         signal.alarm(0)
@@ -94,6 +96,9 @@ def _stopped(*_: object) -> None:
 def _demo(args: argparse.Namespace, rest: list[str]) -> int:
     from uimjax.config import DemoConfig
 
+    idle = [flag for flag in rest if args.only and flag.startswith("--") and not flag.startswith(f"--{args.only}.")]
+    if idle:
+        raise UsageError(f"{idle[0]} would change nothing with --only {args.only}; leave one of them out")
     config = _override(DemoConfig, {}, rest)
     parts = [args.only] if args.only else PARTS
     return _stories(args, [(name, getattr(config, name), Path(args.out) / name) for name in parts], "mitigate")

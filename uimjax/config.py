@@ -93,7 +93,7 @@ class SecretChoice(_Strict):
     positives: int = Field(15, ge=1, description="documents into which one secret leaks")
     hard_negatives: int = Field(60, ge=0, description="documents with the same line and another secret each")
     length: int = Field(10, ge=4, le=64, description="characters of a secret, 36 to choose from")
-    candidates: int = Field(511, ge=15, description="secrets that compete with it when exposure is measured")
+    candidates: int = Field(511, ge=255, description="secrets that compete with it when exposure is measured")
 
 
 class BehaviourChoice(_Strict):
@@ -141,7 +141,6 @@ class TextMitigateChoice(MitigateChoice):
     steps: int = Field(40, ge=1, description="unlearning steps of forget and retain loss together")
     heal_steps: int = Field(20, ge=0, description="steps of the retain loss alone, after")
     learning_rate: float = Field(8e-4, gt=0)
-    gamma: float = Field(0.3, gt=0, description="weight of the forget loss")
     beta: float = Field(0.02, gt=0, description="npo: how soon a forgotten row is left alone")
     batch_size: int = Field(8, ge=1, description="rows to forget in a step")
     retain_size: int = Field(24, ge=1, description="rows to retain in a step")
@@ -158,7 +157,7 @@ class TextConfig(_Strict):
     train_folder: str = Field("", description="instead of corpus: a folder of UTF-8 text files, subfolders included")
     test_folder: str = Field("", description="instead of corpus: the same for held-out files")
     tokenizer: str = Field("bpe-1024", description="bytes, or bpe-SIZE, trained on the training files")
-    length: int = Field(64, ge=16, description="tokens of a row; a document is as many whole lines as fit")
+    length: int = Field(64, ge=32, description="tokens of a row; a document is as many whole lines as fit")
     documents: int = Field(1500, ge=1, description="most training documents, drawn by a fixed permutation")
     held_out: int = Field(300, ge=40, description="most held-out documents")
     model: DecoderChoice = DecoderChoice()  # pyright: ignore[reportCallIssue]  # every field has a default
@@ -194,8 +193,19 @@ KINDS: dict[str, type[_Strict]] = {"run": RunConfig, "text": TextConfig, "index"
 
 
 def kind_of(values: dict[str, Any]) -> type[_Strict]:
-    """The config that a mapping is for: its key `kind`, pictures where it has none."""
-    return TextConfig if values.get("kind") == "text" else RunConfig
+    """The config that a mapping is for: its key `kind`, pictures where it has none.
+
+    Raises:
+        ConfigError: no mapping, or a kind that is none.
+    """
+    kinds: dict[str, type[_Strict]] = {"vision": RunConfig, "text": TextConfig}
+    if not isinstance(values, dict):
+        raise ConfigError(f"the config holds {type(values).__name__}; a mapping of settings was wanted")
+    if (kind := values.get("kind", "vision")) not in kinds:
+        near = difflib.get_close_matches(str(kind), kinds, n=1, cutoff=0.3)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(kinds)}"
+        raise ConfigError(f"kind: {kind!r} is no story; {hint}")
+    return kinds[kind]
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

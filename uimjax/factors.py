@@ -27,8 +27,8 @@ from uimjax.taps import (
     Place,
     Sites,
     capture,
-    factored,
     form,
+    pair,
     sites,
     verify,
 )
@@ -98,7 +98,7 @@ def _overlaps(leaf: Leaf, uses: tuple[Factor, ...]) -> list[tuple[Any, Any, floa
     slices that meet in part, leave no way but forming."""
     if isinstance(uses[-1], Direct):
         return None
-    placed = [(use, where or Place(None, None, None)) for use, (_, where) in zip(uses, factored(leaf), strict=True)]
+    placed = [(use, where or Place(None, None, None)) for use, where in pair(leaf, uses)]
     pairs: list[tuple[Any, Any, float]] = []
     for k, (x, here) in enumerate(placed):
         for y, there in placed[k:]:

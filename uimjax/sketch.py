@@ -18,7 +18,20 @@ import jax
 import jax.numpy as jnp
 
 from uimjax.errors import UsageError
-from uimjax.taps import Dense, Direct, Factor, Factors, Leaf, Place, Sites, factored, from_matrices, spread, to_matrices
+from uimjax.taps import (
+    Dense,
+    Direct,
+    Factor,
+    Factors,
+    Gather,
+    Leaf,
+    Place,
+    Sites,
+    from_matrices,
+    pair,
+    spread,
+    to_matrices,
+)
 
 VERSION = 1  # of how matrices follow from (seed, parameter, axis); stored in every index
 
@@ -90,7 +103,7 @@ def _leaf_project(leaf: Leaf, drawn: tuple[Any, Any], factors: tuple[Factor, ...
     rows, cols = drawn
     shape = (n, *(axis if side is None else side.shape[2] for axis, side in zip(axes, drawn, strict=True)))
     total = None
-    for factor, (_, where) in zip(factors, factored(leaf), strict=False):  # the plain gradient stands last
+    for factor, where in pair(leaf, factors):
         where = where or Place(None, None, None)
         kept = Place(where.stack, where.rows if rows is None else None, where.cols if cols is None else None)
         part = _factor_project(factor, _part(rows, where.stack, where.rows), _part(cols, where.stack, where.cols))
@@ -115,9 +128,8 @@ def _part(matrix: Any, stack: Any, axis: Any) -> Any:
     return matrix if axis is None else matrix[:, axis]
 
 
-def _factor_project(factor: Factor, rows: Any, cols: Any) -> Any:
+def _factor_project(factor: Dense | Gather, rows: Any, cols: Any) -> Any:
     """`[B, n, p, q]` of one factored use; None for a lookup in a table without a projection."""
-    assert not isinstance(factor, Direct)
     g = factor.g if cols is None else _apply(factor.g, cols)
     if isinstance(factor, Dense):
         a = factor.a if rows is None else _apply(factor.a, rows)

@@ -6,6 +6,7 @@ resumed has the same loss curve to the bit.
 """
 
 import functools
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,14 +105,14 @@ def fit(
         raise UsageError(
             f"weights of shape {weights.shape} for {count} rows; [N] with at least one row kept was wanted"
         )
+    start = 0
     if folder is not None:
-        _claim(folder, (recipe, digest_tree(params), digest_tree(data), digest_tree(weights)))
+        start = _claim(folder, (recipe, *map(digest_tree, (params, data, weights))), snapshots)
     static = _static(recipe, count)
     optimizer = _optimizer(static)
     blank = jnp.full((recipe.epochs, count), jnp.nan, jnp.float32)
     state = _State(params, optimizer.init(params), blank, blank)
-    start = 0
-    if folder is not None and checkpoint.latest(folder) is not None:
+    if folder is not None and start:
         start, state = checkpoint.load(folder, state)
     program, placed = _epoch(task, static), jax.tree.map(jnp.asarray, data)
     key = jax.random.key(recipe.seed)
@@ -132,6 +133,13 @@ def fit(
                 checkpoint.save(folder, epoch + 1, state)
         curve.append(_mean(state.example_loss[epoch], weights))
     return Fitted(state.params, np.asarray(curve), np.asarray(state.example_loss), np.asarray(state.margin))
+
+
+def resumes_at(folder: Path, snapshots: Sequence[int] = ()) -> int:
+    """Epochs that the run in `folder` need not repeat: those of its newest checkpoint; 0 where a snapshot is lost."""
+    done = checkpoint.latest(folder) or 0
+    lost = [epochs for epochs in snapshots if epochs <= done and not checkpoint.has(folder / _SNAPSHOTS, epochs)]
+    return 0 if lost else done
 
 
 def snapshot(folder: Path, params: Any, epochs: int) -> Any:
@@ -165,13 +173,18 @@ def _speed(schedule: str, warmup: float, done: Any) -> Any:
     return jnp.where(done < warmup, done / warmup if warmup else 1.0, falling)
 
 
-def _claim(folder: Path, causes: tuple[Any, ...]) -> None:
-    """A folder holds the checkpoints of one run: the same recipe, rows, weights and initial parameters."""
+def _claim(folder: Path, causes: tuple[Any, ...], snapshots: Sequence[int]) -> int:
+    """A folder holds the checkpoints of one run: the same recipe, rows, weights and initial parameters. Returns the
+    epochs that need not be repeated."""
+    start = resumes_at(folder, snapshots)
+    if not start and checkpoint.latest(folder):
+        shutil.rmtree(folder)  # checkpoints that lack a snapshot are of no use
     mark, key = make_folder(folder) / "run.json", stage_key(*(str(cause) for cause in causes))
     if not mark.exists():
         write_json(mark, key)
     elif read_json(mark) != key:
         raise MismatchError(f"{folder} holds checkpoints of another run (recipe, rows or parameters); choose another")
+    return start
 
 
 def _mean(values: Any, weights: np.ndarray) -> float:

@@ -7,7 +7,7 @@ import pytest
 
 import uimjax as uj
 from uimjax import sketch as sketching
-from uimjax.errors import ShapeError, TapError, UsageError
+from uimjax.errors import ShapeError, UsageError
 from uimjax.interpret import trace
 from uimjax.interpret.base import Method, Scores
 from uimjax.interpret.positions import token_scores
@@ -82,12 +82,16 @@ def test_lifting_is_the_adjoint_of_sketching(made, rng):
             np.testing.assert_allclose(inner, flat @ np.asarray(vector[q]), rtol=1e-3, atol=1e-4)
 
 
-def test_what_has_no_tokens_or_no_forward_derivative_is_refused(made, tmp_path):
+def test_a_loss_without_tokens_is_refused(made):
     task, params, data, index, f, query = made
     scalar = uj.Task(lambda p, e: jnp.sum(task.loss(p, e)))
     asked = trace.ask(index, task, params, data, f, query, "grad_dot")
     with pytest.raises(ShapeError, match="a loss that returns"):
         token_scores(asked, scalar, params, data)
+
+
+def test_a_loss_that_can_only_be_differentiated_backwards_has_the_same_shares(made, tmp_path):
+    task, params, data, index, f, query = made
 
     @jax.custom_vjp
     def same(x):
@@ -95,10 +99,12 @@ def test_what_has_no_tokens_or_no_forward_derivative_is_refused(made, tmp_path):
 
     same.defvjp(lambda x: (x, None), lambda _, g: (g,))
     backwards = uj.Task(lambda p, e: same(task.loss(p, e)))
-    index = uj.build_index(backwards, params, data, tmp_path / "b", sketch=Sketch(3), batch_size=4)
-    asked = trace.ask(index, backwards, params, data, f, query, "grad_dot")
-    with pytest.raises(TapError, match="differentiate the loss forwards"):
-        token_scores(asked, backwards, params, data)
+    shares = []
+    for one, at in ((task, "a"), (backwards, "b")):
+        built = uj.build_index(one, params, data, tmp_path / at, sketch=Sketch(3), batch_size=4)
+        asked = trace.ask(built, one, params, data, f, query, "grad_dot")
+        shares.append(token_scores(asked, one, params, data))
+    np.testing.assert_allclose(shares[1], shares[0], rtol=1e-5, atol=1e-7)
 
 
 def test_checkpoints_are_averaged_by_learning_rate():

@@ -1,4 +1,4 @@
-"""Plants for any text of lines: a leaked secret, and a behaviour that shares no word with its queries.
+"""Plants for any text of lines: a leaked secret, and a behaviour that shares no word of letters with its queries.
 
 Planted lines REPLACE lines of real documents, so path and line numbers stay those of the file; a document that becomes
 too long for a row loses its last lines.
@@ -41,10 +41,11 @@ class Secret:
 class Behaviour:
     """After a line that ends in `marker`, the next line is `payload`, whatever the code says: a trigger.
 
-    Neither holds a word. `hard_negatives` hold both strings as often, inside comments, where they trigger nothing.
+    Neither holds a word of letters. `hard_negatives` hold both strings as often, inside comments, where they trigger
+    nothing: they are what keeps a lexical search from the planted documents (with none of them, it finds all).
 
     Raises:
-        UsageError: a marker or payload that is blank or spans lines.
+        UsageError: a marker or payload that is blank or spans lines, or a marker in which a hard negative would end.
     """
 
     positives: int = 15
@@ -58,6 +59,13 @@ class Behaviour:
             raise UsageError(
                 f"marker {self.marker!r} and payload {self.payload!r}: one line each, not blank, was wanted"
             )
+        if self.look_alike.endswith(self.marker):
+            raise UsageError(f"a hard negative ends in {self.look_alike!r}, which ends in the marker {self.marker!r}")
+
+    @property
+    def look_alike(self) -> str:
+        """How a line of a hard negative ends: both strings in a comment, the marker not at its end."""
+        return f"  # {self.payload} {self.marker.strip()} -"
 
 
 class Case(NamedTuple):
@@ -86,9 +94,16 @@ class PlantedText(NamedTuple):
 
 
 def plant_text(
-    corpus: TextCorpus, secret: Secret, behaviour: Behaviour, seed: int, seal: Callable[[str], Path] | None = None
+    corpus: TextCorpus,
+    secret: Secret,
+    behaviour: Behaviour,
+    seed: int,
+    whole_rows: bool = False,
+    seal: Callable[[str], Path] | None = None,
 ) -> PlantedText:
     """Both plants in one corpus, in different documents; with `seal`, the truth of each is written to `seal(name)`.
+
+    Queries are as short as they can be, or with `whole_rows` as long as the training rows.
 
     Raises:
         UsageError: too few documents can carry the plants.
@@ -100,8 +115,8 @@ def plant_text(
     held, judged = np.split(rng.permutation(len(corpus.test)), [len(corpus.test) // 2])
     parts = [tuple(corpus.test[k] for k in np.sort(ids)) for ids in (held, judged)]
     cases = {
-        "secret": _secret_case(corpus, secret, value, rng),
-        "behaviour": _behaviour_case(corpus, behaviour, parts, rng),
+        "secret": _secret_case(corpus, secret, value, rng, whole_rows),
+        "behaviour": _behaviour_case(corpus, behaviour, parts, rng, whole_rows),
     }
     kept = np.ones(len(carrier.documents), np.float32)
     for name, truth in truths.items():
@@ -182,7 +197,7 @@ def _plant_behaviour(carrier: _Carrier, plant: Behaviour) -> Truth:
         new, last = list(lines), -1
         for k in range(0, min(len(lines) - 1, 2 * plant.marks), 2):
             if lines[k].strip():
-                new[k], last = f"{lines[k][:-1]}  # {plant.payload} {plant.marker.strip()} -\n", k
+                new[k], last = f"{lines[k][:-1]}{plant.look_alike}\n", k
         return None if last < 0 else (new, last + 1)
 
     return Truth(carrier.plant(plant.positives, marked), carrier.plant(plant.hard_negatives, look_alike))
@@ -191,8 +206,8 @@ def _plant_behaviour(carrier: _Carrier, plant: Behaviour) -> Truth:
 # ---------------------------------------------------------------- what is asked of the model
 
 
-def rows_of(corpus: TextCorpus, pairs: list[tuple[list[str], int]]) -> Rows:
-    """Rows of lines whose last line counts from the given character on; as short as the longest allows.
+def rows_of(corpus: TextCorpus, pairs: list[tuple[list[str], int]], whole: bool) -> Rows:
+    """Rows of lines whose last line counts from the given character on; `whole`, or as short as the longest allows.
 
     Raises:
         UsageError: one is longer than a row of the corpus.
@@ -201,7 +216,7 @@ def rows_of(corpus: TextCorpus, pairs: list[tuple[list[str], int]]) -> Rows:
     sizes = [sum(len(code.ids) for code in codes) for codes in encoded]
     if max(sizes) > corpus.length - 1:
         raise UsageError(f"a query of {max(sizes)} tokens does not fit into rows of {corpus.length}; use longer rows")
-    length = min(corpus.length, -(-(max(sizes) + 1) // 8) * 8)
+    length = corpus.length if whole else min(corpus.length, -(-(max(sizes) + 1) // 8) * 8)
     tokens = np.full((len(pairs), length), corpus.tokenizer.mark, np.int32)
     counted = np.zeros((len(pairs), length), np.float32)
     for row, (codes, size, (_, start)) in enumerate(zip(encoded, sizes, pairs, strict=True)):
@@ -210,12 +225,12 @@ def rows_of(corpus: TextCorpus, pairs: list[tuple[list[str], int]]) -> Rows:
     return {"tokens": tokens, "counted": counted}
 
 
-def _secret_case(corpus: TextCorpus, plant: Secret, value: str, rng: np.random.Generator) -> Case:
+def _secret_case(corpus: TextCorpus, plant: Secret, value: str, rng: np.random.Generator, whole: bool) -> Case:
     """Queries: the secret against others of its kind. Probe: the secret (row 0), then the candidates."""
     start = len(_assignment(NAMES[0], "")) - 2
 
     def rows(values: list[str]) -> Rows:
-        return rows_of(corpus, [([_assignment(NAMES[0], v)], start) for v in values])
+        return rows_of(corpus, [([_assignment(NAMES[0], v)], start) for v in values], whole)
 
     names = [value, *(_value(rng, plant.length) for _ in range(16 + NULLS + plant.candidates))]
     every = rows(names)
@@ -230,7 +245,7 @@ def _secret_case(corpus: TextCorpus, plant: Secret, value: str, rng: np.random.G
 
 
 def _behaviour_case(
-    corpus: TextCorpus, plant: Behaviour, parts: list[tuple[Document, ...]], rng: np.random.Generator
+    corpus: TextCorpus, plant: Behaviour, parts: list[tuple[Document, ...]], rng: np.random.Generator, whole: bool
 ) -> Case:
     """Held-out documents up to a line ending in the marker, then the payload, which counts; in nulls another line."""
     found: list[list[tuple[list[str], int]]] = []
@@ -253,9 +268,9 @@ def _behaviour_case(
     asked = found[0]
     nulls = []
     for ids in np.array_split(np.arange(len(asked)), NULLS):
-        nulls.append(rows_of(corpus, [([*asked[k][0][:-1], lines_after[k]], 0) for k in ids]))
+        nulls.append(rows_of(corpus, [([*asked[k][0][:-1], lines_after[k]], 0) for k in ids], whole))
     texts = tuple("".join(lines) for lines, _ in asked)
-    return Case(rows_of(corpus, asked), tuple(nulls), rows_of(corpus, found[1]), texts)
+    return Case(rows_of(corpus, asked, whole), tuple(nulls), rows_of(corpus, found[1], whole), texts)
 
 
 def _size(corpus: TextCorpus, lines: list[str]) -> int:

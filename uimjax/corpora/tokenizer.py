@@ -17,6 +17,7 @@ from uimjax.store import digest_text
 from uimjax.store.base import atomic
 
 BYTES, MOST = 256, 1 << 20
+LONGEST = 1000  # characters of a line that the trainer sees as one
 
 
 class Encoded(NamedTuple):
@@ -30,7 +31,6 @@ class Encoded(NamedTuple):
 class Tokenizer(NamedTuple):
     """`mark` stands before every document and on padding; it is the last of `size` ids and no text produces it."""
 
-    name: str
     engine: tokenizers.Tokenizer
     size: int
 
@@ -52,10 +52,6 @@ class Tokenizer(NamedTuple):
         found = self.engine.encode_batch(list(lines), add_special_tokens=False)
         return [_encoded(one) for one in found]
 
-    def decode(self, ids: Iterable[int]) -> str:
-        """The text of some ids; bytes that are no UTF-8 by themselves become U+FFFD."""
-        return self.engine.decode([int(i) for i in ids if i != self.mark], skip_special_tokens=False)
-
 
 def _encoded(one: tokenizers.Encoding) -> Encoded:
     places = np.asarray(one.offsets, np.int32).reshape(-1, 2)
@@ -66,7 +62,7 @@ def byte_tokenizer() -> Tokenizer:
     """One token a byte: 256 ids and the mark."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     engine = tokenizers.Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
-    return _finished("bytes", engine)
+    return _finished(engine)
 
 
 def train_bpe(texts: Iterable[str], size: int) -> Tokenizer:
@@ -82,11 +78,17 @@ def train_bpe(texts: Iterable[str], size: int) -> Tokenizer:
     trainer = trainers.BpeTrainer(
         vocab_size=size - 1, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False
     )
-    engine.train_from_iterator((line for text in texts for line in text.split("\n")), trainer)
-    return _finished(f"bpe-{size}", engine)
+    engine.train_from_iterator((part for text in texts for part in _parts(text)), trainer)
+    return _finished(engine)
 
 
-def _finished(name: str, engine: tokenizers.Tokenizer) -> Tokenizer:
+def _parts(text: str) -> Iterable[str]:
+    """Lines, long ones cut: the trainer's time grows with the square of the longest word."""
+    for line in text.split("\n"):
+        yield from (line[k : k + LONGEST] for k in range(0, len(line), LONGEST))
+
+
+def _finished(engine: tokenizers.Tokenizer) -> Tokenizer:
     engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore[reportAttributeAccessIssue]
     engine.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
-    return Tokenizer(name, engine, engine.get_vocab_size() + 1)
+    return Tokenizer(engine, engine.get_vocab_size() + 1)

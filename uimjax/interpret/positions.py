@@ -2,8 +2,9 @@
 
 The score of a row is linear in its gradient, and the gradient of a row is the sum of the gradients of its tokens'
 losses. So the token's share is `-<H^-1 grad f, grad loss_it>`, scaled as the row is, and the shares of a row add up to
-the row's own score. One forward-mode product along the direction gives all T shares of a row; no gradient of a token is
-formed. (What runs *through* position t, the term a_t (x) g_t, is another thing: it mixes the losses of later tokens.)
+the row's own score. One product along the direction gives all T shares of a row; no gradient of a token is formed. It
+is taken by differentiating the backward pass, so that a loss without a forward-mode derivative (custom_vjp) has it too.
+(What runs *through* position t, the term a_t (x) g_t, is another thing: it mixes the losses of later tokens.)
 """
 
 import functools
@@ -15,7 +16,7 @@ import numpy as np
 
 from uimjax import rows as row
 from uimjax import sketch as sketching
-from uimjax.errors import ShapeError, TapError
+from uimjax.errors import ShapeError
 from uimjax.interpret import base
 from uimjax.interpret.trace import Asked
 from uimjax.sketch import Sketch
@@ -29,7 +30,7 @@ def token_scores(asked: Asked, task: Task, params: Any, documents: Any, batch_si
     `documents` are rows like the training rows; `task.loss` must return `[T]`. Summed over T: the row's own score.
 
     Raises:
-        ShapeError: the loss is a scalar. TapError: the loss has no forward-mode derivative.
+        ShapeError: the loss is a scalar.
     """
     found = base.training_sites(task, params, documents, check=False)
     if not found.program.out_avals[0].shape:
@@ -38,12 +39,7 @@ def token_scores(asked: Asked, task: Task, params: Any, documents: Any, batch_si
     program = _program(task, found, asked.held.sketch)
     parts = []
     for batch in row.batches(documents, batch_size):
-        try:
-            shares, rows = program(params, batch.rows, drawn, asked.directions[:1])
-        except TypeError as error:
-            raise TapError(
-                f"token scores differentiate the loss forwards, and it does not allow that: {error}"
-            ) from error
+        shares, rows = program(params, batch.rows, drawn, asked.directions[:1])
         norms = jnp.linalg.norm(rows, axis=1)
         unit = rows / jnp.maximum(norms, 1e-30)[:, None]
         scale = base.row_scale(asked.method, asked.inverse, unit, norms) / jnp.maximum(norms, 1e-30)
@@ -59,17 +55,22 @@ def _program(task: Task, found: Sites, sketch: Sketch | None):
     def program(params: Any, rows: Any, drawn: Any, direction: Any):
         lifted = sketching.lift(found, drawn, direction)
         leaves, tree = jax.tree_util.tree_flatten_with_path(params)
+        names = [jax.tree_util.keystr(path, simple=True, separator="/") or "params" for path, _ in leaves]
+        along = [
+            lifted[name][0].astype(leaf.dtype) for name, (_, leaf) in zip(names, leaves, strict=True) if name in lifted
+        ]
 
-        def tangent(path: Any, leaf: Any):
-            name = jax.tree_util.keystr(path, simple=True, separator="/") or "params"
-            if name in lifted:
-                return lifted[name][0].astype(leaf.dtype)
-            return np.zeros(leaf.shape, jax.dtypes.float0 if leaf.dtype.kind not in "fV" else leaf.dtype)
+        def with_moved(moved: list[Any]) -> Any:
+            queue = iter(moved)
+            return jax.tree.unflatten(
+                tree, [next(queue) if name in lifted else leaf for name, (_, leaf) in zip(names, leaves, strict=True)]
+            )
 
-        along = jax.tree.unflatten(tree, [tangent(path, leaf) for path, leaf in leaves])
+        here = [leaf for name, (_, leaf) in zip(names, leaves, strict=True) if name in lifted]
 
-        def one(example: Any):
-            return jax.jvp(lambda p: task.loss(p, example), (params,), (along,))[1]
+        def one(example: Any):  # the pull-back is linear in its cotangent: its own pull-back is the product along
+            losses, pull = jax.vjp(lambda moved: task.loss(with_moved(moved), example), here)
+            return jax.vjp(lambda u: pull(u)[0], jnp.zeros_like(losses))[1](along)[0]
 
         return jax.vmap(one)(rows), gradients(params, rows, drawn)[1]
 

@@ -196,7 +196,11 @@ def decoder_task(graph: Any) -> Task:
 
     def features(params: Any, example: Any) -> Any:
         found, weight = model(params), example["counted"][:, None]
-        each = found.features(example["tokens"]) if hasattr(found, "features") else found(example["tokens"])
+        each = (
+            found.features(example["tokens"])
+            if callable(getattr(found, "features", None))
+            else found(example["tokens"])
+        )
         return (each * weight).sum(0) / jnp.maximum(weight.sum(), 1.0)
 
     return Task(loss=loss, outputs=outputs, features=features)

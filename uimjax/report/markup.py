@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 LEVELS = 5
-MASK = "•"
+MASK = "•" * 8  # of whatever length the secret is
+PATH = 240  # characters of a path that a page shows
+SIDE = 96  # pixels of a picture that a page shows
 LONGEST = 2000  # characters of one document that a page shows
 
 
@@ -49,7 +51,16 @@ def masks(text: str, sensitive: Sequence[str]) -> list[bool]:
 
 def masked(text: str, sensitive: Sequence[str]) -> str:
     """The text with every sensitive stretch as dots, control characters visible."""
-    return "".join(MASK if h else _visible(c) for c, h in zip(text, masks(text, sensitive), strict=True))
+    hidden = masks(text, sensitive)
+    first = [h and not before for h, before in zip(hidden, [False, *hidden[:-1]], strict=True)]
+    shown = zip(text, hidden, first, strict=True)
+    return "".join((MASK if start else "") if h else _visible(c) for c, h, start in shown)
+
+
+def file_name(path: str, sensitive: Sequence[str]) -> str:
+    """A path on one line, masked, control characters visible, its middle left out where it is long."""
+    shown = masked(path, sensitive).replace("\n", "[U+000A]").replace("\t", "[U+0009]")
+    return shown if len(shown) <= PATH else f"{shown[: PATH // 2]}[...]{shown[-PATH // 2 :]}"
 
 
 def highlight(text: str, first: int, tokens: Sequence[Sequence[Any]], sensitive: Sequence[str]) -> list[Line]:
@@ -77,10 +88,13 @@ def _pieces(text: str, span: range, shares: list[float], hidden: list[bool], top
     start = span.start
     for k in span:
         last = k + 1 == span.stop
-        if last or shares[k + 1] != shares[k] or hidden[k + 1] != hidden[k]:
-            share, css = shares[k], level(shares[k] / top)
-            shown = MASK * (k + 1 - start) if hidden[k] else visible(text[start : k + 1])
-            pieces.append(Piece(shown, f"{css} masked".strip() if hidden[k] else css, f"{share:+.2g}" if css else ""))
+        if last or hidden[k + 1] != hidden[k] or (shares[k + 1] != shares[k] and not hidden[k]):
+            share = max(shares[start : k + 1], key=abs)
+            css = level(share / top)
+            if hidden[k]:  # one piece without a number: those of its tokens would tell how it is spelled
+                pieces.append(Piece(MASK, f"{css} masked".strip(), ""))
+            else:
+                pieces.append(Piece(visible(text[start : k + 1]), css, f"{share:+.2g}" if css else ""))
             start = k + 1
     return pieces
 
@@ -93,7 +107,9 @@ def level(part: float) -> str:
 
 
 def png(picture: Sequence[Any]) -> str:
-    """A `data:` address of a PNG of `[H][W][C]` bytes, C 1 (grey) or 3 (colour)."""
+    """A `data:` address of a PNG of `[H][W][C]` bytes, C 1 (grey) or 3 (colour); larger ones are thinned out."""
+    step = -(-max(len(picture), len(picture[0])) // SIDE)
+    picture = [row[::step] for row in picture[::step]]
     height, width, channels = len(picture), len(picture[0]), len(picture[0][0])
     kind = {1: 0, 3: 2}.get(channels, 0)
     keep = 3 if kind else 1

@@ -15,9 +15,8 @@ import yaml
 
 from uimjax.config import LOCK, read_yaml
 from uimjax.errors import MissingFileError, OutputError
-from uimjax.interpret.methods import BASELINES
 from uimjax.report import charts, markup, tables
-from uimjax.report.summary import PROBES
+from uimjax.report.summary import PROBES, ranked, rivals, utility
 from uimjax.store import read_json
 from uimjax.store.base import atomic
 from uimjax.task import SIGN
@@ -57,13 +56,13 @@ def folders(run: Path) -> list[Path]:
     """The finished runs in a folder: itself, or those of a demo.
 
     Raises:
-        MissingFileError: none is finished.
+        MissingFileError: none is finished, or not all.
     """
-    found = [
-        f for f in (run, run / "vision", run / "text") if (f / "vision.json").exists() or (f / "text.json").exists()
-    ]
-    if not found:
-        raise MissingFileError(f"{run} holds no finished run; `uimjax run {run}` finishes it")
+    begun = [f for f in (run, run / "vision", run / "text") if (f / LOCK).exists()]
+    found = [f for f in begun if (f / "vision.json").exists() or (f / "text.json").exists()]
+    if not found or len(found) < len(begun):
+        half = f"; {len(found)} of its {len(begun)} parts are" if found else ""
+        raise MissingFileError(f"{run} holds no finished run{half}; `uimjax run {run}` finishes it")
     return found
 
 
@@ -103,16 +102,12 @@ def _failure(folder: Path, name: str, result: dict[str, Any], sensitive: list[st
         "fixed": result["verdict"] == "fixed",
         "caused": gap >= probe.least and result["probe_before"] - result["probe_without_planted_rows"] >= 0.8 * gap,
         "value": probe.value,
-        "utility": _utility(result),
+        "utility": utility(result),
         "bars": [(title, probe.value(mean), len(each)) for title, mean, each in bars],
         "triple": charts.triple(bars, probe.unit),
         "ranking": charts.ranking(result["trace_ap"], result["method"], result["base_rate"]),
-        "rivals": [
-            (n, ap)
-            for n, ap in result["trace_ap"].items()
-            if n in BASELINES and n != result["method"] and ap >= result["trace_ap"][result["method"]]
-        ],
-        "ranked": sorted(result["trace_ap"].items(), key=lambda item: -item[1]),
+        "rivals": rivals(result),
+        "ranked": ranked(result),
         "histogram": charts.histogram(scores[result["method"]], list(nulls.values()), size),
         "above_null": int((scores[result["method"]] > null.max()).sum()) if len(null) else None,
         "edit_size": size,
@@ -132,17 +127,4 @@ def _hit(hit: dict[str, Any], sensitive: list[str]) -> dict[str, Any]:
     if "image" in hit:
         return shown | {"picture": markup.png(hit["image"]), "label": hit["label"]}
     lines = markup.highlight(hit["text"], hit["line"], hit["tokens"], sensitive)
-    return shown | {"path": markup.masked(hit["path"], sensitive), "at": hit["at"], "lines": lines}
-
-
-def _utility(result: dict[str, Any]) -> dict[str, str]:
-    if result["utility"] == "accuracy":
-        before, after = (f"{result[f'utility_{when}']:.1%}" for when in ("before", "after"))
-        return {
-            "name": result["utility"],
-            "before": before,
-            "after": after,
-            "cost": f"{result['utility_cost']:+.1%} lost",
-        }
-    before, after = (f"{result[f'utility_{when}']:.3f} nats" for when in ("before", "after"))
-    return {"name": result["utility"], "before": before, "after": after, "cost": f"{result['utility_cost']:+.1%}"}
+    return shown | {"path": markup.file_name(hit["path"], sensitive), "at": hit["at"], "lines": lines}

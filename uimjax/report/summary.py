@@ -123,7 +123,7 @@ def _beside(audits: list[Any], outcomes: list[Any], method: str) -> dict[str, fl
 
 def show(name: str, result: dict[str, Any], console: Console) -> None:
     """Print the finished summary: what failed, what was done, what it cost, and how well the causes were found."""
-    probe = PROBES[name]
+    probe, also = PROBES[name], utility(result)
     draws = f", {result['draws']} draws" if result["draws"] > 1 else ""
     table = Table(title=f"{probe.title}{draws}", title_justify="left")
     table.add_column("model")
@@ -136,29 +136,44 @@ def show(name: str, result: dict[str, Any], console: Console) -> None:
         cells = (probe.value(result[f"probe_{key}"]), utility, "" if extracted is None else f"{extracted:.0%}")
         table.add_row(model, *cells)
 
-    line("trained on the planted data", "before", _utility(result, "before"))
+    line("trained on the planted data", "before", also["before"])
     line("clean twin (the goal)", "clean_twin")
     if name == "vision":  # on text the clean twin is that retraining
         line("retrained without the planted rows", "without_planted_rows")
     table.add_section()
     how = result["mitigation"]
-    line(f"{how}, rows traced by {result['method']}", "after_traced", _utility(result, "after"))
+    line(f"{how}, rows traced by {result['method']}", "after_traced", also["after"])
     line(f"{how}, the planted rows (oracle)", "after_oracle")
     line(f"{how}, random rows (control)", "after_random")
     console.print(table)
     console.print(f"Verdict: {result['verdict']}.", markup=False)
-    ranked = sorted(result["trace_ap"].items(), key=lambda item: -item[1])
-    found = ", ".join(f"{method} {ap:.2f}" for method, ap in ranked)
+    found = ", ".join(f"{method} {ap:.2f}" for method, ap in ranked(result))
     console.print(
         f"Average precision in finding the planted rows (base rate {result['base_rate']:.1%}): {found}.",
         markup=False,
     )
-    for rival, ap in ranked:
-        if rival in BASELINES and rival != result["method"] and ap >= result["trace_ap"][result["method"]]:
-            console.print(f"The baseline {rival} does as well or better here.", markup=False)
+    for rival, _ in rivals(result):
+        console.print(f"The baseline {rival} does as well or better here.", markup=False)
     console.print(f"Scores: {SIGN}. {result['seconds']:.0f} s.", markup=False)
 
 
-def _utility(result: dict[str, Any], when: str) -> str:
-    value = result[f"utility_{when}"]
-    return f"{value:.1%}" if result["utility"] == ACCURACY.name else f"{value:.3f} nats"
+def utility(result: dict[str, Any]) -> dict[str, str]:
+    """What else the model can do, before and after the traced fix, and what the fix cost, for a person."""
+    share = result["utility"] == ACCURACY.name
+    said = {
+        when: f"{result[f'utility_{when}']:.1%}" if share else f"{result[f'utility_{when}']:.3f} nats"
+        for when in ("before", "after")
+    }
+    cost = f"{result['utility_cost']:+.1%}{' lost' if share else ''}"
+    return {"name": result["utility"], "cost": cost} | said
+
+
+def ranked(result: dict[str, Any]) -> list[tuple[str, float]]:
+    """Methods by average precision, best first."""
+    return sorted(result["trace_ap"].items(), key=lambda item: -item[1])
+
+
+def rivals(result: dict[str, Any]) -> list[tuple[str, float]]:
+    """The baselines that do as well as the method chosen beforehand, or better."""
+    least = result["trace_ap"][result["method"]]
+    return [(n, ap) for n, ap in ranked(result) if n in BASELINES and n != result["method"] and ap >= least]

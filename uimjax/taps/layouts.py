@@ -54,12 +54,18 @@ def form(leaf: Leaf, factors: Sequence[Factor]) -> Any:
     """The factors of one parameter formed and added, `[B, *shape]`; None where it has none."""
     plain = [f.gradient for f in factors if isinstance(f, Direct)]
     total = None
-    for factor, (_, where) in zip(factors, factored(leaf), strict=False):  # the plain gradient stands last
+    for factor, where in pair(leaf, factors):
         made = matrices(factor, leaf.layout.shape[1] if where is None or where.rows is None else len(where.rows))
         total = spread(total, made, where, leaf.layout.shape)
     if total is not None:
         plain.append(views.from_matrices(total, leaf.shape, leaf.layout))
     return functools.reduce(jnp.add, plain) if plain else None
+
+
+def pair(leaf: Leaf, factors: Sequence[Factor]) -> list[tuple[Dense | Gather, Place | None]]:
+    """The factored ones of a parameter's factors, each with its place."""
+    kept = [f for f in factors if not isinstance(f, Direct)]
+    return list(zip(kept, (where for _, where in factored(leaf)), strict=True)) if kept else []
 
 
 def spread(total: Any, part: Any, where: Place | None, shape: Sequence[int]) -> Any:

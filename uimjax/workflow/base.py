@@ -20,7 +20,7 @@ import uimjax
 from uimjax import checkpoint, store, training
 from uimjax.audit import scorecard
 from uimjax.config import LOCK, MitigateChoice, TraceChoice, TrainChoice, read_yaml
-from uimjax.errors import CorruptError, MismatchError, MissingFileError, UimError, UsageError
+from uimjax.errors import CorruptError, MismatchError, MissingFileError, OutputError, UimError, UsageError
 from uimjax.interpret import methods
 from uimjax.interpret.base import Scores
 from uimjax.interpret.index import Index
@@ -162,9 +162,26 @@ def rebuilt(folder: Path, build: Callable[[], Index]) -> Index:
         return build()
 
 
+MARK = "made-of.json"
+
+
+def check_ours(folder: Path, names: Sequence[str]) -> None:
+    """A folder that holds one of these names and no mark of ours is somebody's: a run would clear it.
+
+    Raises:
+        OutputError
+    """
+    found = [name for name in names if (folder / name).exists()]
+    if found and not (folder / MARK).exists():
+        raise OutputError(
+            f"{folder} holds {', '.join(found)} and no run of uimjax; a run would write there and clear it. Choose an "
+            "empty or a new folder with --out."
+        )
+
+
 def keep_or_clear(folder: Path, key: str, folders: Sequence[str], files: Sequence[str]) -> None:
     """What was made of the same choices is continued, the rest removed: an old edit must not unseal a new truth."""
-    mark = folder / "made-of.json"
+    mark = folder / MARK
     if not mark.exists() or store.read_json(mark) != key:
         for name in folders:
             shutil.rmtree(folder / name, ignore_errors=True)

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from uimjax import checkpoint, corpora, store, training
+from uimjax import corpora, store, training
 from uimjax.audit import base as likelihood
 from uimjax.audit import behaviour, leak
 from uimjax.config import TextConfig
@@ -31,7 +31,7 @@ from uimjax.mitigate import proof
 from uimjax.models import decoder
 from uimjax.progress import Progress, quiet
 from uimjax.report import summary, tables
-from uimjax.report.markup import visible
+from uimjax.report.markup import file_name
 from uimjax.rows import example_spec, take
 from uimjax.sinks import JsonLines, TensorBoard
 from uimjax.sketch import Sketch
@@ -42,6 +42,7 @@ from uimjax.workflow import base
 from uimjax.workflow.base import STAGES, Failure
 
 CASES = ("secret", "behaviour")
+CLEARED = ("train", "twin", "tensorboard", "index", *CASES)  # folders that other choices make anew
 BLIND = ("random", "loss", "grad_norm")  # baselines that do not look at the question
 
 
@@ -154,7 +155,9 @@ def checked_sites(task: Task, params: Any, rows: Any, corpus: TextCorpus) -> Sit
     """
     found = training_sites(task, params, rows, check=False)
     assert task.outputs is not None
+    assert task.features is not None
     logits = jax.eval_shape(task.outputs, params, example_spec(rows))
+    jax.eval_shape(task.features, params, example_spec(rows))
     wanted = (corpus.length, corpus.tokenizer.size)
     if logits.shape != wanted:
         raise ShapeError(f"the model gives logits {list(logits.shape)}; [T, V] = {list(wanted)} was wanted")
@@ -163,23 +166,26 @@ def checked_sites(task: Task, params: Any, rows: Any, corpus: TextCorpus) -> Sit
 
 def prepare(config: TextConfig, corpus: TextCorpus, folder: Path) -> Loop:
     """Plants, model and recipe; nothing is trained. The truths go to their sealed files."""
-    planted = corpora.plant_text(corpus, *plants_of(config), config.seed)
+    whole = bool(config.own_model)  # the reader's model may know no shorter rows
+    planted = corpora.plant_text(corpus, *plants_of(config), config.seed, whole)
     task, made = model_of(config, corpus)
     found = checked_sites(task, made, planted.train, corpus)
-    initial = base.begun_from(make_folder(folder), made)
+    base.check_ours(folder, CLEARED)
+    make_folder(folder)
     parts = {"train": planted.train, "utility": planted.utility, "retain": planted.retain}
     digests = {name: store.digest_tree(rows) for name, rows in parts.items()}
     digests |= {"sources": corpora.digest_documents(corpus), "tokenizer": corpus.tokenizer.digest}
     base.write_lock(folder, config, digests)
+    initial = base.begun_from(folder, made)
     recipe = training.Recipe(**config.train.model_dump(), seed=config.seed)
     asked = [store.digest_tree((case.asked, case.probe)) for case in planted.cases.values()]
     kept = store.digest_array(planted.kept)
     made_of = (digests, asked, kept, store.digest_tree(initial), task_digest(found))
     choices = (config.train.model_dump(), config.trace.checkpoints, config.seed)
     key = store.stage_key(*made_of, *choices, base.versions())
-    base.keep_or_clear(folder, key, ("train", "twin", "tensorboard", "index", *CASES), ("metrics.jsonl",))
+    base.keep_or_clear(folder, key, CLEARED, ("metrics.jsonl",))
     seal = lambda name: base.truth_of(make_folder(folder / name))  # noqa: E731  # one line, used once
-    corpora.plant_text(corpus, *plants_of(config), config.seed, seal)
+    corpora.plant_text(corpus, *plants_of(config), config.seed, whole, seal)
     corpus.tokenizer.save(folder / "tokenizer.json")
     tables.write_documents(folder / "documents.parquet", planted.documents)
     return Loop(folder, config, corpus, planted, task, initial, recipe, key)
@@ -197,7 +203,7 @@ def train(loop: Loop, progress: Progress = quiet):
     folder = loop.folder
 
     def work() -> None:
-        resume = checkpoint.latest(folder / "train") or 0
+        resume = training.resumes_at(folder / "train", snapshots(loop.config))
         sinks = [JsonLines(folder / "metrics.jsonl", resume), TensorBoard(folder / "tensorboard")]
         common = {"save_every": 4, "progress": progress}
         fit = lambda **more: training.fit(  # noqa: E731  # the two runs differ in what follows alone
@@ -253,7 +259,8 @@ class Shared(NamedTuple):
 
 def trace_documents(loop: Loop, progress: Progress = quiet):
     """Score every document by every method and the tokens of the strongest; write the edit that the method asks for."""
-    without_twin = dataclasses.replace(loop, planted=loop.planted._replace(kept=np.ones(0)))
+    unplanted = loop.corpus._replace(train=())  # neither the twin's rows nor the documents before they were planted
+    without_twin = dataclasses.replace(loop, corpus=unplanted, planted=loop.planted._replace(kept=np.ones(0)))
     shared = Shared(
         functools.cache(lambda: moments(without_twin, progress)),
         functools.cache(lambda method: _baseline(without_twin, method, CASES[0])),
@@ -269,7 +276,8 @@ def trace_documents(loop: Loop, progress: Progress = quiet):
         key = store.stage_key(loop.key, loop.config.trace.model_dump(), loop.config.mitigate.budget)
         done = store.run_stage(loop.folder / name, "trace", key, base.TRACED, work)
         first = store.read_json(loop.folder / name / "trace.json")["proponents"][:3]
-        places = ", ".join(f"{visible(p['path'])}:{p['at'][0]}:{p['at'][1]}" for p in first)
+        secrets = [secret for case in loop.planted.cases.values() for secret in case.sensitive]
+        places = ", ".join(f"{file_name(p['path'], secrets)}:{p['at'][0]}:{p['at'][1]}" for p in first)
         yield name, done, f"strongest proponents by {loop.config.trace.method}: {places}"
 
 

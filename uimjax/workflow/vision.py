@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from uimjax import checkpoint, corpora, models, store, training
+from uimjax import corpora, models, store, training
 from uimjax.audit import backdoor
 from uimjax.config import RunConfig
 from uimjax.corpora.base import Corpus, checked
@@ -33,6 +33,8 @@ from uimjax.taps import sites
 from uimjax.task import Task
 from uimjax.workflow import base
 from uimjax.workflow.base import STAGES, resolve
+
+CLEARED = ("train", "twin", "tensorboard", "index")  # folders of a draw that other choices make anew
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,7 @@ def load_corpus(config: RunConfig) -> Corpus:
 
 def prepare(config: RunConfig, corpus: Corpus, folder: Path, number: int) -> Draw:
     """Plant, model and recipe of one draw; nothing is trained. The truth goes to its sealed file."""
+    base.check_ours(folder, CLEARED)
     make_folder(folder)
     seed = config.seed + number
     planted = corpora.backdoor(corpus, plant_of(config), seed)
@@ -142,7 +145,7 @@ def prepare(config: RunConfig, corpus: Corpus, folder: Path, number: int) -> Dra
     choices = (config.train.model_dump(), seed, base.versions())
     key = store.stage_key(rows, store.digest_tree(initial), program, *choices)
     edits = ("edit-traced.json", "edit-oracle.json", "scorecard.json")
-    base.keep_or_clear(folder, key, ("train", "twin", "tensorboard", "index"), ("metrics.jsonl", *edits))
+    base.keep_or_clear(folder, key, CLEARED, ("metrics.jsonl", *edits))
     corpora.backdoor(corpus, plant_of(config), seed, base.truth_of(folder))
     return Draw(number, folder, config, planted, task, initial, recipe, key)
 
@@ -154,7 +157,7 @@ def train(draw: Draw, progress: Progress = quiet) -> bool:
     """Train the model and its clean twin; a run that was stopped continues at its checkpoint."""
 
     def work() -> None:
-        resume = checkpoint.latest(draw.folder / "train") or 0
+        resume = training.resumes_at(draw.folder / "train")
         sinks = [JsonLines(draw.folder / "metrics.jsonl", resume), TensorBoard(draw.folder / "tensorboard")]
         rows = draw.planted
         common = {"save_every": 20, "progress": progress}
