@@ -13,6 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from uimjax.errors import UsageError
+
 SIGN = "positive = proponent: upweighting this training row raises f, the failure; negative = opponent"
 NATS = "nats: removing the row is predicted to change f by -score/n (first order)"
 RELATIVE = "relative: only the order and the sign of the scores mean something"
@@ -31,6 +33,10 @@ class Task:
     - `batch_loss(params, batch)`: the loss that was really trained, as the SUM over the batch: compared with the
       sum of `loss` over examples, so that batch norm or anything else that couples examples cannot pass unseen.
 
+    `include` and `exclude` choose the parameters that are attributed, by patterns of their paths as `uj.sites` prints
+    them: `*` stands for anything, also across `/` (`include=("*lora*",)`, `exclude=("embed*",)`). The others count as
+    constants; `coverage` says what share is left.
+
     A frozen dataclass of functions: hashable when they are, so a compiled program is kept per task.
     """
 
@@ -39,6 +45,14 @@ class Task:
     features: Callable[[Any, Any], Any] | None = None
     label: Callable[[Any], Any] | None = None
     batch_loss: Callable[[Any, Any], Any] | None = None
+    include: tuple[str, ...] = ("*",)
+    exclude: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        for name in ("include", "exclude"):
+            if isinstance(patterns := getattr(self, name), str):
+                raise UsageError(f"{name}={patterns!r} is a string; a tuple of patterns was wanted: ({patterns!r},)")
+            object.__setattr__(self, name, tuple(patterns))
 
 
 @dataclass(frozen=True)

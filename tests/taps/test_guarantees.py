@@ -14,7 +14,7 @@ from jax import lax
 from tests import programs
 from uimjax import factors as algebra
 from uimjax import mesh as meshes
-from uimjax.errors import BudgetError, CoverageError, ShapeError, TapError
+from uimjax.errors import BudgetError, CoverageError, ShapeError, TapError, UsageError
 from uimjax.taps import capture, check_budget, sites, verify
 from uimjax.task import Task
 
@@ -103,6 +103,37 @@ def test_no_weight_gradient_is_built(rng):
     text = str(jax.make_jaxpr(functools.partial(capture, found))(params, batch))
     assert "f32[5,6,7]" not in text
     assert "f32[6,7] = dot_general" not in text
+
+
+def test_parameters_are_chosen_by_patterns_of_their_paths(rng):
+    loss, params, batch = programs.oddities(rng, jnp.float32)
+    every = jax.vmap(lambda row: jax.grad(lambda p: loss(p, row), allow_int=True)(params))(batch)
+    for choice, kept in [
+        ({"include": ("v", "s*")}, {"v", "shared", "start", "stopped"}),
+        ({"exclude": ["*o*", "divide"]}, {"v", "length", "shared", "start"}),
+    ]:
+        task = Task(loss, **choice)
+        found = sites(task, params, jax.tree.map(lambda x: x[0], batch))
+        assert {leaf.path for leaf in found.leaves} == kept
+        got = gradients(found, params, batch)
+        assert set(got) == kept, "nothing is said of the others"
+        for path in kept:
+            np.testing.assert_allclose(got[path], every[path], rtol=2e-4, atol=1e-6, err_msg=path)
+        verify(task, found, params, batch)
+        size = {k: v.size for k, v in params.items() if k != "count"}
+        assert found.coverage == pytest.approx(sum(size[k] for k in kept) / sum(size.values()))
+        assert "excluded" in str(found)
+        assert f"coverage {found.coverage:.0%}" in str(found)
+    query = sites(Task(lambda p, e: loss(p, e) * 2), params, jax.tree.map(lambda x: x[0], batch), like=found)
+    assert [leaf.path for leaf in query.leaves] == [leaf.path for leaf in found.leaves]
+    for choice, words in [
+        ({"include": ("lenght",)}, "matches no float parameter; did you mean 'length'"),
+        ({"include": ("count",)}, "'count' matches no float parameter"),
+        ({"exclude": ("*",)}, "leave no parameter"),
+        ({"include": "v"}, "is a string; a tuple of patterns was wanted"),
+    ]:
+        with pytest.raises(UsageError, match=words):
+            sites(Task(loss, **choice), params, jax.tree.map(lambda x: x[0], batch))
 
 
 def test_constants_that_a_loss_closes_over_are_listed(rng):

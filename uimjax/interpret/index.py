@@ -180,8 +180,9 @@ def describe(found: Sites, params, data, sketch, batch_size, shard_rows, dtype, 
 
 
 def task_digest(found: Sites) -> str:
-    """Of the loss's own program and the constants it closes over."""
+    """Of the loss's own program, the constants it closes over, and the parameters left out."""
     text = re.sub(r" at 0x[0-9a-f]+", "", str(found.program))
+    text += str(found.excluded) if found.excluded else ""
     consts = "".join(store.digest_array(c) for c in found.constants)
     return hashlib.sha256((text + consts).encode()).hexdigest()[:32]
 

@@ -4,6 +4,8 @@ Guarantees: the model is never changed; every float parameter is accounted for; 
 other examples of the batch.
 """
 
+import difflib
+import fnmatch
 import functools
 import math
 from dataclasses import dataclass
@@ -13,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from uimjax.errors import BudgetError, CoverageError, ShapeError, TapError
+from uimjax.errors import BudgetError, CoverageError, ShapeError, TapError, UsageError
 from uimjax.taps import _compat, layouts, plan, run
 from uimjax.taps.base import Direct, Factor, Leaf
 from uimjax.task import Task
@@ -24,10 +26,13 @@ Factors = dict[str, tuple[Factor, ...]]
 
 @dataclass(frozen=True, eq=False)
 class Sites:
-    """Where the parameters of a loss meet data. `leaves`: one entry a float parameter; `closed`: float constants the
-    loss closes over (shape, dtype), which get no gradient. Prints as a table."""
+    """Where the parameters of a loss meet data. `leaves`: one entry a float parameter that is attributed; `excluded`:
+    (path, shape) of those that the task leaves out; `closed`: float constants the loss closes over (shape, dtype),
+    which get no gradient. Prints as a table."""
 
     leaves: tuple[Leaf, ...]
+    numbers: tuple[int, ...]  # of the leaves among all leaves of the parameters
+    excluded: tuple[tuple[str, tuple[int, ...]], ...]
     derived: tuple[Leaf, ...]
     closed: tuple[tuple[tuple[int, ...], str], ...]
     program: Any
@@ -38,8 +43,10 @@ class Sites:
 
     @property
     def coverage(self) -> float:
-        """Share of float parameters whose gradient is accounted for; anything below 1 has raised before."""
-        return 1.0
+        """Share of the float parameters' numbers that are attributed: below 1 only where the task excludes some, for
+        one whose gradient is not accounted for has raised before."""
+        mine = sum(leaf.size for leaf in self.leaves)
+        return mine / (mine + sum(math.prod(shape) for _, shape in self.excluded))
 
     @property
     def used(self) -> tuple[Leaf, ...]:
@@ -47,7 +54,7 @@ class Sites:
         return tuple(leaf for leaf in self.leaves if leaf.used)
 
     def __str__(self) -> str:
-        total = sum(leaf.size for leaf in self.leaves)
+        total = sum(leaf.size for leaf in self.leaves) + sum(math.prod(shape) for _, shape in self.excluded)
         rows = [("parameter", "kinds", "shape", "repeats", "share")]
         for leaf in self.leaves:
             through = ["derived"] if leaf.through else []
@@ -55,6 +62,9 @@ class Sites:
             repeats = max((site.repeats for site in leaf.sites), default=1)
             share = f"{leaf.size / total:.1%}"
             rows.append((leaf.path, kinds, "x".join(map(str, leaf.shape)) or "scalar", str(repeats), share))
+        for path, shape in self.excluded:
+            share = f"{math.prod(shape) / total:.1%}"
+            rows.append((path, "excluded", "x".join(map(str, shape)) or "scalar", "", share))
         widths = [max(len(row[k]) for row in rows) for k in range(5)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
         lines.append(f"coverage {self.coverage:.0%} of {total:,} parameters")
@@ -66,9 +76,10 @@ def sites(task: Task, params: Any, example: Any, like: Sites | None = None) -> S
     """Follow one example's loss; nothing is computed. `params` and `example` may be arrays or `ShapeDtypeStruct`s.
 
     `like`: lay each parameter out in rows and columns as these sites do, so that the sketches of two programs over
-    the same parameters (a training loss and a measurement) can be multiplied.
+    the same parameters (a training loss and a measurement) can be multiplied; the same parameters are attributed.
 
     Raises:
+        UsageError: `include` leaves nothing, or a pattern matches no parameter.
         TapError: the loss has no reverse-mode derivative there, or no data reach it.
         ShapeError: the loss is neither a scalar nor `[T]`.
     """
@@ -77,7 +88,23 @@ def sites(task: Task, params: Any, example: Any, like: Sites | None = None) -> S
     paths = tuple(jax.tree_util.keystr(path, simple=True, separator="/") or "params" for path, _ in leaves)
     spec = tuple(_spec(leaf) for _, leaf in leaves), tuple(_spec(leaf) for leaf in example_leaves)
     fixed = tuple((leaf.path, leaf.layout) for leaf in like.leaves) if like else ()
-    return _sites(task, paths, params_tree, example_tree, *spec, fixed)
+    floats = [path for path, (_, dtype) in zip(paths, spec[0], strict=True) if jnp.issubdtype(dtype, jnp.inexact)]
+    chosen = frozenset(path for path, _ in fixed) if like else _chosen(task, floats)
+    return _sites(task, paths, params_tree, example_tree, *spec, fixed, chosen)
+
+
+def _chosen(task: Task, paths: list[str]) -> frozenset[str]:
+    """The parameters that the task's patterns leave in."""
+    for pattern in (*task.include, *task.exclude):
+        if not fnmatch.filter(paths, pattern):
+            near = difflib.get_close_matches(pattern.strip("*"), paths, n=1, cutoff=0.3)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; the paths are {', '.join(paths[:8])}"
+            raise UsageError(f"the pattern {pattern!r} matches no float parameter{hint}")
+    matched = [path for path in paths if any(fnmatch.fnmatchcase(path, p) for p in task.include)]
+    kept = [path for path in matched if not any(fnmatch.fnmatchcase(path, p) for p in task.exclude)]
+    if not kept:
+        raise UsageError(f"include={task.include} and exclude={task.exclude} leave no parameter to attribute")
+    return frozenset(kept)
 
 
 def _spec(leaf: Any) -> tuple[tuple[int, ...], Any]:
@@ -86,7 +113,7 @@ def _spec(leaf: Any) -> tuple[tuple[int, ...], Any]:
 
 
 @functools.lru_cache(maxsize=64)
-def _sites(task: Task, paths, params_tree, example_tree, params_spec, example_spec, fixed) -> Sites:
+def _sites(task: Task, paths, params_tree, example_tree, params_spec, example_spec, fixed, chosen) -> Sites:
     params_in = [jax.ShapeDtypeStruct(*s) for s in params_spec]
     example_in = [jax.ShapeDtypeStruct(*s) for s in example_spec]
 
@@ -101,7 +128,7 @@ def _sites(task: Task, paths, params_tree, example_tree, params_spec, example_sp
             f"the loss of one example returned {[str(a) for a in out]}; a float scalar, or [T] with one entry a token, "
             "was wanted. Sum or index it inside the loss."
         )
-    built, state, loss_class = plan.build(program, params_in)
+    built, state, loss_class = plan.build(program, params_in, {k for k, p in enumerate(paths) if p in chosen})
     if loss_class is not plan.DATA:
         raise TapError("the loss does not depend on the example, so no training example can have caused anything")
     groups: dict[int, list[Any]] = {}
@@ -121,13 +148,17 @@ def _sites(task: Task, paths, params_tree, example_tree, params_spec, example_sp
         if jnp.issubdtype(p.dtype, jnp.complexfloating):
             raise TapError(f"{paths[k]} is complex ({p.dtype}); keep real and imaginary parts as two real arrays")
     floats = [k for k, p in enumerate(params_in) if jnp.issubdtype(p.dtype, jnp.floating)]
-    leaves = tuple(leaf(k, paths[k]) for k in floats)
+    attributed = tuple(k for k in floats if paths[k] in chosen)
+    leaves = tuple(leaf(k, paths[k]) for k in attributed)
+    excluded = tuple((paths[k], tuple(params_in[k].shape)) for k in floats if paths[k] not in chosen)
     if not any(found.used for found in leaves):
         raise TapError("no float parameter has a gradient in this loss, so there is nothing to attribute")
     constants = tuple(_compat.constants(program))
     consts = [c for c in constants if jnp.issubdtype(jax.typeof(c).dtype, jnp.floating) and np.ndim(c)]
     return Sites(
         leaves,
+        attributed,
+        excluded,
         tuple(leaf(k, f"derived/{k}") for k in derived),
         tuple((tuple(c.shape), str(c.dtype)) for c in consts),
         program,
@@ -187,16 +218,15 @@ def _pull_back(found: Sites, args: list[Any], records: Any, g: Any, factors: Fac
         formed = layouts.form(leaf, _leaf_factors(leaf, records, g))
         assert formed is not None  # a derived value without a use is none
         cotangents.append(formed.astype(leaf.dtype))
-    is_float = [jnp.issubdtype(a.dtype, jnp.floating) for a in args]
-    floats = [a for a, yes in zip(args, is_float, strict=True) if yes]
 
-    def derive(floats):
-        queue = iter(floats)
-        full = [next(queue) if yes else a for a, yes in zip(args, is_float, strict=True)]
+    def derive(moved):
+        full = list(args)
+        for k, value in zip(found.numbers, moved, strict=True):
+            full[k] = value
         known = run.derived_values(found.plan, full)
         return [known[n] for n in numbers]
 
-    _, vjp = jax.vjp(derive, floats)
+    _, vjp = jax.vjp(derive, [args[k] for k in found.numbers])
     (pulled,) = jax.vmap(vjp)(cotangents)
     return {
         leaf.path: _add_direct(factors[leaf.path], extra) if leaf.through else factors[leaf.path]

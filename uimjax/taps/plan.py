@@ -6,7 +6,7 @@ a slice, a normalised weight); their gradients are pulled back afterwards. An eq
 an action; a control-flow equation that parameters enter gets a plan of its own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -87,12 +87,16 @@ class State:
     sites: list[Site] = field(default_factory=list)
 
 
-def build(jaxpr: Any, parameters: Sequence[Any]) -> tuple[Plan, State, Any]:
-    """The plan of a closed jaxpr whose first inputs are the parameters; also the class of its first output."""
+def build(jaxpr: Any, parameters: Sequence[Any], chosen: Collection[int]) -> tuple[Plan, State, Any]:
+    """The plan of a closed jaxpr whose first inputs are the parameters; also the class of its first output.
+
+    Parameters that are not `chosen` (by position) count as constants.
+    """
     opened = _compat.open_jaxpr(jaxpr)
     state = State([Source(tuple(p.shape), p.dtype, frozenset({k})) for k, p in enumerate(parameters)])
     classes: list[Any] = [
-        View(k, axis_atoms(tuple(p.shape))) if is_float(p) else Const() for k, p in enumerate(parameters)
+        View(k, axis_atoms(tuple(p.shape))) if is_float(p) and k in chosen else Const()
+        for k, p in enumerate(parameters)
     ]
     classes += [DATA] * (len(opened.invars) - len(classes))
     plan, out = _walk(opened, classes, state, ())
