@@ -22,7 +22,7 @@ FLOORS = [
     ["uimjax.rows", "uimjax.taps"],
     ["uimjax.factors", "uimjax.sketch"],
     ["uimjax.curvature", "uimjax.store"],
-    ["uimjax.models", "uimjax.corpora", "uimjax.checkpoint", "uimjax.sinks"],
+    ["uimjax.models", "uimjax.corpora", "uimjax.checkpoint", "uimjax.sinks", "uimjax.onepass"],
     ["uimjax.training"],
     ["uimjax.interpret"],
     ["uimjax.mitigate", "uimjax.audit"],

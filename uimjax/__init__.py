@@ -16,6 +16,7 @@ _WHERE = {
     "Sketch": "uimjax.sketch",
     "per_example_gradients": "uimjax.factors",
     "gradient_norms": "uimjax.factors",
+    "collect": "uimjax.onepass",
     "score": "uimjax.interpret.methods",
     "Method": "uimjax.interpret.base",
     "build_index": "uimjax.interpret.index",
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from uimjax.interpret.methods import score as score
     from uimjax.interpret.trace import trace as trace
     from uimjax.mesh import make_mesh as make_mesh
+    from uimjax.onepass import collect as collect
     from uimjax.sketch import Sketch as Sketch
     from uimjax.taps import sites as sites
     from uimjax.task import Measurement as Measurement

@@ -10,6 +10,7 @@ import functools
 import math
 import sys
 import types
+import weakref
 from typing import Any
 
 import jax
@@ -213,7 +214,7 @@ def compute(task: Task, params: Any, batch: Any) -> tuple[Any, Factors]:
     Raises:
         NonFiniteError, ShapeError: from parameters or rows. TapError and its children: the loss cannot be followed.
     """
-    return _compiled(_proven(task, params, batch), "factors")(params, batch)
+    return _compiled(proven(task, params, batch), "factors")(params, batch)
 
 
 def per_example_gradients(task: Task, params: Any, batch: Any) -> Gradients:
@@ -225,21 +226,28 @@ def per_example_gradients(task: Task, params: Any, batch: Any) -> Gradients:
     >>> grads["w"].shape
     (4, 2, 3)
     """
-    return _compiled(_proven(task, params, batch), "gradients")(params, batch)
+    return _compiled(proven(task, params, batch), "gradients")(params, batch)
 
 
 def gradient_norms(task: Task, params: Any, batch: Any) -> Any:
     """Exact `|grad loss_b|` over all parameters, `[B]`."""
-    return _compiled(_proven(task, params, batch), "norms")(params, batch)
+    return _compiled(proven(task, params, batch), "norms")(params, batch)
 
 
-def _proven(task: Task, params: Any, batch: Any) -> Sites:
+def proven(task: Task, params: Any, batch: Any) -> Sites:
+    """The sites of a loss, once parameters and rows are finite and the factors add up to `jax.grad` on the first rows
+    (proven once for each program: a stream of batches does not pay for it again)."""
     row.check_finite(params, "parameters")
     row.check_finite(batch, "rows")
     row.count(batch)
     found = sites(task, params, row.example_spec(batch))
-    verify(task, found, params, batch)
+    if found not in _PROVEN:
+        verify(task, found, params, batch)
+        _PROVEN.add(found)
     return found
+
+
+_PROVEN: weakref.WeakSet[Sites] = weakref.WeakSet()
 
 
 @functools.lru_cache(maxsize=32)

@@ -67,6 +67,18 @@ def widths(sketch: Sketch, found: Sites) -> dict[str, int]:
     return {leaf.path: leaf.layout.shape[0] * math.prod(sides(sketch, leaf)) for leaf in found.used}
 
 
+def columns(found: Sites, sketch: Sketch | None) -> tuple[tuple[int, int], ...]:
+    """Column ranges of a curvature's blocks: one for each matrix of each parameter's stack. No sketch: as they are."""
+    blocks, start = [], 0
+    for leaf in found.used:
+        n = leaf.layout.shape[0]
+        width = (widths(sketch, found)[leaf.path] if sketch else leaf.size) // n
+        for _ in range(n):
+            blocks.append((start, start + width))
+            start += width
+    return tuple(blocks)
+
+
 def matrices(sketch: Sketch, found: Sites) -> Matrices:
     """The projection matrices, float32. Cheap to make and never stored: they follow from the seed and the path."""
     key = jax.random.key(sketch.seed)

@@ -20,6 +20,7 @@ import optax
 from uimjax import checkpoint
 from uimjax import rows as row
 from uimjax.errors import MismatchError, NonFiniteError, UsageError
+from uimjax.onepass import margin
 from uimjax.progress import Progress, quiet
 from uimjax.sinks import Sink
 from uimjax.store import digest_tree, read_json, stage_key, write_json
@@ -258,9 +259,3 @@ def _margins(task: Task, params: Any, rows: Any, losses: Any) -> Any:
     if task.outputs is None or task.label is None:
         return jnp.full_like(losses, jnp.nan)
     return jax.vmap(lambda r: margin(task.outputs(params, r), task.label(r)))(rows)  # type: ignore[misc]  # checked above
-
-
-def margin(logits: Any, label: Any) -> Any:
-    """z_y - max_{k != y} z_k of one example's logits `[C]`: positive where the answer is right."""
-    others = jnp.where(jnp.arange(logits.shape[0]) == label, -jnp.inf, logits)
-    return logits[label] - jnp.max(others)

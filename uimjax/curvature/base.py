@@ -18,11 +18,15 @@ class Curvature:
     """`init(blocks) -> state`, `update(state, rows) -> state`, `finish(state) -> inverse`,
     `solve(inverse, rows, power=-1.0) -> rows`.
 
-    `blocks` are (start, stop) column ranges of the rows `[N, D]`; `power` -1 gives H^-1 x, -1/2 whitens.
+    `blocks` are (start, stop) column ranges of the rows `[N, D]`; `power` -1 gives H^-1 x, -1/2 whitens. `update` is
+    `add(state, batch(blocks, rows), len(rows))`; `batch` is pure and jittable, for programs that compute the rows
+    themselves, and rows of zeros add nothing to it.
     """
 
     name: str
     init: Callable[[tuple[tuple[int, int], ...]], Any]
     update: Callable[[Any, Any], Any]
+    batch: Callable[[tuple[tuple[int, int], ...], Any], Any]
+    add: Callable[[Any, Any, int], Any]
     finish: Callable[[Any], Any]
     solve: Callable[..., Any]

@@ -10,4 +10,5 @@ def identity() -> Curvature:
         del power
         return rows
 
-    return Curvature("identity", lambda _: None, lambda state, _: state, lambda state: state, solve)
+    same = lambda state, *_: state  # noqa: E731  # three times the same nothing
+    return Curvature("identity", lambda _: None, same, lambda *_: (), same, same, solve)

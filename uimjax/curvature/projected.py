@@ -38,11 +38,14 @@ def projected(damping: float = 0.1) -> Curvature:
 
     def update(state: Sum, rows: Any) -> Sum:
         rows = jnp.asarray(rows)
-        added = tuple(
-            total + np.asarray(_gram(rows[:, a:b]), np.float64)
-            for total, (a, b) in zip(state.moments, state.blocks, strict=True)
-        )
-        return Sum(added, state.blocks, state.rows + rows.shape[0])
+        return add(state, batch(state.blocks, rows), rows.shape[0])
+
+    def batch(blocks: tuple[tuple[int, int], ...], rows: Any) -> tuple[Any, ...]:
+        return tuple(_gram(rows[:, a:b]) for a, b in blocks)
+
+    def add(state: Sum, sums: tuple[Any, ...], count: int) -> Sum:
+        added = tuple(total + np.asarray(more, np.float64) for total, more in zip(state.moments, sums, strict=True))
+        return Sum(added, state.blocks, state.rows + count)
 
     def finish(state: Sum) -> Spectrum:
         if not state.rows:
@@ -69,7 +72,7 @@ def projected(damping: float = 0.1) -> Curvature:
             start = stop
         return jnp.concatenate(parts, 1)
 
-    return Curvature(f"projected(damping={damping})", init, update, finish, solve)
+    return Curvature(f"projected(damping={damping})", init, update, batch, add, finish, solve)
 
 
 @jax.jit

@@ -117,18 +117,6 @@ def drawn_matrices(reference: Sites, sketch: Sketch | None):
     return None if sketch is None else jax.jit(lambda: sketching.matrices(sketch, reference))()
 
 
-def columns(reference: Sites, sketch: Sketch | None) -> tuple[tuple[int, int], ...]:
-    """Column ranges of the curvature's blocks: one for each matrix of each parameter's stack."""
-    blocks, start = [], 0
-    for leaf in reference.used:
-        n = leaf.layout.shape[0]
-        width = (sketching.widths(sketch, reference)[leaf.path] if sketch else leaf.size) // n
-        for _ in range(n):
-            blocks.append((start, start + width))
-            start += width
-    return tuple(blocks)
-
-
 def query_rows(
     found: Sites, measurement: Measurement, params: Any, queries: Any, sketch: Sketch | None, each: bool
 ) -> Any:

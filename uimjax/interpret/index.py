@@ -160,7 +160,7 @@ def _unit(rows):
 
 def describe(found: Sites, params, data, sketch, batch_size, shard_rows, dtype, devices) -> dict[str, Any]:
     """The manifest: everything that the bytes of the rows follow from."""
-    blocks = base.columns(found, sketch)
+    blocks = sketching.columns(found, sketch)
     return {
         "version": VERSION,
         "rows": row.count(data),

@@ -11,6 +11,7 @@ import numpy as np
 
 from uimjax import factors as algebra
 from uimjax import rows as row
+from uimjax import sketch as sketching
 from uimjax.curvature import projected
 from uimjax.errors import BudgetError, UnknownNameError, UsageError
 from uimjax.interpret import base, lexical
@@ -82,7 +83,7 @@ def score(
         if need > HELD:
             raise BudgetError(f"{need / 2**30:.0f} GiB of rows would be held; build an index and trace it instead")
         held = [program(params, b.rows, drawn)[1][: int(b.mask.sum())] for b in row.batches(data, batch_size)]
-        state = chosen.curvature.init(base.columns(found, chosen.sketch))
+        state = chosen.curvature.init(sketching.columns(found, chosen.sketch))
         inverse = chosen.curvature.finish(functools.reduce(chosen.curvature.update, held, state))
     directions = base.directions(chosen, inverse, vectors)
 

@@ -1,0 +1,112 @@
+"""One forward and backward pass over a batch, every output that is wanted of it."""
+
+import functools
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from uimjax import factors as algebra
+from uimjax import sketch as sketching
+from uimjax.curvature import Curvature
+from uimjax.errors import UnknownNameError, UsageError
+from uimjax.sketch import Sketch
+from uimjax.taps import Sites, capture
+from uimjax.task import Task
+
+OUTPUTS = ("loss", "norm", "leaf_norms", "sketch", "factors", "gradients", "curvature", "signals")
+
+
+def collect(
+    task: Task,
+    params: Any,
+    batch: Any,
+    want: Iterable[str] = ("loss", "norm"),
+    *,
+    sketch: Sketch | None = None,
+    curvature: Curvature | None = None,
+    mask: Any = None,
+) -> dict[str, Any]:
+    """The outputs wanted of one batch, `[B, ...]`, by one compiled program; a further output adds its own arithmetic.
+
+    - `loss` `[B]` nats; `norm` `[B]`, exact; `leaf_norms` `{path: [B]}`, each parameter's
+    - `sketch` `[B, D]` (`sketch`, rank 16 unless given); `factors` and `gradients` as `uj.factors` and
+      `uj.per_example_gradients` give them
+    - `curvature`: what the batch adds to a curvature of its sketches, for `curvature.add(state, ..., rows)`; rows whose
+      `mask` `[B]` is False (padding) add nothing
+    - `signals` `{"margin", "probability", "correct"}` `[B]` of classifiers: z_y - max_{k != y} z_k, softmax(z)_y, and
+      whether y is the largest (arXiv 2009.10795, 2001.10528)
+
+    Raises:
+        UnknownNameError: an output that nobody has. UsageError: `signals` without the task's outputs and label, or a
+        choice without the output it is for. As `uj.factors` for parameters, rows and loss.
+
+    >>> import jax.numpy as jnp, uimjax as uj
+    >>> task = uj.Task(lambda w, x: jnp.sum(jnp.square(x @ w)))
+    >>> found = uj.collect(task, jnp.ones((2, 3)), jnp.ones((4, 2)), want=("norm", "sketch"))
+    >>> found["norm"].shape, found["sketch"].shape
+    ((4,), (4, 6))
+    """
+    wanted = tuple(dict.fromkeys([want] if isinstance(want, str) else want))
+    for name in wanted:
+        if name not in OUTPUTS:
+            raise UnknownNameError("output", name, OUTPUTS)
+    if "signals" in wanted and (task.outputs is None or task.label is None):
+        raise UsageError("signals need logits and a class: give the task outputs(params, example) and label(example)")
+    if curvature is None and "curvature" in wanted:
+        raise UsageError("which curvature? pass curvature=uimjax.curvature.projected() or another")
+    for name, choice, uses in (("sketch", sketch, ("sketch", "curvature")), ("curvature", curvature, ("curvature",))):
+        if choice is not None and not set(uses) & set(wanted):
+            raise UsageError(f"{name}={choice} is for the output {' or '.join(uses)}, and want={wanted} has none")
+    if mask is not None and "curvature" not in wanted:
+        raise UsageError("a mask changes the output curvature alone; leave it out, or cut the padding off the results")
+    found = algebra.proven(task, params, batch)
+    chosen = (sketch or Sketch()) if {"sketch", "curvature"} & set(wanted) else None
+    return _program(task, found, wanted, chosen, curvature)(params, batch, _drawn(found, chosen), mask)
+
+
+@functools.lru_cache(maxsize=32)
+def _drawn(found: Sites, sketch: Sketch | None):
+    return None if sketch is None else jax.jit(lambda: sketching.matrices(sketch, found))()
+
+
+@functools.lru_cache(maxsize=32)
+def _program(task: Task, found: Sites, wanted: tuple[str, ...], sketch: Sketch | None, curvature: Curvature | None):
+    def program(params: Any, batch: Any, drawn: Any, mask: Any) -> dict[str, Any]:
+        losses, factors = capture(found, params, batch)
+        sums = algebra.leaf_norms(found, factors) if {"norm", "leaf_norms"} & set(wanted) else {}
+        rows = None if sketch is None else sketching.rows(found, sketching.project(found, drawn, factors))
+        made = {
+            "loss": lambda: losses,
+            "norm": lambda: jnp.sqrt(sum(sums.values())),
+            "leaf_norms": lambda: {path: jnp.sqrt(square) for path, square in sums.items()},
+            "sketch": lambda: rows,
+            "factors": lambda: factors,
+            "gradients": lambda: algebra.dense(found, factors),
+            "curvature": lambda: _added(found, sketch, curvature, rows, mask),
+            "signals": lambda: jax.vmap(lambda r: signals(task.outputs(params, r), task.label(r)))(batch),  # type: ignore[misc]  # checked before
+        }
+        return {name: made[name]() for name in wanted}
+
+    return jax.jit(program)
+
+
+def _added(found: Sites, sketch: Any, curvature: Any, rows: Any, mask: Any) -> Any:
+    rows = rows if mask is None else jnp.where(mask[:, None], rows, 0)
+    return curvature.batch(sketching.columns(found, sketch), rows)
+
+
+def signals(logits: Any, label: Any) -> dict[str, Any]:
+    """Margin, probability and correctness of one example's logits `[C]`."""
+    return {
+        "margin": margin(logits, label),
+        "probability": jax.nn.softmax(logits)[label],
+        "correct": jnp.argmax(logits) == label,
+    }
+
+
+def margin(logits: Any, label: Any) -> Any:
+    """z_y - max_{k != y} z_k of one example's logits `[C]`: positive where the answer is right."""
+    others = jnp.where(jnp.arange(logits.shape[0]) == label, -jnp.inf, logits)
+    return logits[label] - jnp.max(others)
