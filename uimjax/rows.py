@@ -52,16 +52,24 @@ def check_finite(data: Any, what: str) -> None:
         dtype = jax.typeof(leaf).dtype
         if not jax.numpy.issubdtype(dtype, np.floating):
             continue
-        values = np.asarray(leaf)  # NumPy's isfinite knows the types of 4 bytes and more
-        finite = np.isfinite(values if values.dtype.itemsize >= 4 else values.astype(np.float32))
-        if not finite.all():
+        for values, start in _parts(leaf):  # NumPy's isfinite knows the types of 4 bytes and more
+            finite = np.isfinite(values if values.dtype.itemsize >= 4 else values.astype(np.float32))
+            if finite.all():
+                continue
             name = jax.tree_util.keystr(path, simple=True, separator="/") or "the array"
             where = np.argwhere(~finite)
-            at = f" first at index {tuple(int(i) for i in where[0])}" if finite.ndim else ""
+            at = f" first at index {tuple(int(i) + s for i, s in zip(where[0], start, strict=True))}" if start else ""
             raise NonFiniteError(
                 f"{what}: {name} holds {len(where)} value(s) that are NaN or infinite,{at}. "
                 "Scores from it would be meaningless; reload the checkpoint or clean the rows, then try again."
             )
+
+
+def _parts(leaf: Any) -> list[tuple[np.ndarray, tuple[int, ...]]]:
+    """An array with its first index; of one that several processes hold, the parts that this one can read."""
+    if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
+        return [(np.asarray(leaf), (0,) * np.ndim(leaf))]
+    return [(np.asarray(s.data), tuple(i.start or 0 for i in s.index)) for s in leaf.addressable_shards]
 
 
 def take(data: Any, ids: np.ndarray) -> Any:

@@ -15,6 +15,8 @@ from tests import programs
 from uimjax import factors as algebra
 from uimjax import mesh as meshes
 from uimjax.errors import BudgetError, CoverageError, ShapeError, TapError, UsageError
+from uimjax.onepass import collect
+from uimjax.sketch import Sketch
 from uimjax.taps import capture, check_budget, sites, verify
 from uimjax.task import Task
 
@@ -38,19 +40,20 @@ def test_a_row_does_not_depend_on_its_batch_mates(rng):
         np.testing.assert_allclose(some[path], value[order], rtol=1e-5, atol=1e-6, err_msg=path)
 
 
-@pytest.mark.parametrize("devices", [1, 2, 4, 8])
-def test_the_number_of_devices_changes_nothing(rng, devices):
-    loss, params, batch = programs.mlp(rng, jnp.float32, batch=8)
-    _, found = found_for(loss, params, batch)
-    mesh = meshes.make_mesh(devices)
-    placed = meshes.shard_batch(mesh, batch)
-    held = jax.device_put(params, meshes.replicated(mesh))
-    got, want = gradients(found, held, placed), gradients(found, params, batch)
-    for path in want:
-        np.testing.assert_allclose(got[path], want[path], rtol=1e-5, atol=1e-7)
-    if devices > 1:
-        losses, _ = jax.jit(functools.partial(capture, found))(held, placed)
-        assert len(losses.sharding.device_set) == devices
+@pytest.mark.parametrize(("data", "model"), [(1, 1), (2, 1), (4, 1), (8, 1), (4, 2), (2, 4), (1, 8)])
+@pytest.mark.parametrize("name", ["mlp", "decoder_scanned"])
+def test_the_devices_of_either_axis_change_nothing(rng, name, data, model):
+    loss, params, batch = {"mlp": programs.mlp, "decoder_scanned": programs.decoder}[name](rng, jnp.float32, batch=8)
+    task = Task(loss)
+    mesh = meshes.make_mesh(data, model=model)
+    held, placed = meshes.shard_params(mesh, params), meshes.shard_batch(mesh, batch)
+    split = [leaf for leaf in jax.tree.leaves(held) if not leaf.sharding.is_fully_replicated]
+    assert bool(split) == (model > 1 and (name, model) != ("mlp", 8))
+    outputs = ("loss", "norm", "leaf_norms", "sketch", "gradients")
+    got, want = (collect(task, p, b, outputs, sketch=Sketch(3)) for p, b in ((held, placed), (params, batch)))
+    for one, other in zip(*map(jax.tree.leaves, (got, want)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5 * float(np.abs(other).max()))
+    assert len(got["loss"].sharding.device_set) == data * model
 
 
 def test_differentiating_inside_shard_map_sums_over_devices():

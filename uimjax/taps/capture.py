@@ -282,11 +282,10 @@ def verify(task: Task, found: Sites, params: Any, batch: Any, examples: int = 4)
     named = jax.tree_util.tree_flatten_with_path(truth)[0]
     reference = {jax.tree_util.keystr(path, simple=True, separator="/") or "params": leaf for path, leaf in named}
     rough = max(_tolerance(dtype) for dtype in _dtypes(found))
-    whole_norm = math.sqrt(sum(float(np.sum(np.square(np.asarray(g, np.float64)))) for g in _float_leaves(truth)))
+    sizes = jax.device_get(_differences(mine, {leaf.path: reference[leaf.path] for leaf in found.leaves}))
+    whole_norm = math.sqrt(sum(float(scale) ** 2 for _, scale in sizes.values()))
     for leaf in found.leaves:
-        expected = np.asarray(reference[leaf.path], np.float64)
-        error = np.linalg.norm(np.asarray(mine[leaf.path], np.float64) - expected)
-        scale = np.linalg.norm(expected)
+        error, scale = sizes[leaf.path]
         if not error <= rough * (scale + 1e-3 * whole_norm):
             raise CoverageError(
                 f"the per-example gradients of {leaf.path} do not add up to jax.grad: off by {error:.3g} where the "
@@ -322,8 +321,18 @@ def _both_ways(task: Task, found: Sites):
     return jax.jit(gradients), jax.jit(jax.value_and_grad(total, allow_int=True))
 
 
-def _float_leaves(tree: Any) -> list[Any]:
-    return [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+@jax.jit
+def _differences(mine: dict[str, Any], truth: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """(norm of the difference, norm of the truth) by path; numbers, which every process can read."""
+
+    def norm(x):
+        largest = jnp.max(jnp.abs(x), initial=0.0)  # squares of it may overflow
+        return largest * jnp.linalg.norm((x / jnp.where(largest > 0, largest, jnp.ones_like(largest))).ravel())
+
+    def wide(x):
+        return x if x.dtype.itemsize >= 4 else x.astype(jnp.float32)
+
+    return {path: (norm(wide(mine[path]) - wide(g)), norm(wide(g))) for path, g in truth.items()}
 
 
 def _dtypes(found: Sites) -> set[Any]:
