@@ -93,14 +93,15 @@ BUILD = """
 import sys, time
 import jax, jax.numpy as jnp, numpy as np
 import uimjax as uj
-from tests import programs
 def slow(items, what, unit="", skip=0):
     print("ready", flush=True)
     for item in items:
         yield item
         time.sleep(0.02)
-loss, params, rows = programs.mlp(np.random.default_rng(0), jnp.float32, batch=160)
-data = jax.tree.map(np.asarray, rows)
+rng = np.random.default_rng(0)
+params = {"w": rng.normal(size=(6, 7)).astype(np.float32), "b": rng.normal(size=7).astype(np.float32)}
+data = {"x": rng.normal(size=(160, 6)).astype(np.float32), "y": rng.integers(7, size=160)}
+loss = lambda p, e: -jax.nn.log_softmax(jnp.tanh(e["x"] @ p["w"]) + p["b"])[e["y"]]
 uj.build_index(uj.Task(loss), params, data, sys.argv[1], sketch=uj.Sketch(4), batch_size=4, shard_rows=4, progress=slow)
 """
 

@@ -4,8 +4,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from sklearn.metrics import average_precision_score
-
 from uimjax.corpora.truth import read_truth
 
 
@@ -19,6 +17,8 @@ class Found(NamedTuple):
 
 def scorecard(truth: Path, decided: Path, scores: dict[str, np.ndarray]) -> tuple[float, dict[str, Found]]:
     """(base rate, {method: Found}). Scores `[N]`, high = suspicious; on a tie the lower id stands first."""
+    from sklearn.metrics import average_precision_score  # takes seconds to import, and most commands need none of it
+
     known = read_truth(truth, decided)
     count = len(next(iter(scores.values())))
     planted = np.zeros(count, bool)

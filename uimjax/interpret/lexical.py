@@ -4,12 +4,9 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-import bm25s
 import numpy as np
 
 from uimjax.errors import DataError
-
-logging.getLogger("bm25s").setLevel(logging.WARNING)  # it announces every index it builds
 
 PATTERN = r"\w+|[^\w\s]+"
 
@@ -21,6 +18,9 @@ def bm25(documents: Sequence[str], queries: Sequence[str]) -> np.ndarray:
     Raises:
         DataError: no document holds a word.
     """
+    import bm25s  # slow to import, and most methods need none of it
+
+    logging.getLogger("bm25s").setLevel(logging.WARNING)  # it announces every index it builds
     corpus: Any = bm25s.tokenize(list(documents), token_pattern=PATTERN, stopwords=[], show_progress=False)
     if not corpus.vocab:
         raise DataError("bm25: none of the documents holds a word to compare")
