@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+
 from uimjax.corpora.truth import read_truth
 
 
