@@ -221,3 +221,40 @@ def test_doctor_finds_this_machine_fit(capsys):
     assert code == 0, checks
     assert checks["per-example gradients"]["found"] == "equal jax.grad"
     assert checks["index"]["found"] == "built on 8 device(s), every byte right"
+
+
+TASKS = """
+import jax, jax.numpy as jnp, numpy as np, uimjax as uj
+rng = np.random.default_rng(0)
+params = {"w": rng.normal(size=(6, 4)).astype(np.float32), "v": rng.normal(size=(6, 4)).astype(np.float32)}
+rows = {"x": rng.normal(size=(11, 6)).astype(np.float32)}
+loss = lambda p, e: jnp.sum(jnp.tanh(e["x"] @ p["w"]) * jnp.tanh(e["x"] @ (p["v"] / jnp.linalg.norm(p["v"]))))
+def good():
+    return uj.Task(loss, batch_loss=lambda p, b: jax.vmap(lambda e: loss(p, e))(b).sum()), params, rows
+def mean():
+    return uj.Task(loss, batch_loss=lambda p, b: jax.vmap(lambda e: loss(p, e))(b).mean()), params, rows
+def bad():
+    return uj.Task(loss), params, {"x": np.full((3, 6), np.nan, np.float32)}
+def pair():
+    return uj.Task(loss), params
+"""
+
+
+def test_doctor_examines_ones_own_loss(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "own_task.py").write_text(TASKS)
+    code, out, _ = run_cli("doctor", "--task", "own_task:good", "--json", capsys=capsys)
+    checks = json.loads(out)
+    assert code == 0, checks
+    assert checks["batch_loss"]["found"] == "equals the sum over examples"
+    assert "1 parameters are formed for every example, v the largest" in checks["factored"]["found"]
+    assert checks["one trace"]["found"].startswith("0 further traces")
+    assert "of a plain backward pass" in checks["price"]["found"]
+    code, out, _ = run_cli("doctor", "--task", "own_task:good", capsys=capsys)
+    assert (code, "coverage 100% of 48 parameters" in out, "FAIL" in out) == (0, True, False)
+    for name, words in (("mean", "batch_loss is a mean where the sum was wanted"), ("bad", "NonFiniteError: rows: x")):
+        code, out, _ = run_cli("doctor", "--task", f"own_task:{name}", capsys=capsys)
+        assert (code, "FAIL  your loss" in out, words.split(" is ")[0] in out) == (1, True, True), out
+    code, _, err = run_cli("doctor", "--task", "own_task:pair", capsys=capsys)
+    assert (code, "own_task:pair returned tuple; (uimjax.Task, params, rows) was wanted" in err) == (2, True)

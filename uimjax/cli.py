@@ -40,7 +40,8 @@ def parser() -> argparse.ArgumentParser:
     report = _command(commands, "report", "one offline HTML page of a finished run", out=None)
     report.add_argument("target", help="the folder of a run")
     report.add_argument("--reveal", action="store_true", help="show leaked secrets in clear; they are masked otherwise")
-    _command(commands, "doctor", "is this machine fit", out="")
+    doctor = _command(commands, "doctor", "is this machine fit, and your own loss", out="")
+    doctor.add_argument("--task", help="pkg.module:function returning (uimjax.Task, params, rows): every check of it")
     index = commands.add_parser("index", help="build or verify an index of your own model and rows")
     actions = index.add_subparsers(dest="action", metavar="ACTION", required=True)
     build = _command(actions, "build", "sketch every row's gradient; continues where it stopped", out=None)
@@ -188,7 +189,6 @@ def _index(args: argparse.Namespace, rest: list[str]) -> int:
             else "\n".join(problems) or f"{args.target}: every byte is right"
         )
         return 4 if problems else 0
-    from uimjax import workflow
     from uimjax.config import IndexConfig, read_yaml
     from uimjax.corpora import read_rows
     from uimjax.interpret.index import build_index
@@ -197,10 +197,7 @@ def _index(args: argparse.Namespace, rest: list[str]) -> int:
 
     config = _override(IndexConfig, read_yaml(Path(args.target)), rest)
     rows = read_rows(config.rows)
-    loaded = workflow.resolve(config.load)()
-    if not isinstance(loaded, tuple) or len(loaded) != 2:
-        raise UsageError(f"{config.load} returned {type(loaded).__name__}; (uimjax.Task, params) was wanted")
-    task, params = loaded
+    task, params = _loaded(config.load, "(uimjax.Task, params)", 2)
     index = build_index(
         task,
         params,
@@ -222,13 +219,28 @@ def _index(args: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
-def _doctor(args: argparse.Namespace, _rest: list[str]) -> int:
-    from uimjax.doctor import examine
+def _loaded(reference: str, wanted: str, count: int) -> tuple[Any, ...]:
+    """What the reader's own function returns, the first of it a Task."""
+    from uimjax.task import Task
+    from uimjax.workflow.base import call
 
-    checks = examine()
+    found = call(reference)
+    if not isinstance(found, tuple) or len(found) != count or not isinstance(found[0], Task):
+        raise UsageError(f"{reference} returned {type(found).__name__}; {wanted} was wanted")
+    return found
+
+
+def _doctor(args: argparse.Namespace, _rest: list[str]) -> int:
+    from uimjax.doctor import examine, examine_task
+
+    checks, table = examine(), ""
+    if args.task:
+        mine, table = examine_task(*_loaded(args.task, "(uimjax.Task, params, rows)", 3))
+        checks += mine
     if args.json:
         print(json.dumps({name: {"ok": ok, "found": found} for name, ok, found in checks}, indent=1))
     else:
+        print(f"{table}\n" if table else "", end="")
         for name, ok, found in checks:
             print(f"{'ok  ' if ok else 'FAIL'}  {name}: {found}")
     return 0 if all(ok for _, ok, _ in checks) else 1

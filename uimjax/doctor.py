@@ -1,18 +1,24 @@
-"""Is this machine fit: versions, devices, a proven gradient, a checked shard, disk."""
+"""Is this machine fit: versions, devices, a proven gradient, a checked shard, disk. And the reader's own loss."""
 
+import dataclasses
 import shutil
 import sys
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from uimjax import taps
+from uimjax import factors, taps
+from uimjax import rows as row
 from uimjax.errors import UimError
 from uimjax.interpret.index import build_index, verify_index
 from uimjax.mesh import make_mesh
+from uimjax.onepass import collect
 from uimjax.task import Task
 
 Check = tuple[str, bool, str]
@@ -30,6 +36,70 @@ def examine() -> list[Check]:
         ("disk", free > 1, f"{free:.0f} GiB free here"),
         *_proofs(),
     ]
+
+
+def examine_task(task: Task, params: Any, rows: Any) -> tuple[list[Check], str]:
+    """Every check of the taps on the reader's own loss, and the table of its sites. One that fails ends the list."""
+    checks: list[Check] = []
+    table = ""
+    try:
+        count = row.count(rows)
+        found = factors.proven(task, params, rows)
+        table = str(found)
+        checks.append(("parameters and rows", True, f"{count} rows, all finite"))
+        share = f"{found.coverage:.0%} of the parameters, each proven against jax.grad on the first rows"
+        checks.append(("gradients", True, share))
+        coupled = "not given: if the loss was trained on batches, batch norm or MoE capacity would pass unseen"
+        checks.append(("batch_loss", True, coupled if task.batch_loss is None else "equals the sum over examples"))
+        formed = {leaf.path: leaf.size for leaf in found.used if any(s.kind == "direct" for s in leaf.sites)}
+        formed |= {leaf.path: leaf.size for leaf in found.used if leaf.through}
+        largest = max(formed, key=lambda path: formed[path], default="")
+        costly = f"{len(formed)} parameters are formed for every example, {largest} the largest of them"
+        checks.append(("factored", True, costly if formed else "no gradient of a matrix is formed"))
+        checks += _behaviour(task, params, rows)
+    except UimError as error:
+        checks.append(("your loss", False, f"{type(error).__name__}: {error}"))
+    return checks, table
+
+
+def _behaviour(task: Task, params: Any, rows: Any) -> list[Check]:
+    """Run the loss as a stream would: the same twice, no further trace for a ragged end, and at which price."""
+    traced = []
+
+    def loss(params: Any, example: Any) -> Any:
+        traced.append(1)
+        return task.loss(params, example)
+
+    counted = dataclasses.replace(task, loss=loss)
+    size = max(1, min(row.count(rows) - 1, 32))
+    stream = list(row.batches(rows, size, stop=min(row.count(rows), 2 * size + 1)))
+    wanted = ("loss", "norm", "sketch")
+    one = collect(counted, params, stream[0].rows, wanted)
+    warm = len(traced)
+    two = [collect(counted, params, batch.rows, wanted) for batch in stream][0]
+    same = all(bool((a == b).all()) for a, b in zip(*map(jax.tree.leaves, (one, two)), strict=True))
+    plain = jax.jit(jax.grad(lambda p, r: jax.vmap(lambda e: jnp.sum(task.loss(p, e)))(r).sum(), allow_int=True))
+    calls = {
+        "plain": lambda: plain(params, stream[0].rows),
+        "taps": lambda: collect(counted, params, stream[0].rows, wanted),
+    }
+    took = {name: min(_seconds(call) for _ in range(4)) for name, call in calls.items()}
+    price = f"norms and rank-16 sketches take {took['taps'] / took['plain']:.2f} of a plain backward pass here"
+    return [
+        (
+            "repeatable",
+            same,
+            "the same twice, to the bit" if same else "two runs on the same rows differ: is a key missing?",
+        ),
+        ("one trace", len(traced) == warm, f"{len(traced) - warm} further traces over a stream with a ragged end"),
+        ("price", True, price),
+    ]
+
+
+def _seconds(call: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    jax.block_until_ready(call())
+    return time.perf_counter() - start
 
 
 def _version(text: str) -> tuple[int, int]:
