@@ -285,24 +285,31 @@ def _embed(site: Site, record: Any, g: Any) -> Gather:
     return Gather(jnp.clip(ids, 0, rows - 1), g)
 
 
+def _patches(image: Any, conv: Any, window: Sequence[int], out: Sequence[int]) -> Any:
+    """`[..., N, C, *spatial]` to `[..., N, C, W, *out]`: for each of the W offsets in the window, the entries that it
+    meets. Cut out as slices: `lax`'s own patches are a convolution with one-hot kernels, several times as slow."""
+    lead = image.ndim - len(window)
+    around = [(low, high, dilation - 1) for (low, high), dilation in zip(conv.padding, conv.lhs_dilation, strict=True)]
+    padded = lax.pad(image, jnp.zeros((), image.dtype), [(0, 0, 0)] * lead + around)
+    each = []
+    for offset in np.ndindex(*window):
+        first = [at * dilation for at, dilation in zip(offset, conv.rhs_dilation, strict=True)]
+        last = [a + (n - 1) * step + 1 for a, n, step in zip(first, out, conv.strides, strict=True)]
+        starts, stops = [0] * lead + first, [*padded.shape[:lead], *last]
+        each.append(lax.slice(padded, starts, stops, [1] * lead + list(conv.strides)))
+    return jnp.stack(each, lead)
+
+
 def _conv(site: Site, record: Any, g: Any) -> Dense:
     """Patches are cut from the input; channels split into groups become a stack."""
     conv, levels, dims = site.detail, _level_axes(site), site.view.dims
     lead = record.shape[: 1 + site.levels]
     image = record.reshape(-1, *record.shape[len(lead) :])
     image = image.transpose(0, *(1 + axis for axis in conv.lhs))  # [lead, N, C, *spatial]
-    count, channels, spatial = image.shape[1], image.shape[2], image.shape[3:]
+    count, channels = image.shape[1:3]
     window = tuple(site.value_shape[axis] for axis in conv.rhs[2:])
-    patches = lax.conv_general_dilated_patches(
-        image.reshape(-1, channels, *spatial),
-        window,
-        conv.strides,
-        conv.padding,
-        lhs_dilation=conv.lhs_dilation,
-        rhs_dilation=conv.rhs_dilation,
-        precision=lax.Precision.HIGHEST,
-    )
-    out_spatial = patches.shape[2:]
+    out_spatial = tuple(site.tap_shape[site.levels + axis] for axis in conv.out[2:])
+    patches = _patches(image, conv, window, out_spatial)
     patches = patches.reshape(*lead, count, channels, *window, *out_spatial)
     split = views.split_leading(dims[conv.rhs[0]], conv.groups)
     assert split is not None
