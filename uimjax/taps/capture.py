@@ -95,6 +95,8 @@ def sites(task: Task, params: Any, example: Any, like: Sites | None = None) -> S
 
 def _chosen(task: Task, paths: list[str]) -> frozenset[str]:
     """The parameters that the task's patterns leave in."""
+    if not paths:  # said below, once the loss has been followed
+        return frozenset()
     for pattern in (*task.include, *task.exclude):
         if not fnmatch.filter(paths, pattern):
             near = difflib.get_close_matches(pattern.strip("*"), paths, n=1, cutoff=0.3)
