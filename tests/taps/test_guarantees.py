@@ -40,8 +40,11 @@ def test_a_row_does_not_depend_on_its_batch_mates(rng):
         np.testing.assert_allclose(some[path], value[order], rtol=1e-5, atol=1e-6, err_msg=path)
 
 
-@pytest.mark.parametrize(("data", "model"), [(1, 1), (2, 1), (4, 1), (8, 1), (4, 2), (2, 4), (1, 8)])
-@pytest.mark.parametrize("name", ["mlp", "decoder_scanned"])
+@pytest.mark.parametrize(
+    ("name", "data", "model"),
+    [("mlp", *sizes) for sizes in ((1, 1), (2, 1), (4, 1), (8, 1), (4, 2), (2, 4))]
+    + [("decoder_scanned", *sizes) for sizes in ((8, 1), (4, 2), (1, 8))],
+)
 def test_the_devices_of_either_axis_change_nothing(rng, name, data, model):
     loss, params, batch = {"mlp": programs.mlp, "decoder_scanned": programs.decoder}[name](rng, jnp.float32, batch=8)
     task = Task(loss)

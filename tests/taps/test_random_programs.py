@@ -180,6 +180,7 @@ def test_factors_and_norms_of_random_programs_equal_vmap_grad(layers, per_token,
     check(layers, per_token, seed)
 
 
+@pytest.mark.skipif(COUNT == 40, reason="nightly: UIMJAX_NIGHTLY is not set")
 @pytest.mark.parametrize("name", sorted(OPS))
 def test_every_way_a_parameter_meets_data(name):
     """Each once by itself, in a residual, and shared by two layers."""
