@@ -79,7 +79,7 @@ def test_a_curvature_streams_from_the_pass_and_padding_adds_nothing(rng):
 def test_a_further_output_adds_its_own_arithmetic_alone(rng):
     task, params, rows = classifier(rng, batch=64)
     seen = sites(task, params, jax.tree.map(lambda x: x[0], rows))
-    drawn = onepass._drawn(seen, uj.Sketch(2))
+    drawn = sketch.drawn_matrices(seen, uj.Sketch(2))
 
     def flops(*wanted):
         program = onepass._program(task, seen, wanted, uj.Sketch(2) if "sketch" in wanted else None, None)

@@ -235,6 +235,8 @@ def mean():
     return uj.Task(loss, batch_loss=lambda p, b: jax.vmap(lambda e: loss(p, e))(b).mean()), params, rows
 def bad():
     return uj.Task(loss), params, {"x": np.full((3, 6), np.nan, np.float32)}
+def odd():
+    return uj.Task(lambda p, e: jnp.sum(e["z"] @ p["w"])), params, rows
 def pair():
     return uj.Task(loss), params
 """
@@ -253,7 +255,11 @@ def test_doctor_examines_ones_own_loss(tmp_path, capsys, monkeypatch):
     assert "of a plain backward pass" in checks["price"]["found"]
     code, out, _ = run_cli("doctor", "--task", "own_task:good", capsys=capsys)
     assert (code, "coverage 100% of 48 parameters" in out, "FAIL" in out) == (0, True, False)
-    for name, words in (("mean", "batch_loss is a mean where the sum was wanted"), ("bad", "NonFiniteError: rows: x")):
+    for name, words in (
+        ("mean", "batch_loss is a mean where the sum was wanted"),
+        ("bad", "NonFiniteError: training rows: x"),
+        ("odd", "cannot be applied to one training row"),
+    ):
         code, out, _ = run_cli("doctor", "--task", f"own_task:{name}", capsys=capsys)
         assert (code, "FAIL  your loss" in out, words.split(" is ")[0] in out) == (1, True, True), out
     code, _, err = run_cli("doctor", "--task", "own_task:pair", capsys=capsys)

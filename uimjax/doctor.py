@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from uimjax import factors, taps
 from uimjax import rows as row
+from uimjax import taps
 from uimjax.errors import UimError
+from uimjax.interpret.base import training_sites
 from uimjax.interpret.index import build_index, verify_index
 from uimjax.mesh import make_mesh
 from uimjax.onepass import collect
@@ -44,7 +45,7 @@ def examine_task(task: Task, params: Any, rows: Any) -> tuple[list[Check], str]:
     table = ""
     try:
         count = row.count(rows)
-        found = factors.proven(task, params, rows)
+        found = training_sites(task, params, rows)
         table = str(found)
         checks.append(("parameters and rows", True, f"{count} rows, all finite"))
         share = f"{found.coverage:.0%} of the parameters, each proven against jax.grad on the first rows"

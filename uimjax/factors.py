@@ -113,6 +113,8 @@ def _overlaps(leaf: Leaf, uses: tuple[Factor, ...]) -> list[tuple[Any, Any, floa
 
 
 def _meet(one: Any, other: Any, size: int) -> str:
+    if one is None and other is None:
+        return "same"
     mine, theirs = (set(range(size)) if axis is None else set(axis.tolist()) for axis in (one, other))
     return "same" if mine == theirs else "partly" if mine & theirs else "apart"
 

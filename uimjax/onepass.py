@@ -63,12 +63,9 @@ def collect(
         raise UsageError("a mask changes the output curvature alone; leave it out, or cut the padding off the results")
     found = algebra.proven(task, params, batch)
     chosen = (sketch or Sketch()) if {"sketch", "curvature"} & set(wanted) else None
-    return _program(task, found, wanted, chosen, curvature)(params, batch, _drawn(found, chosen), mask)
-
-
-@functools.lru_cache(maxsize=32)
-def _drawn(found: Sites, sketch: Sketch | None):
-    return None if sketch is None else jax.jit(lambda: sketching.matrices(sketch, found))()
+    return _program(task, found, wanted, chosen, curvature)(
+        params, batch, sketching.drawn_matrices(found, chosen), mask
+    )
 
 
 @functools.lru_cache(maxsize=32)

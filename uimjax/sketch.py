@@ -9,6 +9,7 @@ entries of mean 0 and variance 1/p, so `E[P P^T] = I`); the same for any batch s
 of one parameter share matrices, so a tied weight's uses add up. Matrices of different stack entries are independent.
 """
 
+import functools
 import math
 import zlib
 from dataclasses import dataclass
@@ -83,6 +84,12 @@ def matrices(sketch: Sketch, found: Sites) -> Matrices:
     """The projection matrices, float32. Cheap to make and never stored: they follow from the seed and the path."""
     key = jax.random.key(sketch.seed)
     return {leaf.path: _leaf_matrices(sketch, leaf, key) for leaf in found.used}
+
+
+@functools.lru_cache(maxsize=32)
+def drawn_matrices(found: Sites, sketch: Sketch | None) -> Matrices | None:
+    """The matrices, drawn once for each program and sketch; None without a sketch."""
+    return None if sketch is None else jax.jit(lambda: matrices(sketch, found))()
 
 
 def _leaf_matrices(sketch: Sketch, leaf: Leaf, key: Any):

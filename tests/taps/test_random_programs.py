@@ -19,7 +19,8 @@ from uimjax.taps import capture, form, sites
 from uimjax.task import Task
 
 T, D = 3, 4
-COUNT = 300 if os.environ.get("UIMJAX_NIGHTLY") else 40
+NIGHTLY = bool(os.environ.get("UIMJAX_NIGHTLY"))
+COUNT = 300 if NIGHTLY else 40
 
 
 @jax.custom_vjp
@@ -180,7 +181,7 @@ def test_factors_and_norms_of_random_programs_equal_vmap_grad(layers, per_token,
     check(layers, per_token, seed)
 
 
-@pytest.mark.skipif(COUNT == 40, reason="nightly: UIMJAX_NIGHTLY is not set")
+@pytest.mark.skipif(not NIGHTLY, reason="nightly: UIMJAX_NIGHTLY is not set")
 @pytest.mark.parametrize("name", sorted(OPS))
 def test_every_way_a_parameter_meets_data(name):
     """Each once by itself, in a residual, and shared by two layers."""

@@ -112,17 +112,12 @@ def row_program(found: Sites, reference: Sites, sketch: Sketch | None):
     return jax.jit(program)
 
 
-@functools.lru_cache(maxsize=32)
-def drawn_matrices(reference: Sites, sketch: Sketch | None):
-    return None if sketch is None else jax.jit(lambda: sketching.matrices(sketch, reference))()
-
-
 def query_rows(
     found: Sites, measurement: Measurement, params: Any, queries: Any, sketch: Sketch | None, each: bool
 ) -> Any:
     """`grad f` of each query, `[Q, D]`; or of their mean, `[1, D]`, which asks what caused them together."""
     asked = query_sites(found, measurement, params, queries)
-    _, vectors = row_program(asked, found, sketch)(params, queries, drawn_matrices(found, sketch))
+    _, vectors = row_program(asked, found, sketch)(params, queries, sketching.drawn_matrices(found, sketch))
     finite(vectors, f"gradients of the measurement {measurement.name!r}")
     return vectors if each else vectors.mean(0, keepdims=True)
 
@@ -136,7 +131,7 @@ class Span(NamedTuple):
 def retained(found: Sites, sketch: Sketch | None, params: Any, retain: Any) -> Span:
     """The span of the gradients of the rows to retain."""
     row.check_finite(retain, "rows to retain")
-    return span_of(row_program(found, found, sketch)(params, retain, drawn_matrices(found, sketch))[1])
+    return span_of(row_program(found, found, sketch)(params, retain, sketching.drawn_matrices(found, sketch))[1])
 
 
 def span_of(rows: Any) -> Span:

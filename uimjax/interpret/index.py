@@ -116,7 +116,7 @@ def build_index(
         spans = [(k, start, min(start + shard_rows, wanted["rows"])) for k, start in enumerate(starts)]
         check_order(journal.entries, journal.path)
         program = base.row_program(found, found, sketch)
-        drawn = base.drawn_matrices(found, sketch)
+        drawn = sketching.drawn_matrices(found, sketch)
         for number, start, stop in progress(spans, "sketching gradients", unit="shards", skip=len(held)):
             name = f"{number:06d}.parquet"
             path = root / "shards" / name

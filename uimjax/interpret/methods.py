@@ -76,7 +76,7 @@ def score(
     vectors = base.query_rows(found, measurement, params, queries, chosen.sketch, each)
     keep = chosen.retain and retain is not None
     vectors = base.without(vectors, chosen, base.retained(found, chosen.sketch, params, retain) if keep else None)
-    program, drawn = base.row_program(found, found, chosen.sketch), base.drawn_matrices(found, chosen.sketch)
+    program, drawn = base.row_program(found, found, chosen.sketch), sketching.drawn_matrices(found, chosen.sketch)
     inverse, held = None, None
     if chosen.curvature is not None:
         need = row.count(data) * vectors.shape[1] * 4

@@ -35,7 +35,7 @@ def token_scores(asked: Asked, task: Task, params: Any, documents: Any, batch_si
     found = base.training_sites(task, params, documents, check=False)
     if not found.program.out_avals[0].shape:
         raise ShapeError("the task's loss is one number a row; token scores need a loss that returns [T]")
-    drawn = base.drawn_matrices(found, asked.held.sketch)
+    drawn = sketching.drawn_matrices(found, asked.held.sketch)
     program = _program(task, found, asked.held.sketch)
     parts = []
     for batch in row.batches(documents, batch_size):
