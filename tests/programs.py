@@ -1,10 +1,32 @@
 """Small losses of every shape the taps must follow. Each returns (loss, params, batch) for the dtype asked for."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen, nnx
 from jax import lax
+
+from uimjax.taps import capture
+
+
+def captured(found, params, batch):
+    """(losses, factors) by one compiled pass: equation by equation it would compile each of them."""
+    return jax.jit(functools.partial(capture, found))(params, batch)
+
+
+def brute_force(loss, params, batch):
+    """(losses `[B]`, gradients by `vmap(grad)`)."""
+
+    def one(params, row):
+        return jnp.sum(loss(params, row))
+
+    def both(params, batch):
+        grads = jax.vmap(lambda row: jax.grad(one, allow_int=True)(params, row))(batch)
+        return jax.vmap(functools.partial(one, params))(batch), grads
+
+    return jax.jit(both)(params, batch)
 
 
 def _draw(rng, *shape, dtype, scale=0.5):

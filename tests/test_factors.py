@@ -9,7 +9,7 @@ import uimjax as uj
 from tests import programs
 from uimjax import factors as algebra
 from uimjax.errors import NonFiniteError, ShapeError
-from uimjax.taps import capture, form, sites
+from uimjax.taps import form, sites
 from uimjax.task import Task
 
 NAMES = ["mlp", "nnx_cnn", "decoder_scanned", "oddities", "slices", "switches"]
@@ -24,7 +24,7 @@ def made(name, rng):
         grads = jax.grad(lambda p: jnp.sum(loss(p, row)), allow_int=True)(params)
         return jnp.concatenate([g.ravel() for g in jax.tree.leaves(grads) if jnp.issubdtype(g.dtype, jnp.floating)])
 
-    rows = np.asarray(jax.vmap(one)(batch))
+    rows = np.asarray(jax.jit(jax.vmap(one))(batch))
     return found, params, batch, rows
 
 
@@ -32,9 +32,10 @@ def made(name, rng):
 @pytest.mark.usefixtures("x64")
 def test_inner_and_norm_equal_the_formed_gradients(name, rng):
     found, params, batch, rows = made(name, rng)
-    _, factors = capture(found, params, batch)
-    np.testing.assert_allclose(algebra.inner(found, factors, factors), rows @ rows.T, rtol=1e-9, atol=1e-12)
-    np.testing.assert_allclose(algebra.norm(found, factors), np.linalg.norm(rows, axis=1), rtol=1e-9)
+    _, factors = programs.captured(found, params, batch)
+    inner, norm = jax.jit(lambda x: (algebra.inner(found, x, x), algebra.norm(found, x)))(factors)
+    np.testing.assert_allclose(inner, rows @ rows.T, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(norm, np.linalg.norm(rows, axis=1), rtol=1e-9)
 
 
 @pytest.mark.parametrize("name", ["decoder_scanned", "decoder_unrolled", "slices"])
@@ -42,14 +43,15 @@ def test_inner_and_norm_equal_the_formed_gradients(name, rng):
 def test_both_ways_to_a_norm_agree(name, rng, monkeypatch):
     """Gram matrices (cross terms of tied and overlapping uses, none of slices apart) and the gradient formed."""
     found, params, batch, rows = made(name, rng)
-    _, factors = capture(found, params, batch)
+    _, factors = programs.captured(found, params, batch)
     formed = []
     monkeypatch.setattr(algebra, "form", lambda leaf, uses: formed.append(leaf.path) or form(leaf, uses))
     by_formed = [leaf.path for leaf in found.used if algebra._overlaps(leaf, factors[leaf.path]) is None]
     for cost in (-1, 10**9):
         monkeypatch.setattr(algebra, "_gram_cost", lambda *_, cost=cost: cost)
         formed.clear()
-        np.testing.assert_allclose(algebra.norm(found, factors), np.linalg.norm(rows, axis=1), rtol=1e-9)
+        norm = jax.jit(lambda x: algebra.norm(found, x))(factors)  # noqa: B023  # called at once
+        np.testing.assert_allclose(norm, np.linalg.norm(rows, axis=1), rtol=1e-9)
         assert sorted(formed) == sorted(by_formed if cost < 0 else [leaf.path for leaf in found.used])
     assert "overlap" in by_formed or name != "slices", "slices that meet in part"
     assert not {"qkv", "fused", "gate_up", "embed", "blocks/qkv"} & set(by_formed)
@@ -58,13 +60,14 @@ def test_both_ways_to_a_norm_agree(name, rng, monkeypatch):
 @pytest.mark.usefixtures("x64")
 def test_both_orders_of_inner_agree(rng, monkeypatch):
     found, params, batch, rows = made("decoder_scanned", rng)
-    _, factors = capture(found, params, batch)
+    _, factors = programs.captured(found, params, batch)
     for choice in (True, False):
         dense = algebra._ghost_is_cheaper
         monkeypatch.setattr(
             algebra, "_ghost_is_cheaper", lambda x, y, c=choice: c and type(x).__name__ == type(y).__name__ == "Dense"
         )
-        np.testing.assert_allclose(algebra.inner(found, factors, factors), rows @ rows.T, rtol=1e-9, atol=1e-12)
+        inner = jax.jit(lambda x: algebra.inner(found, x, x))(factors)
+        np.testing.assert_allclose(inner, rows @ rows.T, rtol=1e-9, atol=1e-12)
         monkeypatch.setattr(algebra, "_ghost_is_cheaper", dense)
 
 
@@ -73,9 +76,8 @@ def test_both_orders_of_inner_agree(rng, monkeypatch):
 def test_pool_sums_groups(name, rng):
     loss, params, batch = {"mlp": programs.mlp, "decoder_scanned": programs.decoder}[name](rng, jnp.float64, batch=6)
     found = sites(Task(loss), params, jax.tree.map(lambda x: x[0], batch))
-    _, factors = capture(found, params, batch)
-    pooled = algebra.dense(found, algebra.pool(factors, 3))
-    single = algebra.dense(found, factors)
+    _, factors = programs.captured(found, params, batch)
+    pooled, single = jax.jit(lambda x: (algebra.dense(found, algebra.pool(x, 3)), algebra.dense(found, x)))(factors)
     for path, value in single.items():
         np.testing.assert_allclose(pooled[path], value.reshape(2, 3, *value.shape[1:]).sum(1), rtol=1e-9, atol=1e-13)
     with pytest.raises(ShapeError, match="cannot be pooled in groups of 4"):

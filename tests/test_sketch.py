@@ -9,19 +9,23 @@ from tests import programs
 from uimjax import factors as algebra
 from uimjax import sketch as sk
 from uimjax.errors import UsageError
-from uimjax.taps import capture, sites
+from uimjax.taps import sites
 from uimjax.task import Task
 
 
 def made(name, rng, dtype=jnp.float32, **kw):
     loss, params, batch = programs.ALL[name](rng, dtype, **kw)
     found = sites(Task(loss), params, jax.tree.map(lambda x: x[0], batch))
-    return found, params, batch, jax.jit(lambda p, b: capture(found, p, b)[1])(params, batch)
+    return found, params, batch, programs.captured(found, params, batch)[1]
 
 
 def sketched(found, factors, choice):
     drawn = sk.matrices(choice, found)
-    return sk.rows(found, sk.project(found, drawn, factors))
+    return sk.rows(found, project(found, drawn, factors))
+
+
+def project(found, drawn, factors):
+    return jax.jit(lambda drawn, factors: sk.project(found, drawn, factors))(drawn, factors)
 
 
 @pytest.mark.parametrize("distribution", ["rademacher", "gaussian"])
@@ -56,7 +60,7 @@ def test_scale_does_not_depend_on_the_shape():
         rng = np.random.default_rng(1)
         w = jnp.asarray(rng.normal(size=shape), jnp.float32)
         found = sites(Task(lambda w, x: jnp.sum(jnp.maximum(w, x))), w, w)
-        factors = capture(found, w, jnp.asarray(rng.normal(size=(16, *shape)), jnp.float32))[1]
+        factors = programs.captured(found, w, jnp.asarray(rng.normal(size=(16, *shape)), jnp.float32))[1]
         exact = algebra.norm(found, factors) ** 2
 
         def ratio(seed, found=found, factors=factors, exact=exact):
@@ -75,10 +79,10 @@ def test_a_sketch_is_the_projection_of_the_formed_gradient(rng):
     """`P_I^T G P_O`, the gradient formed by `vmap(grad)`; both uses of the tied embedding add up."""
     loss, params, batch = programs.decoder(rng, jnp.float64)
     found = sites(Task(loss), params, jax.tree.map(lambda x: x[0], batch))
-    factors = capture(found, params, batch)[1]
+    factors = programs.captured(found, params, batch)[1]
     drawn = sk.matrices(sk.Sketch(3), found)
-    got = sk.project(found, drawn, factors)
-    want = jax.vmap(lambda row: jax.grad(lambda p: loss(p, row))(params))(batch)
+    got = project(found, drawn, factors)
+    want = programs.brute_force(loss, params, batch)[1]
     rows, cols = drawn["embed"]
     np.testing.assert_allclose(
         got["embed"][:, 0], jnp.einsum("bvd,vp,dq->bpq", want["embed"], rows[0], cols[0]), rtol=1e-6
@@ -94,8 +98,9 @@ def test_the_sketch_of_slices_is_that_of_the_whole_parameter(rng):
     loss, params, batch = programs.slices(rng, jnp.float64)
     found = sites(Task(loss), params, jax.tree.map(lambda x: x[0], batch))
     drawn = sk.matrices(sk.Sketch(3), found)
-    got = sk.project(found, drawn, capture(found, params, batch)[1])
-    want = jax.vmap(lambda row: jax.grad(lambda p: loss(p, row))(params))(batch)
+    factors = programs.captured(found, params, batch)[1]
+    got = project(found, drawn, factors)
+    want = programs.brute_force(loss, params, batch)[1]
     for name in ("qkv", "gate_up", "table", "transposed", "overlap"):
         rows, cols = drawn[name]
         expected = jnp.einsum("bio,ip,oq->bpq", want[name], rows[0], cols[0])
@@ -103,7 +108,7 @@ def test_the_sketch_of_slices_is_that_of_the_whole_parameter(rng):
     for name in ("stack", "fused"):
         expected = jnp.einsum("bnio,nip,noq->bnpq", want[name], *drawn[name])
         np.testing.assert_allclose(got[name], expected, rtol=1e-6, atol=1e-12, err_msg=name)
-    wide = sk.project(found, sk.matrices(sk.Sketch(64), found), capture(found, params, batch)[1])
+    wide = project(found, sk.matrices(sk.Sketch(64), found), factors)
     np.testing.assert_allclose(wide["qkv"][:, 0], want["qkv"], rtol=1e-9, atol=1e-14, err_msg="kept whole")
 
 
@@ -111,7 +116,7 @@ def test_batch_split_and_row_order_change_nothing(rng):
     found, params, batch, factors = made("decoder_scanned", rng, batch=6)
     whole = sketched(found, factors, sk.Sketch(4))
     for ids in (np.array([0, 1]), np.array([5, 2, 3, 4])):
-        part = capture(found, params, {"tokens": batch["tokens"][ids]})[1]
+        part = programs.captured(found, params, {"tokens": batch["tokens"][ids]})[1]
         np.testing.assert_allclose(sketched(found, part, sk.Sketch(4)), whole[ids], rtol=1e-4, atol=1e-5)
 
 

@@ -1,29 +1,17 @@
 """Factors formed equal `vmap(grad)` in float64, for every program of `tests/programs.py`."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tests import programs
-from uimjax.taps import capture, form, sites, verify
+from uimjax.taps import form, sites, verify
 from uimjax.task import Task
 
 
-def brute_force(loss, params, batch):
-    def one(params, row):
-        return jnp.sum(loss(params, row))
-
-    def grad(row):
-        return jax.grad(one, allow_int=True)(params, row)
-
-    return jax.vmap(functools.partial(one, params))(batch), jax.vmap(grad)(batch)
-
-
 def formed(found, factors):
-    return {leaf.path: form(leaf, factors[leaf.path]) for leaf in found.leaves}
+    return jax.jit(lambda factors: {leaf.path: form(leaf, factors[leaf.path]) for leaf in found.leaves})(factors)
 
 
 @pytest.mark.parametrize("name", programs.ALL)
@@ -38,8 +26,8 @@ def check_exact(name, rng):
     loss, params, batch = programs.ALL[name](rng, jnp.float64)
     task = Task(loss)
     found = sites(task, params, jax.tree.map(lambda x: x[0], batch))
-    losses, factors = jax.jit(functools.partial(capture, found))(params, batch)
-    want_losses, want = brute_force(loss, params, batch)
+    losses, factors = programs.captured(found, params, batch)
+    want_losses, want = programs.brute_force(loss, params, batch)
     np.testing.assert_allclose(losses, want_losses, rtol=1e-10)
     got = formed(found, factors)
     for path, leaf in jax.tree_util.tree_flatten_with_path(want)[0]:

@@ -9,7 +9,7 @@ import pytest
 from flax import linen, nnx
 
 import uimjax as uj
-from tests.taps.test_exact import brute_force
+from tests.programs import brute_force
 
 IMAGE, CLASSES = (6, 6, 2), 3
 
