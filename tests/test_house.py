@@ -31,7 +31,7 @@ FLOORS = [
     ["uimjax.cli"],
 ]
 INSIDE = {
-    "uimjax.taps": ["_compat", "base", "views", "follow", "plan", "run", "layouts", "capture"],
+    "uimjax.taps": ["_compat", "base", "views", "follow", "plan", "run", "layouts", "capture", "parts", "proof"],
     "uimjax.store": ["base", "digest", "manifest", "journal", "shards", "stage"],
     "uimjax.interpret": ["base", "lexical", "methods", "index", "trace", "positions", "trajectory", "counterfactual"],
     "uimjax.corpora": ["base", "truth", "digits", "files", "plants", "tokenizer", "documents", "stdlib", "text_plants"],

@@ -27,7 +27,9 @@ from uimjax.taps import (
     Leaf,
     Place,
     Sites,
-    capture,
+    check_segments,
+    each_example,
+    expand,
     form,
     pair,
     sites,
@@ -44,7 +46,7 @@ def dense(found: Sites, factors: Factors) -> Gradients:
     Memory B x parameters: for small models and oracles.
     """
     some = next(uses[0] for uses in factors.values() if uses)
-    size = some[-1].shape[0]
+    size = some.examples
     formed = {leaf.path: form(leaf, factors[leaf.path]) for leaf in found.leaves}
     return {
         leaf.path: jnp.zeros((size, *leaf.shape), leaf.dtype) if formed[leaf.path] is None else formed[leaf.path]
@@ -97,9 +99,9 @@ def leaf_norms(found: Sites, factors: Factors) -> Gradients:
 def _overlaps(leaf: Leaf, uses: tuple[Factor, ...]) -> list[tuple[Any, Any, float]] | None:
     """Pairs of factored uses that meet in the parameter, (x, y, how often they count); None where a plain gradient, or
     slices that meet in part, leave no way but forming."""
-    if isinstance(uses[-1], Direct):
-        return None
     placed = [(use, where or Place(None, None, None)) for use, where in pair(leaf, uses)]
+    if len(placed) < len(uses) or len({use.owner is None for use, _ in placed}) > 1:
+        return None
     pairs: list[tuple[Any, Any, float]] = []
     for k, (x, here) in enumerate(placed):
         for y, there in placed[k:]:
@@ -130,7 +132,10 @@ def _gram(x: Any, y: Any) -> Any:
         table, ids = (y.a, x.ids) if isinstance(x, Gather) else (x.a, y.ids)
         a = jnp.take_along_axis(table, ids[:, :, None, :], axis=3)  # [B, n, positions of the matmul, of the lookup]
         a = jnp.swapaxes(a, 2, 3) if isinstance(x, Gather) else a
-    return (a * g).sum((1, 2, 3))
+    if x.owner is None:
+        return (a * g).sum((1, 2, 3))
+    between = (a * g).sum(1)
+    return _einsum("bkt,bts,bks->bk", x.owner.astype(g.dtype), between, y.owner.astype(g.dtype)).reshape(-1)
 
 
 def _gram_cost(x: Any, y: Any) -> int:
@@ -143,7 +148,7 @@ def _form_cost(leaf: Leaf, uses: tuple[Factor, ...]) -> int:
     """Of forming and squaring; a lookup writes rows instead of multiplying."""
     kept = [use for use in uses if not isinstance(use, Direct)]
     each = [math.prod(use.g.shape[1:]) * (use.a.shape[-1] if isinstance(use, Dense) else 1) for use in kept]
-    return sum(each) + 2 * leaf.size
+    return max(use.examples // use.g.shape[0] for use in kept) * (sum(each) + 2 * leaf.size)
 
 
 def pool(factors: Factors, size: int) -> Factors:
@@ -155,7 +160,7 @@ def pool(factors: Factors, size: int) -> Factors:
         ShapeError: B is no multiple of `size`.
     """
 
-    def join(x):  # [B, n, T, k] -> [B/size, n, size*T, k]
+    def join(x: Any) -> Any:  # [B, n, T, k] -> [B/size, n, size*T, k]
         b, n, *rest = x.shape
         if b % size:
             raise ShapeError(f"{b} gradients cannot be pooled in groups of {size}; pad the batch to a multiple")
@@ -168,7 +173,8 @@ def pool(factors: Factors, size: int) -> Factors:
             if g.shape[0] % size:
                 raise ShapeError(f"{g.shape[0]} gradients cannot be pooled in groups of {size}; pad the batch")
             return Direct(g.reshape(-1, size, *g.shape[1:]).sum(1))
-        return type(factor)(*(join(x) for x in factor))
+        plain = expand(factor)
+        return type(factor)(*(join(x) for x in plain[:2]))
 
     return {path: tuple(one(f) for f in uses) for path, uses in factors.items()}
 
@@ -187,7 +193,7 @@ def _gemm(x, y):
 
 
 def _ghost_is_cheaper(x: Factor, y: Factor) -> bool:
-    if not (isinstance(x, Dense) and isinstance(y, Dense)):
+    if not (isinstance(x, Dense) and isinstance(y, Dense)) or x.owner is not None or y.owner is not None:
         return False
     (bx, _, tx, i), (by, _, ty, _), o = x.a.shape, y.a.shape, x.g.shape[-1]
     ghost = bx * by * tx * ty * (i + o)
@@ -198,7 +204,7 @@ def _ghost(x: Factor, y: Factor):
     assert isinstance(x, Dense)
     assert isinstance(y, Dense)
     if x.a.shape[2] == y.a.shape[2] == 1:  # rank one: the pairs' product of two Gram matrices
-        a, g = (_einsum("bnti,csni->bcn", p, jnp.swapaxes(q, 1, 2)) for p, q in zip(x, y, strict=True))
+        a, g = (_einsum("bnti,csni->bcn", p, jnp.swapaxes(q, 1, 2)) for p, q in ((x.a, y.a), (x.g, y.g)))
         return (a * g).sum(-1)
     a = _einsum("bnti,cnsi->bcnts", x.a, y.a)
     g = _einsum("bnto,cnso->bcnts", x.g, y.g)
@@ -211,12 +217,13 @@ def _ghost(x: Factor, y: Factor):
 def compute(task: Task, params: Any, batch: Any) -> tuple[Any, Factors]:
     """(losses `[B]`, factors by parameter path) of the reader's own loss; no gradient of a matrix is formed.
 
-    The loss is followed once, proven on the first rows, and one compiled pass runs. Public as `uj.factors`.
+    The loss is followed once, proven on the first rows, and one compiled pass runs. Public as `uj.factors`. With packed
+    rows (`task.segments`) an example is a document: B is then rows x `task.documents`, here and below.
 
     Raises:
         NonFiniteError, ShapeError: from parameters or rows. TapError and its children: the loss cannot be followed.
     """
-    return _compiled(proven(task, params, batch), "factors")(params, batch)
+    return _compiled(task, proven(task, params, batch), "factors")(params, batch)
 
 
 def per_example_gradients(task: Task, params: Any, batch: Any) -> Gradients:
@@ -228,12 +235,12 @@ def per_example_gradients(task: Task, params: Any, batch: Any) -> Gradients:
     >>> grads["w"].shape
     (4, 2, 3)
     """
-    return _compiled(proven(task, params, batch), "gradients")(params, batch)
+    return _compiled(task, proven(task, params, batch), "gradients")(params, batch)
 
 
 def gradient_norms(task: Task, params: Any, batch: Any) -> Any:
     """Exact `|grad loss_b|` over all parameters, `[B]`."""
-    return _compiled(proven(task, params, batch), "norms")(params, batch)
+    return _compiled(task, proven(task, params, batch), "norms")(params, batch)
 
 
 def proven(task: Task, params: Any, batch: Any) -> Sites:
@@ -246,6 +253,8 @@ def proven(task: Task, params: Any, batch: Any) -> Sites:
     if found not in _PROVEN:
         verify(task, found, params, batch)
         _PROVEN.add(found)
+    elif task.segments is not None:
+        check_segments(task, batch, found.program.out_avals[0].shape)
     return found
 
 
@@ -253,9 +262,9 @@ _PROVEN: weakref.WeakSet[Sites] = weakref.WeakSet()
 
 
 @functools.lru_cache(maxsize=32)
-def _compiled(found: Sites, what: str):
+def _compiled(task: Task, found: Sites, what: str):
     def program(params: Any, batch: Any) -> Any:
-        losses, made = capture(found, params, batch)
+        losses, made = each_example(task, found, params, batch)
         if what == "factors":
             return losses, made
         return norm(found, made) if what == "norms" else dense(found, made)

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +12,12 @@ from uimjax import sketch as sketching
 from uimjax.curvature import Curvature
 from uimjax.errors import UnknownNameError, UsageError
 from uimjax.sketch import Sketch
-from uimjax.taps import Sites, capture
+from uimjax.taps import Sites, axes_of, each_example, positions, tokens
 from uimjax.task import Task
 
 OUTPUTS = ("loss", "norm", "leaf_norms", "sketch", "factors", "gradients", "curvature", "signals")
+APART = ("loss", "norm", "leaf_norms", "sketch", "gradients")  # what single positions and tokens have
+PER = ("example", "position", "token")
 
 
 def collect(
@@ -27,6 +29,7 @@ def collect(
     sketch: Sketch | None = None,
     curvature: Curvature | None = None,
     mask: Any = None,
+    per: Literal["example", "position", "token"] = "example",
 ) -> dict[str, Any]:
     """The outputs wanted of one batch, `[B, ...]`, by one compiled program; a further output adds its own arithmetic.
 
@@ -38,9 +41,19 @@ def collect(
     - `signals` `{"margin", "probability", "correct"}` `[B]` of classifiers: z_y - max_{k != y} z_k, softmax(z)_y, and
       whether y is the largest (arXiv 2009.10795, 2001.10528)
 
+    With packed rows (`task.segments`) an example is a document, and B is rows x `task.documents`. `per` takes rows
+    apart further, for losses `[T]`: every output is then `[B, T, ...]` (B rows), of
+
+    - "position": what of the row's gradient runs through position t, `a_t (x) g_t`. Free of charge; a parameter whose
+      use has no positions is refused.
+    - "token": the gradient of token t's loss. T backward passes.
+
+    Both add up to the row's gradient over t, and differ where a token's loss depends on earlier positions.
+
     Raises:
-        UnknownNameError: an output that nobody has. UsageError: `signals` without the task's outputs and label, or a
-        choice without the output it is for. As `uj.factors` for parameters, rows and loss.
+        UnknownNameError: an output that nobody has. UsageError: `signals` without the task's outputs and label, a
+        choice without the output it is for, or an output that has no meaning for `per`. ShapeError: the loss is a
+        scalar, and `per` asks for more. As `uj.factors` for parameters, rows and loss.
 
     >>> import jax.numpy as jnp, uimjax as uj
     >>> task = uj.Task(lambda w, x: jnp.sum(jnp.square(x @ w)))
@@ -49,6 +62,18 @@ def collect(
     ((4,), (4, 6))
     """
     wanted = tuple(dict.fromkeys([want] if isinstance(want, str) else want))
+    _check(task, wanted, sketch, curvature, mask, per)
+    found = algebra.proven(task, params, batch)
+    axes = None if per == "example" else axes_of(task, found, params, batch)
+    chosen = (sketch or Sketch()) if {"sketch", "curvature"} & set(wanted) else None
+    drawn = sketching.drawn_matrices(found, chosen)
+    if per != "example":
+        return _apart(found, axes, wanted, per)(params, batch, drawn)
+    return _program(task, found, wanted, chosen, curvature)(params, batch, drawn, mask)
+
+
+def _check(task: Task, wanted: tuple[str, ...], sketch: Any, curvature: Any, mask: Any, per: str) -> None:
+    """Refuse what has no answer before anything is followed or compiled."""
     for name in wanted:
         if name not in OUTPUTS:
             raise UnknownNameError("output", name, OUTPUTS)
@@ -61,17 +86,43 @@ def collect(
             raise UsageError(f"{name}={choice} is for the output {' or '.join(uses)}, and want={wanted} has none")
     if mask is not None and "curvature" not in wanted:
         raise UsageError("a mask changes the output curvature alone; leave it out, or cut the padding off the results")
-    found = algebra.proven(task, params, batch)
-    chosen = (sketch or Sketch()) if {"sketch", "curvature"} & set(wanted) else None
-    return _program(task, found, wanted, chosen, curvature)(
-        params, batch, sketching.drawn_matrices(found, chosen), mask
-    )
+    if per not in PER:
+        raise UnknownNameError("way to take rows apart", per, PER)
+    if per != "example" and not set(wanted) <= set(APART):
+        raise UsageError(f"per={per!r} gives {', '.join(APART)}; want={wanted} asks for more")
+    if task.segments is not None and "signals" in wanted:
+        raise UsageError("signals are of the classes of whole rows, and packed rows hold documents; ask without them")
+
+
+@functools.lru_cache(maxsize=32)
+def _apart(found: Sites, axes: Any, wanted: tuple[str, ...], per: str):
+    """Compiled: the outputs of every position, or of every token's loss, `[B, T, ...]`."""
+
+    def finish(drawn: Any, factors: Any) -> dict[str, Any]:
+        sums = algebra.leaf_norms(found, factors) if {"norm", "leaf_norms"} & set(wanted) else {}
+        made = {
+            "norm": lambda: jnp.sqrt(sum(sums.values())),
+            "leaf_norms": lambda: {path: jnp.sqrt(square) for path, square in sums.items()},
+            "sketch": lambda: sketching.rows(found, sketching.project(found, drawn, factors)),
+            "gradients": lambda: algebra.dense(found, factors),
+        }
+        return {name: made[name]() for name in wanted if name != "loss"}
+
+    def program(params: Any, batch: Any, drawn: Any) -> dict[str, Any]:
+        if per == "token":
+            losses, made = tokens(found, params, batch, functools.partial(finish, drawn))
+        else:
+            losses, factors = positions(found, axes, params, batch)
+            made = jax.tree.map(lambda x: x.reshape(*losses.shape, *x.shape[1:]), finish(drawn, factors))
+        return {name: losses if name == "loss" else made[name] for name in wanted}
+
+    return jax.jit(program)
 
 
 @functools.lru_cache(maxsize=32)
 def _program(task: Task, found: Sites, wanted: tuple[str, ...], sketch: Sketch | None, curvature: Curvature | None):
     def program(params: Any, batch: Any, drawn: Any, mask: Any) -> dict[str, Any]:
-        losses, factors = capture(found, params, batch)
+        losses, factors = each_example(task, found, params, batch)
         sums = algebra.leaf_norms(found, factors) if {"norm", "leaf_norms"} & set(wanted) else {}
         rows = None if sketch is None else sketching.rows(found, sketching.project(found, drawn, factors))
         made = {

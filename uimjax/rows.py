@@ -1,10 +1,12 @@
 """Rows to fixed-shape batches: a pytree of numpy arrays `[N, ...]` in, `[B, ...]` batches with ids and a mask out.
+Short documents are packed into rows first (`pack`).
 
 The last batch is padded by repeating its last row, so every batch has one shape and one compiled program serves a
 stream; the mask is False on padding and the id is -1. *Guarantee*: padding never changes the result of a real row.
 """
 
-from collections.abc import Iterator
+import bisect
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -85,6 +87,68 @@ def batches(data: Any, batch_size: int, start: int = 0, stop: int | None = None)
         mask = index < stop
         rows = take(data, np.minimum(index, stop - 1))
         yield Batch(rows, np.where(mask, index, -1), mask)
+
+
+class Packed(NamedTuple):
+    """Documents side by side in rows of one length. `rows`: a pytree of `[N, length, ...]`, zeros on padding;
+    `segments` `[N, length]` int32, 1 to K by document and 0 on padding; `ids` `[N, K]` int64, which document that is,
+    -1 for none."""
+
+    rows: Any
+    segments: np.ndarray
+    ids: np.ndarray
+
+
+def pack(documents: Sequence[Any], length: int, per_row: int) -> Packed:
+    """Put documents (pytrees of arrays `[t, ...]`, one t a document) into rows of `length`, at most `per_row` in each,
+    whole: each goes into the fullest row that still has room (best fit, in the order given).
+
+    Raises:
+        ShapeError: a document is empty, longer than a row, or its arrays differ in length.
+
+    >>> import numpy as np
+    >>> packed = pack([np.arange(3), np.arange(5), np.arange(2)], length=6, per_row=2)
+    >>> packed.segments.tolist(), packed.ids.tolist()
+    ([[1, 1, 1, 2, 2, 0], [1, 1, 1, 1, 1, 0]], [[0, 2], [1, -1]])
+    """
+    if not len(documents):
+        raise ShapeError("no documents to pack")
+    if length < 1 or per_row < 1:
+        raise ShapeError(f"rows of {length} positions with {per_row} documents each; at least 1 of both was wanted")
+    held: list[list[int]] = []
+    room: list[tuple[int, int]] = []  # (positions left, row), sorted
+    sizes = [_document_length(document, k, length) for k, document in enumerate(documents)]
+    for k, size in enumerate(sizes):
+        fits = bisect.bisect_left(room, (size, -1))
+        left, row = room.pop(fits) if fits < len(room) else (length, len(held))
+        if row == len(held):
+            held.append([])
+        held[row].append(k)
+        if len(held[row]) < per_row and left > size:
+            bisect.insort(room, (left - size, row))
+    segments, ids = np.zeros((len(held), length), np.int32), np.full((len(held), per_row), -1, np.int64)
+    leaves, tree = jax.tree.flatten(documents[0])
+    rows = [np.zeros((len(held), length, *np.shape(x)[1:]), np.asarray(x).dtype) for x in leaves]
+    for row, members in enumerate(held):
+        at = 0
+        for k, document in enumerate(members):
+            place = slice(at, at + sizes[document])
+            segments[row, place], ids[row, k] = k + 1, document
+            for whole, part in zip(rows, tree.flatten_up_to(documents[document]), strict=True):
+                whole[row, place] = part
+            at = place.stop
+    return Packed(jax.tree.unflatten(tree, rows), segments, ids)
+
+
+def _document_length(document: Any, number: int, length: int) -> int:
+    lengths = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(document)}
+    if len(lengths) != 1 or () in lengths:
+        raise ShapeError(f"document {number}: its arrays are {sorted(lengths)} long; one length [t, ...] was wanted")
+    (size,) = next(iter(lengths))
+    if not 1 <= size <= length:
+        cure = "Drop it." if not size else f"Cut it into pieces, or pack rows of at least {size}."
+        raise ShapeError(f"document {number} has {size} positions and a row {length}. {cure}")
+    return size
 
 
 def spec(example: Any) -> Any:

@@ -28,6 +28,7 @@ from uimjax.taps import (
     Leaf,
     Place,
     Sites,
+    contract,
     from_matrices,
     pair,
     spread,
@@ -128,7 +129,7 @@ def _leaf_project(leaf: Leaf, drawn: tuple[Any, Any], factors: tuple[Factor, ...
         part = _factor_project(factor, _part(rows, where.stack, where.rows), _part(cols, where.stack, where.cols))
         if part is None:  # a short table, kept whole: its rows are picked by one-hot
             count = axes[0] if where.rows is None else len(where.rows)
-            eye = jnp.broadcast_to(jnp.eye(count, dtype=factor[-1].dtype), (factor[-1].shape[1], count, count))
+            eye = jnp.broadcast_to(jnp.eye(count, dtype=factor.g.dtype), (factor.g.shape[1], count, count))
             part = _factor_project(factor, eye, _part(cols, where.stack, where.cols))
         total = spread(total, part, kept, shape)
     if isinstance(factors[-1], Direct):
@@ -152,11 +153,11 @@ def _factor_project(factor: Dense | Gather, rows: Any, cols: Any) -> Any:
     g = factor.g if cols is None else _apply(factor.g, cols)
     if isinstance(factor, Dense):
         a = factor.a if rows is None else _apply(factor.a, rows)
-        return jnp.einsum("bntp,bntq->bnpq", a, g)
+        return contract(a, g, factor.owner)
     if rows is None:
         return None
     picked = jax.vmap(lambda table, ids: table[ids], in_axes=(0, 1), out_axes=1)(rows, factor.ids)
-    return jnp.einsum("bntp,bntq->bnpq", picked, g)
+    return contract(picked, g, factor.owner)
 
 
 def _apply(x, matrix):

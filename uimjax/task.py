@@ -31,7 +31,10 @@ class Task:
     - `features(params, example)`: a representation `[D]` (`rep_sim`);
     - `label(example)`: the class of an example, an integer (margins);
     - `batch_loss(params, batch)`: the loss that was really trained, as the SUM over the batch: compared with the
-      sum of `loss` over examples, so that batch norm or anything else that couples examples cannot pass unseen.
+      sum of `loss` over examples, so that batch norm or anything else that couples examples cannot pass unseen;
+    - `segments(example)`: `[T]` integers, where a row holds several documents that do not see each other (`rows.pack`):
+      1 to `documents` for their positions, 0 for padding. Each document is then an example of its own: results are
+      `[B * documents]`, row by row, and the loss must be `[T]`.
 
     `include` and `exclude` choose the parameters that are attributed, by patterns of their paths as `uj.sites` prints
     them: `*` stands for anything, also across `/` (`include=("*lora*",)`, `exclude=("embed*",)`). The others count as
@@ -45,10 +48,17 @@ class Task:
     features: Callable[[Any, Any], Any] | None = None
     label: Callable[[Any], Any] | None = None
     batch_loss: Callable[[Any, Any], Any] | None = None
+    segments: Callable[[Any], Any] | None = None
+    documents: int = 0
     include: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
 
     def __post_init__(self):
+        if (self.segments is None) != (self.documents == 0) or self.documents < 0:
+            raise UsageError(
+                f"segments={self.segments} and documents={self.documents} belong together: the number of each "
+                "position's document, and how many a row holds at most"
+            )
         for name in ("include", "exclude"):
             if isinstance(patterns := getattr(self, name), str):
                 raise UsageError(f"{name}={patterns!r} is a string; a tuple of patterns was wanted: ({patterns!r},)")

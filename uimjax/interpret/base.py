@@ -57,7 +57,16 @@ class Scores(NamedTuple):
 
 
 def training_sites(task: Task, params: Any, data: Any, check: bool = True) -> Sites:
-    """The sites of a training loss, proven on the first rows; bad parameters and rows are refused before compiling."""
+    """The sites of a training loss, proven on the first rows; bad parameters and rows are refused before compiling.
+
+    Raises:
+        UsageError: rows are packed: a score belongs to a document, and an index has one entry a row.
+    """
+    if task.segments is not None:
+        raise UsageError(
+            "tracing takes one document a row, and this task packs several (segments). Pass the documents one by one "
+            "with a task without segments; `uj.collect` takes packed rows."
+        )
     row.check_finite(params, "parameters")
     row.count(data)
     row.check_finite(data, "training rows")

@@ -5,6 +5,7 @@ or not (GQA, arXiv 2305.13245), output tied to the embedding or not. Attention i
 its softmax to float32 on some versions, which a float64 oracle would see.
 """
 
+import dataclasses
 import functools
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -56,10 +57,19 @@ def _norm(shape: Shape, rngs: nnx.Rngs) -> nnx.Module:
     return (nnx.RMSNorm if shape.norm == "rms" else nnx.LayerNorm)(shape.width, rngs=rngs)
 
 
-def rotate(x: Any, base: float = 10000.0) -> Any:
-    """Turn the pairs `(x[..., k], x[..., k + D/2])` of `[T, H, D]` by the angle `t / base^(2k/D)`."""
-    time, half = x.shape[0], x.shape[-1] // 2
-    angle = jnp.arange(time)[:, None] / base ** (jnp.arange(half)[None, :] / half)
+def places(tokens: Any, segments: Any = None) -> Any:
+    """`[T]`: the position of each token in its own document; `segments` `[T]` tell documents of one row apart."""
+    time = jnp.arange(tokens.shape[0])
+    if segments is None:
+        return time
+    starts = jnp.concatenate([jnp.ones(1, bool), segments[1:] != segments[:-1]])
+    return time - jax.lax.cummax(jnp.where(starts, time, 0))
+
+
+def rotate(x: Any, place: Any, base: float = 10000.0) -> Any:
+    """Turn the pairs `(x[..., k], x[..., k + D/2])` of `[T, H, D]` by the angle `place / base^(2k/D)`."""
+    half = x.shape[-1] // 2
+    angle = place[:, None] / base ** (jnp.arange(half)[None, :] / half)
     cos, sin = (f(angle).astype(x.dtype)[:, None, :] for f in (jnp.cos, jnp.sin))
     one, two = x[..., :half], x[..., half:]
     return jnp.concatenate([one * cos - two * sin, two * cos + one * sin], -1)
@@ -76,17 +86,17 @@ class Attention(nnx.Module):
         self.key_value = plain(shape.width, 2 * shape.groups * per)
         self.out = plain(shape.heads * per, shape.width)
 
-    def __call__(self, x: Any) -> Any:
+    def __call__(self, x: Any, place: Any, seen: Any) -> Any:
         shape, time = self.shape, x.shape[0]
         per, groups = shape.width // shape.heads, shape.groups
         q = self.query(x).reshape(time, shape.heads, per)
         both = self.key_value(x).reshape(time, 2, groups, per)
         k, v = both[:, 0], both[:, 1]
         if shape.positions == "rotary":
-            q, k = rotate(q), rotate(k)
+            q, k = rotate(q, place), rotate(k, place)
         q = q.reshape(time, groups, shape.heads // groups, per)
         logits = jnp.einsum("tghd,sgd->ghts", q, k) / jnp.sqrt(per).astype(x.dtype)
-        logits = jnp.where(jnp.tril(jnp.ones((time, time), bool))[None, None], logits, -jnp.inf)
+        logits = jnp.where(seen[None, None], logits, -jnp.inf)
         mixed = jnp.einsum("ghts,sgd->tghd", jax.nn.softmax(logits, axis=-1), v)
         return self.out(mixed.reshape(time, -1))
 
@@ -113,13 +123,16 @@ class Block(nnx.Module):
         self.before, self.attention = _norm(shape, rngs), Attention(shape, rngs)
         self.between, self.feedforward = _norm(shape, rngs), Feedforward(shape, rngs)
 
-    def __call__(self, x: Any) -> Any:
-        x = x + self.attention(self.before(x))  # pyright: ignore[reportCallIssue]  # a norm, which is callable
+    def __call__(self, x: Any, place: Any, seen: Any) -> Any:
+        x = x + self.attention(self.before(x), place, seen)  # pyright: ignore[reportCallIssue]  # a norm, which is callable
         return x + self.feedforward(self.between(x))  # pyright: ignore[reportCallIssue]
 
 
 class Decoder(nnx.Module):
-    """Tokens `[T]` to the logits `[T, V]` of the token AFTER each; `features` `[T, D]` are the last layer's."""
+    """Tokens `[T]` to the logits `[T, V]` of the token AFTER each; `features` `[T, D]` are the last layer's.
+
+    With `segments` `[T]`, documents packed in one row: positions start anew in each, and none sees another.
+    """
 
     def __init__(self, shape: Shape, rngs: nnx.Rngs):
         self.shape = shape
@@ -132,16 +145,19 @@ class Decoder(nnx.Module):
         if not shape.tied:
             self.head = nnx.Linear(shape.width, shape.vocabulary, use_bias=False, rngs=rngs)
 
-    def features(self, tokens: Any) -> Any:
-        x = self.embedding[...][tokens]
+    def features(self, tokens: Any, segments: Any = None) -> Any:
+        x, place = self.embedding[...][tokens], places(tokens, segments)
+        seen = jnp.tril(jnp.ones((tokens.shape[0], tokens.shape[0]), bool))
+        if segments is not None:
+            seen = seen & (segments[:, None] == segments[None, :])
         if self.shape.positions == "learned":
-            x = x + self.position[: tokens.shape[0]]
+            x = x + (self.position[: tokens.shape[0]] if segments is None else self.position[...][place])
         for block in self.blocks:
-            x = block(x)
+            x = block(x, place, seen)
         return self.last(x)  # pyright: ignore[reportCallIssue]  # a norm, which is callable
 
-    def __call__(self, tokens: Any) -> Any:
-        found = self.features(tokens)
+    def __call__(self, tokens: Any, segments: Any = None) -> Any:
+        found = self.features(tokens, segments)
         return found @ self.embedding[...].T if self.shape.tied else self.head(found)
 
 
@@ -175,7 +191,8 @@ def _task_cached(graph: Any) -> Task:
 
 
 def decoder_task(graph: Any) -> Task:
-    """The task of one row `{"tokens": [T] int32, "counted": [T] float32}` for an NNX graph of a `Decoder`.
+    """The task of one row `{"tokens": [T] int32, "counted": [T] float32}` for an NNX graph of a `Decoder`; rows of
+    packed documents also hold `"segments"` `[T]` (`packed`).
 
     `loss` `[T]`, nats: entry t is -log p(token t | the tokens before), times `counted[t]`; entry 0 is 0. `outputs` are
     the logits `[T, V]`; `features` the mean over counted positions of the model's `features` (else logits), `[D]`.
@@ -185,22 +202,35 @@ def decoder_task(graph: Any) -> Task:
         return nnx.merge(graph, params, copy=True)
 
     def outputs(params: Any, example: Any) -> Any:
-        return model(params)(example["tokens"])
+        return model(params)(example["tokens"], **_segments(example))
 
     def loss(params: Any, example: Any) -> Any:
         tokens, counted = example["tokens"], example["counted"]
         logits = outputs(params, example)  # kept whole: cutting off the last row copies them forwards and backwards
         found = jnp.take_along_axis(logits, jnp.roll(tokens, -1)[:, None], axis=-1)[:, 0]
         nll = jax.nn.logsumexp(logits, axis=-1) - found
-        return jnp.concatenate([jnp.zeros(1, nll.dtype), nll[:-1] * counted[1:]])
+        counted = counted[1:]
+        if "segments" in example:  # the first token of a document is predicted by nothing
+            counted = counted * (example["segments"][1:] == example["segments"][:-1])
+        return jnp.concatenate([jnp.zeros(1, nll.dtype), nll[:-1] * counted])
 
     def features(params: Any, example: Any) -> Any:
         found, weight = model(params), example["counted"][:, None]
-        each = (
-            found.features(example["tokens"])
-            if callable(getattr(found, "features", None))
-            else found(example["tokens"])
-        )
+        represent = found.features if callable(getattr(found, "features", None)) else found
+        each = represent(example["tokens"], **_segments(example))
         return (each * weight).sum(0) / jnp.maximum(weight.sum(), 1.0)
 
     return Task(loss=loss, outputs=outputs, features=features)
+
+
+def _segments(example: Any) -> dict[str, Any]:
+    return {"segments": example["segments"]} if "segments" in example else {}
+
+
+def packed(task: Task, documents: int) -> Task:
+    """The same task for rows of up to `documents` documents each, told apart by their `"segments"` (`rows.pack`)."""
+    return dataclasses.replace(task, segments=_row_segments, documents=documents)
+
+
+def _row_segments(example: Any) -> Any:
+    return example["segments"]

@@ -1,11 +1,14 @@
 """The jaxpr interpreter: factored per-example gradients of any JAX loss, the model untouched."""
 
 from uimjax.taps.base import Dense, Direct, Factor, Gather, Layout, Leaf, Place, Site
-from uimjax.taps.capture import Factors, Sites, capture, check_budget, sites, verify
-from uimjax.taps.layouts import form, pair, spread
+from uimjax.taps.capture import Factors, Sites, capture, check_budget, sites
+from uimjax.taps.layouts import contract, expand, form, pair, spread
+from uimjax.taps.parts import axes_of, each_example, positions, tokens
+from uimjax.taps.proof import check_segments, verify
 from uimjax.taps.views import from_matrices, to_matrices
 
 __all__ = [
     "Dense", "Direct", "Factor", "Factors", "Gather", "Layout", "Leaf", "Place", "Site", "Sites",
-    "capture", "check_budget", "form", "from_matrices", "pair", "sites", "spread", "to_matrices", "verify",
+    "axes_of", "capture", "check_budget", "check_segments", "contract", "each_example", "expand", "form",
+    "from_matrices", "pair", "positions", "sites", "spread", "to_matrices", "tokens", "verify",
 ]  # fmt: skip

@@ -74,9 +74,10 @@ def bind(eqn: Any, values: Sequence[Any]) -> list[Any]:
 
 
 def source_line(eqn: Any) -> str:
-    """Where in the user's code an equation comes from, for error messages."""
+    """Where in the user's code an equation comes from, for error messages; in a library's where no frame is theirs."""
     frame = getattr(eqn.source_info, "traceback", None)
     frames = [f for f in (frame.frames if frame else []) if "/jax/" not in f.file_name]
+    frames.sort(key=lambda f: "/site-packages/" in f.file_name)  # stable: the innermost of theirs comes first
     return f"{frames[0].file_name}:{frames[0].line_num}" if frames else "an unknown place"
 
 

@@ -101,23 +101,45 @@ class Dense(NamedTuple):
     """Gradient `[B, n, I, O] = sum_t a[:, :, t, :, None] * g[:, :, t, None, :]`; a `[B, n, T, I]`, g `[B, n, T, O]`.
 
     Rows and columns are the parameter's own (`Layout`): for a weight used transposed the activation lies in `g`.
+    With `owner` `[B, K, T]` (0 or 1): K gradients a row, `[B * K, n, I, O]`, each the sum over its own positions.
     """
 
     a: Any
     g: Any
+    owner: Any = None
+
+    @property
+    def examples(self) -> int:
+        return _examples(self.g, self.owner)
 
 
 class Gather(NamedTuple):
-    """Gradient `[B, n, I, O] = sum_t onehot(ids[:, :, t], I)[..., None] * g[:, :, t, None, :]`; ids `[B, n, T]` int."""
+    """Gradient `[B, n, I, O] = sum_t onehot(ids[:, :, t], I)[..., None] * g[:, :, t, None, :]`; ids `[B, n, T]` int.
+
+    `owner` as in `Dense`.
+    """
 
     ids: Any
     g: Any
+    owner: Any = None
+
+    @property
+    def examples(self) -> int:
+        return _examples(self.g, self.owner)
 
 
 class Direct(NamedTuple):
     """The gradient itself, `[B, *parameter shape]`."""
 
     gradient: Any
+
+    @property
+    def examples(self) -> int:
+        return self.gradient.shape[0]
+
+
+def _examples(g: Any, owner: Any) -> int:
+    return g.shape[0] if owner is None else owner.shape[0] * owner.shape[1]
 
 
 Factor = Dense | Gather | Direct

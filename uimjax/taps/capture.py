@@ -8,6 +8,7 @@ import difflib
 import fnmatch
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from uimjax.errors import BudgetError, CoverageError, ShapeError, TapError, UsageError
+from uimjax.errors import BudgetError, ShapeError, TapError, UsageError
 from uimjax.taps import _compat, layouts, plan, run
 from uimjax.taps.base import Direct, Factor, Leaf
 from uimjax.task import Task
@@ -180,44 +181,49 @@ def capture(found: Sites, params: Any, batch: Any, budget: int = DIRECT_BUDGET) 
     Raises:
         BudgetError: the dense per-example gradients of direct sites would exceed `budget` bytes.
     """
-    args = jax.tree.leaves(params)
-    rows = jax.tree.leaves(batch)
+    check_budget(found, jax.tree.leaves(batch)[0].shape[0], budget)
+    losses, records, pull = forward(found, params, batch)
+    factors = assemble(found, params, records, pull(jnp.ones_like(losses)), layouts.factor)
+    return losses.sum(tuple(range(1, losses.ndim))), factors
+
+
+def forward(found: Sites, params: Any, batch: Any) -> tuple[Any, Any, Callable[[Any], dict[int, Any]]]:
+    """(losses `[B]` or `[B, T]`, the records of the sites, and the backward pass: from a cotangent of the losses to the
+    gradients `g` at the sites, by number)."""
+    args, rows = jax.tree.leaves(params), jax.tree.leaves(batch)
     size = rows[0].shape[0]
-    every = [site for leaf in (*found.leaves, *found.derived) for site in leaf.sites]
-    check_budget(found, size, budget)
 
-    def one(row, zeros):
+    def one(row: Any, zeros: Any) -> Any:
         outs, records = run.run(found.plan, [*args, *row], zeros)
-        return jnp.sum(outs[0]), records
+        return outs[0], records
 
-    def total(zeros):
-        losses, records = jax.vmap(one)(rows, zeros)
-        return jnp.sum(losses), (losses, records)
-
+    every = [site for leaf in (*found.leaves, *found.derived) for site in leaf.sites]
     zeros = {site.number: jnp.zeros((size, *site.tap_shape), site.tap_dtype) for site in every}
-    g, (losses, records) = jax.grad(total, has_aux=True)(zeros)
-    factors = {leaf.path: _leaf_factors(leaf, records, g) for leaf in found.leaves}
-    if found.derived:
-        factors = _pull_back(found, args, records, g, factors)
-    return losses, factors
+    losses, pull, records = jax.vjp(lambda zeros: jax.vmap(one)(rows, zeros), zeros, has_aux=True)
+    return losses, records, lambda cotangent: pull(cotangent)[0]
 
 
-def _leaf_factors(leaf: Leaf, records: Any, g: Any) -> tuple[Factor, ...]:
+def assemble(found: Sites, params: Any, records: Any, g: Any, make: Callable[..., Factor]) -> Factors:
+    """Each parameter's factors from what its sites recorded and their gradients: `make` is `layouts.factor`, or one
+    that takes rows apart on the way."""
+    factors = {leaf.path: _leaf_factors(leaf, records, g, make) for leaf in found.leaves}
+    return _pull_back(found, jax.tree.leaves(params), records, g, factors, make) if found.derived else factors
+
+
+def _leaf_factors(leaf: Leaf, records: Any, g: Any, make: Callable[..., Factor]) -> tuple[Factor, ...]:
     """Factored uses one by one; plain gradients of the same parameter are added into one."""
-    made = [
-        layouts.factor(site, records.get(site.number), g[site.number], leaf.layout, leaf.shape) for site in leaf.sites
-    ]
+    made = [make(site, records.get(site.number), g[site.number], leaf.layout, leaf.shape) for site in leaf.sites]
     plain = [f.gradient for f in made if isinstance(f, Direct)]
     factored = tuple(f for f in made if not isinstance(f, Direct))
     return (*factored, Direct(functools.reduce(jnp.add, plain))) if plain else factored
 
 
-def _pull_back(found: Sites, args: list[Any], records: Any, g: Any, factors: Factors) -> Factors:
+def _pull_back(found: Sites, args: list[Any], records: Any, g: Any, factors: Factors, make: Any) -> Factors:
     """Gradients of derived values, formed and carried back to the parameters by the parameter-only part's own vjp."""
     numbers = [int(leaf.path.split("/")[1]) for leaf in found.derived]
     cotangents = []
     for leaf in found.derived:
-        formed = layouts.form(leaf, _leaf_factors(leaf, records, g))
+        formed = layouts.form(leaf, _leaf_factors(leaf, records, g, make))
         assert formed is not None  # a derived value without a use is none
         cotangents.append(formed.astype(leaf.dtype))
 
@@ -265,83 +271,3 @@ def _formed(found: Sites, leaf: Leaf) -> list[tuple[int, str]]:
         ):
             out.append((max(leaf.size, math.prod(site.tap_shape)), site.line))
     return out
-
-
-def verify(task: Task, found: Sites, params: Any, batch: Any, examples: int = 4) -> None:
-    """Prove coverage on real rows: factors formed and summed must equal `jax.grad` of the summed loss, leaf by leaf.
-
-    Relative tolerance 1e-9 in float64, 1e-3 in float32, 5e-2 where anything is coarser (mixed precision). Where the
-    task gives `batch_loss`, its value must equal the sum over examples.
-
-    Raises:
-        CoverageError: names the parameter that differs, or `batch_loss`.
-    """
-    batch = jax.tree.map(lambda x: x[:examples], batch)
-
-    gradients, total = _both_ways(task, found)
-    mine = gradients(params, batch)
-    summed, truth = total(params, batch)
-    named = jax.tree_util.tree_flatten_with_path(truth)[0]
-    reference = {jax.tree_util.keystr(path, simple=True, separator="/") or "params": leaf for path, leaf in named}
-    rough = max(_tolerance(dtype) for dtype in _dtypes(found))
-    sizes = jax.device_get(_differences(mine, {leaf.path: reference[leaf.path] for leaf in found.leaves}))
-    whole_norm = math.sqrt(sum(float(scale) ** 2 for _, scale in sizes.values()))
-    for leaf in found.leaves:
-        error, scale = sizes[leaf.path]
-        if not error <= rough * (scale + 1e-3 * whole_norm):
-            raise CoverageError(
-                f"the per-example gradients of {leaf.path} do not add up to jax.grad: off by {error:.3g} where the "
-                f"gradient's norm is {scale:.3g}. Please report it with this loss; meanwhile move the parameter out of "
-                f"the loss, or write its use as a matmul. Uses: {[f'{s.kind} at {s.line}' for s in leaf.sites]}"
-            )
-    if task.batch_loss is not None:
-        whole = float(task.batch_loss(params, batch))
-        if not abs(whole - float(summed)) <= 1e-3 * max(abs(float(summed)), 1e-6):
-            raise CoverageError(
-                f"batch_loss gives {whole:.6g} on the first {len(jax.tree.leaves(batch)[0])} examples and the sum over "
-                "single examples is "
-                f"{float(summed):.6g}. Examples are coupled (batch norm in training mode, MoE capacity), or batch_loss "
-                "is a mean where the sum was wanted. Put normalisation in evaluation mode, then try again."
-            )
-
-
-@functools.lru_cache(maxsize=32)
-def _both_ways(task: Task, found: Sites):
-    """Compiled: the summed gradients from the factors, by path; and the summed loss with its `jax.grad`."""
-
-    def gradients(params, batch):
-        _, factors = capture(found, params, batch)
-        formed = {leaf.path: layouts.form(leaf, factors[leaf.path]) for leaf in found.leaves}
-        return {
-            leaf.path: jnp.zeros(leaf.shape, leaf.dtype) if formed[leaf.path] is None else formed[leaf.path].sum(0)
-            for leaf in found.leaves
-        }
-
-    def total(params, batch):
-        return jnp.sum(jax.vmap(lambda row: jnp.sum(task.loss(params, row)))(batch))
-
-    return jax.jit(gradients), jax.jit(jax.value_and_grad(total, allow_int=True))
-
-
-@jax.jit
-def _differences(mine: dict[str, Any], truth: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """(norm of the difference, norm of the truth) by path; numbers, which every process can read."""
-
-    def norm(x):
-        largest = jnp.max(jnp.abs(x), initial=0.0)  # squares of it may overflow
-        return largest * jnp.linalg.norm((x / jnp.where(largest > 0, largest, jnp.ones_like(largest))).ravel())
-
-    def wide(x):
-        return x if x.dtype.itemsize >= 4 else x.astype(jnp.float32)
-
-    return {path: (norm(wide(mine[path]) - wide(g)), norm(wide(g))) for path, g in truth.items()}
-
-
-def _dtypes(found: Sites) -> set[Any]:
-    """Of parameters and of the values they meet: the coarsest decides how near two ways of adding up can come."""
-    every = (*found.leaves, *found.derived)
-    return {leaf.dtype for leaf in every} | {site.tap_dtype for leaf in every for site in leaf.sites}
-
-
-def _tolerance(dtype: Any) -> float:
-    return {8: 1e-9, 4: 1e-3}.get(jnp.dtype(dtype).itemsize, 5e-2)

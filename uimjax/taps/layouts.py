@@ -1,7 +1,7 @@
 """From what the taps recorded to factors in each parameter's own rows and columns."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -159,21 +159,27 @@ def orientation(site: Site, layout: Layout) -> str:
 # ---------------------------------------------------------------- raw records to factors
 
 
-def factor(site: Site, record: Any, g: Any, layout: Layout, shape: tuple[int, ...]) -> Factor:
-    """One site's factor. `record` `[B, *levels, *data shape]`, `g` `[B, *levels, *output shape]`."""
+def factor(
+    site: Site, record: Any, g: Any, layout: Layout, shape: tuple[int, ...], part: Callable[[Any], Any] | None = None
+) -> Factor:
+    """One site's factor. `record` `[B, *levels, *data shape]`, `g` `[B, *levels, *output shape]`.
+
+    `part` takes a factored site's factor apart before it is laid out.
+    """
     if site.kind == "bias":
         return Direct(_to_source(site, _unbroadcast(site, g), shape))
     if site.kind == "scale":
         return Direct(_to_source(site, _unbroadcast(site, _times(site, record, g)), shape))
     if site.kind == "direct":
         return Direct(_to_source(site, g, shape))
-    found = {"dense": _dense, "conv": _conv, "embed": _embed}[site.kind](site, record, g)
+    found = raw_factor(site, record, g)
+    found = found if part is None else part(found)
     if site.view.scale != 1.0:
         found = found._replace(g=found.g * jnp.asarray(site.view.scale, found.g.dtype))
     way = orientation(site, layout)
     if way == "swapped":
         assert isinstance(found, Dense)
-        return Dense(found.g, found.a)
+        return Dense(found.g, found.a, found.owner)
     if way == "apart":
         own, used = site_layout(site), _used(site)
         assert own is not None
@@ -183,10 +189,34 @@ def factor(site: Site, record: Any, g: Any, layout: Layout, shape: tuple[int, ..
     return found
 
 
+def raw_factor(site: Site, record: Any, g: Any) -> Any:
+    """A factored site's factor in the site's own rows and columns, unscaled."""
+    return {"dense": _dense, "conv": _conv, "embed": _embed}[site.kind](site, record, g)
+
+
+def contract(a: Any, g: Any, owner: Any) -> Any:
+    """`sum_t a_t (x) g_t` `[B, n, I, O]`; with `owner` each gradient's own positions, `[B * K, n, I, O]`."""
+    if owner is None:
+        return jnp.einsum("bnti,bnto->bnio", a, g)
+    mine = g[:, None] * owner[:, :, None, :, None].astype(g.dtype)
+    found = jnp.einsum("bnti,bknto->bknio", a, mine)
+    return found.reshape(-1, *found.shape[2:])
+
+
+def expand(found: Any) -> Any:
+    """The same gradients without an owner: each row's data repeated for its K gradients. Memory: K times."""
+    if found.owner is None:
+        return found
+    k = found.owner.shape[1]
+    g = found.g[:, None] * found.owner[:, :, None, :, None].astype(found.g.dtype)
+    return type(found)(jnp.repeat(found[0], k, 0), g.reshape(-1, *g.shape[2:]))
+
+
 def matrices(found: Factor, rows: int):
     """A factored gradient formed: `[B, n, I, O]`; `rows` is I."""
     if isinstance(found, Dense):
-        return jnp.einsum("bnti,bnto->bnio", found.a, found.g)
+        return contract(found.a, found.g, found.owner)
+    found = expand(found)
     assert isinstance(found, Gather)
     batch, n, _ = found.ids.shape
     lead = jnp.arange(batch)[:, None, None], jnp.arange(n)[None, :, None]
