@@ -4,12 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 
 from tests import programs
 from uimjax import factors as algebra
 from uimjax import sketch as sk
 from uimjax.errors import UsageError
-from uimjax.taps import sites
+from uimjax.taps import capture, sites, to_matrices
 from uimjax.task import Task
 
 
@@ -110,6 +111,47 @@ def test_the_sketch_of_slices_is_that_of_the_whole_parameter(rng):
         np.testing.assert_allclose(got[name], expected, rtol=1e-6, atol=1e-12, err_msg=name)
     wide = project(found, sk.matrices(sk.Sketch(64), found), factors)
     np.testing.assert_allclose(wide["qkv"][:, 0], want["qkv"], rtol=1e-9, atol=1e-14, err_msg="kept whole")
+
+
+NHWC = ("NHWC", "HWIO", "NHWC")
+CONVOLUTIONS = {  # data shape, kernel shape, numbers, strides, padding, and other choices
+    "strided": ((1, 9, 8, 3), (3, 2, 3, 5), NHWC, (2, 1), "SAME", {}),
+    "dilated": ((2, 4, 9), (5, 4, 3), ("NCH", "OIH", "NCH"), (1,), [(1, 3)], {"rhs_dilation": (2,)}),
+    "transposed": ((1, 5, 4, 3), (3, 3, 3, 5), NHWC, (1, 1), [(2, 1), (0, 2)], {"lhs_dilation": (2, 2)}),
+    "odd axes": ((3, 6, 2, 7), (2, 4, 3, 3), ("CHNW", "WOHI", "HCWN"), (1, 2), "VALID", {}),
+    "grouped": ((1, 9, 8, 4), (3, 2, 2, 6), NHWC, (1, 1), "SAME", {"feature_group_count": 2}),
+}
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+@pytest.mark.usefixtures("x64")
+def test_a_convolution_is_sketched_without_patches(name, rng):
+    """By convolving with the projection as kernel (one group), whatever the layout, the scale, the transposition."""
+    shape, kernel, numbers, strides, padding, more = CONVOLUTIONS[name]
+    params = jnp.asarray(rng.normal(size=kernel[::-1]))
+
+    def loss(w, x):
+        kernel = w.T * 0.5
+        return jnp.sum(
+            jnp.sin(lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=numbers, **more))
+        )
+
+    batch = jnp.asarray(rng.normal(size=(3, *shape)))
+    found = sites(Task(loss), params, batch[0])
+    ((factor,),) = programs.captured(found, params, batch)[1].values()
+    assert (factor.image is None) == (name == "grouped")
+    drawn = sk.matrices(sk.Sketch(2), found)
+    ((rows, cols),) = drawn.values()
+    (leaf,) = found.used
+    want = to_matrices(programs.brute_force(loss, params, batch)[1], leaf.layout)
+    for side, spec in ((rows, "bnio,nip->bnpo"), (cols, "bnpo,noq->bnpq")):
+        want = want if side is None else jnp.einsum(spec, want, side)
+    ((path, got),) = project(found, drawn, programs.captured(found, params, batch)[1]).items()
+    np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-10, err_msg=path)
+    patches = f",{factor.a.shape[2]},{leaf.layout.shape[1]}]"
+    for made, cut in ((lambda f: sk.project(found, drawn, f), name == "grouped"), (lambda f: f, True)):
+        program = jax.jit(lambda w, x, made=made: made(capture(found, w, x)[1]))
+        assert (patches in program.lower(params, batch).compile().as_text()) == cut, "patches are dead code"
 
 
 def test_batch_split_and_row_order_change_nothing(rng):

@@ -2,7 +2,7 @@
 
 Two-sided (Kronecker) sketch of a matrix gradient G `[I, O]`: `P_I^T G P_O`, `[p, q]`, computed from the factors as
 `sum_t (P_I^T a_t) (P_O^T g_t)^T`, so G is never formed (LoGra: Choe et al. 2024, arXiv 2405.13954). Vectors get a one-
-sided sketch of p*q numbers. An axis no longer than its sketch is kept whole.
+sided sketch of 4p numbers. An axis no longer than its sketch is kept whole.
 
 *Guarantees*: `E <sketch(x), sketch(y)> = <x, y>` over seeds for every parameter shape (each matrix has independent
 entries of mean 0 and variance 1/p, so `E[P P^T] = I`); the same for any batch split, padding or device count; two uses
@@ -27,15 +27,18 @@ from uimjax.taps import (
     Gather,
     Leaf,
     Place,
+    Site,
     Sites,
     contract,
+    convolved,
+    factored,
     from_matrices,
     pair,
     spread,
     to_matrices,
 )
 
-VERSION = 1  # of how matrices follow from (seed, parameter, axis); stored in every index
+VERSION = 2  # of how matrices follow from (seed, parameter, axis); stored in every index
 
 
 @dataclass(frozen=True)
@@ -57,10 +60,11 @@ Matrices = dict[str, tuple[Any, Any]]  # path -> (rows [n, I, p] or None, cols [
 
 
 def sides(sketch: Sketch, leaf: Leaf) -> tuple[int, int]:
-    """(p, q) of one parameter: matrices get rank x rank, vectors rank^2, and never more than the axis has."""
+    """(p, q) of one parameter: matrices get rank x rank, vectors 4 x rank (their products then vary less than those of
+    matrices, at a quarter of the width), and never more than the axis has."""
     _, rows, cols = leaf.layout.shape
     if rows == 1 or cols == 1:
-        return min(rows, sketch.rank**2), min(cols, sketch.rank**2)
+        return min(rows, 4 * sketch.rank), min(cols, 4 * sketch.rank)
     return min(rows, sketch.rank), min(cols, sketch.rank)
 
 
@@ -123,14 +127,14 @@ def _leaf_project(leaf: Leaf, drawn: tuple[Any, Any], factors: tuple[Factor, ...
     rows, cols = drawn
     shape = (n, *(axis if side is None else side.shape[2] for axis, side in zip(axes, drawn, strict=True)))
     total = None
-    for factor, where in pair(leaf, factors):
+    for (site, _), (factor, where) in zip(factored(leaf), pair(leaf, factors), strict=False):
         where = where or Place(None, None, None)
         kept = Place(where.stack, where.rows if rows is None else None, where.cols if cols is None else None)
-        part = _factor_project(factor, _part(rows, where.stack, where.rows), _part(cols, where.stack, where.cols))
+        part = _factor_project(site, factor, _part(rows, where.stack, where.rows), _part(cols, where.stack, where.cols))
         if part is None:  # a short table, kept whole: its rows are picked by one-hot
             count = axes[0] if where.rows is None else len(where.rows)
             eye = jnp.broadcast_to(jnp.eye(count, dtype=factor.g.dtype), (factor.g.shape[1], count, count))
-            part = _factor_project(factor, eye, _part(cols, where.stack, where.cols))
+            part = _factor_project(site, factor, eye, _part(cols, where.stack, where.cols))
         total = spread(total, part, kept, shape)
     if isinstance(factors[-1], Direct):
         full = to_matrices(factors[-1].gradient, leaf.layout)
@@ -148,9 +152,12 @@ def _part(matrix: Any, stack: Any, axis: Any) -> Any:
     return matrix if axis is None else matrix[:, axis]
 
 
-def _factor_project(factor: Dense | Gather, rows: Any, cols: Any) -> Any:
+def _factor_project(site: Site, factor: Dense | Gather, rows: Any, cols: Any) -> Any:
     """`[B, n, p, q]` of one factored use; None for a lookup in a table without a projection."""
     g = factor.g if cols is None else _apply(factor.g, cols)
+    if isinstance(factor, Dense) and factor.image is not None and rows is not None:
+        image = _wide(factor.image)
+        return contract(convolved(site, image, rows[0].astype(image.dtype)), g, factor.owner)
     if isinstance(factor, Dense):
         a = factor.a if rows is None else _apply(factor.a, rows)
         return contract(a, g, factor.owner)
@@ -160,7 +167,11 @@ def _factor_project(factor: Dense | Gather, rows: Any, cols: Any) -> Any:
     return contract(picked, g, factor.owner)
 
 
-def _apply(x, matrix):
+def _wide(x: Any) -> Any:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _apply(x: Any, matrix: Any) -> Any:
     """`[B, n, T, I]` times `[n, I, p]`; one GEMM where the stack has one entry."""
     matrix = matrix.astype(jnp.promote_types(x.dtype, jnp.float32))
     if matrix.shape[0] == 1:

@@ -102,11 +102,13 @@ class Dense(NamedTuple):
 
     Rows and columns are the parameter's own (`Layout`): for a weight used transposed the activation lies in `g`.
     With `owner` `[B, K, T]` (0 or 1): K gradients a row, `[B * K, n, I, O]`, each the sum over its own positions.
+    `image`: what the patches in `a` are cut from, where a convolution may stand for a product with them.
     """
 
     a: Any
     g: Any
     owner: Any = None
+    image: Any = None
 
     @property
     def examples(self) -> int:

@@ -352,7 +352,32 @@ def _conv(site: Site, record: Any, g: Any) -> Dense:
         out_axes[axis] = label
     stack, positions = _split([*levels, groups, *marks])
     rows = views.in_order([atom for dim in inner for atom in dim])
+    whole = not site.levels and conv.groups == 1 and not any(a.whole for a in rows) and not site.view.fixed
     return Dense(
         _fold(patches, patch_axes, stack, positions, rows),
         _fold(g, [*levels, *out_axes], stack, positions, views.in_order(cols)),
+        image=record if whole else None,
     )
+
+
+def convolved(site: Site, image: Any, matrix: Any) -> Any:
+    """`[B, 1, T, p]`: the patches of `image` times `matrix` `[I, p]`, as a convolution with the matrix for its kernel:
+    no patch is cut, and it costs what the layer itself does."""
+    conv, dims = site.detail, site.view.dims
+    inner = [dims[axis] for axis in conv.rhs[1:]]
+    rows = views.in_order([atom for dim in inner for atom in dim])
+    kernel = views.arrange(matrix.T, [rows], inner)  # [p, C, *window]
+    kernel = jnp.moveaxis(kernel, (0, 1), (-1, -2))  # [*window, C, p], the order that XLA's CPU backend is fast in
+    rank = kernel.ndim
+    merged = jnp.moveaxis(image, 1 + conv.lhs[0], 1)
+    merged = merged.reshape(-1, *merged.shape[2:])
+    left = [axis for axis in range(rank) if axis != conv.lhs[0]]  # axes of the data after the batch's
+    numbers = lax.ConvDimensionNumbers(
+        (0, *(1 + left.index(axis) for axis in conv.lhs[1:])),
+        (rank - 1, rank - 2, *range(rank - 2)),
+        (0, rank - 1, *range(1, rank - 1)),
+    )
+    out = lax.conv_general_dilated(
+        merged, kernel, conv.strides, conv.padding, conv.lhs_dilation, conv.rhs_dilation, numbers
+    )
+    return out.reshape(image.shape[0], 1, -1, out.shape[-1])
