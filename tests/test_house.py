@@ -38,7 +38,7 @@ INSIDE = {
     "uimjax.mitigate": ["unlearning", "edit", "oracle", "proof"],
     "uimjax.report": ["tables", "summary", "markup", "charts", "page"],
     "uimjax.audit": ["base", "backdoor", "behaviour", "leak", "scorecard"],
-    "uimjax.curvature": ["base", "identity", "projected"],
+    "uimjax.curvature": ["base", "identity", "kronecker", "projected"],
     "uimjax.models": ["classifiers", "decoder"],
     "uimjax.workflow": ["base", "vision", "text"],
 }

@@ -205,7 +205,7 @@ def contract(a: Any, g: Any, owner: Any) -> Any:
 
 def expand(found: Any) -> Any:
     """The same gradients without an owner: each row's data repeated for its K gradients. Memory: K times."""
-    if found.owner is None:
+    if isinstance(found, Direct) or found.owner is None:
         return found
     k = found.owner.shape[1]
     g = found.g[:, None] * found.owner[:, :, None, :, None].astype(found.g.dtype)

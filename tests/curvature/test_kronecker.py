@@ -1,0 +1,101 @@
+"""Covariances and eigenvalues from factors, against gradients and factors formed one by one in float64."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests import programs
+from uimjax.curvature import kronecker
+from uimjax.taps import Direct, Gather, pair, sites, to_matrices
+from uimjax.task import Task
+
+NAMES = ["mlp", "decoder_scanned", "nnx_cnn", "slices"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.usefixtures("x64")
+def test_statistics_equal_those_of_the_gradients(name, rng, monkeypatch):
+    loss, params, batch = programs.ALL[name](rng, jnp.float64)
+    found = sites(Task(loss), params, jax.tree.map(lambda x: x[0], batch))
+    _, factors = programs.captured(found, params, batch)
+    want = jax.tree_util.tree_flatten_with_path(programs.brute_force(loss, params, batch)[1])[0]
+    gradients = {jax.tree_util.keystr(p, simple=True, separator="/"): g for p, g in want}
+    sums = jax.jit(functools.partial(kronecker.covariances, found))(factors)
+    bases = kronecker.eigenbases(sums)
+    small = {}
+    for chunk in (1, 1 << 30):
+        monkeypatch.setattr(kronecker, "CHUNK_BYTES", chunk)
+        small[chunk] = jax.jit(functools.partial(kronecker.eigenvalues, found))(factors, bases)
+    for leaf in found.used:
+        n, i, o = leaf.layout.shape
+        formed = np.asarray(to_matrices(gradients[leaf.path], leaf.layout))
+        rows, cols = (np.eye(size)[None].repeat(n, 0) if q is None else np.asarray(q)
+                      for q, size in zip(bases[leaf.path], (i, o), strict=True))  # fmt: skip
+        rotated = np.einsum("bnio,nik,nol->bnkl", formed, rows, cols)
+        for got in small.values():
+            np.testing.assert_allclose(got[leaf.path], (rotated**2).sum(0), rtol=1e-8, atol=1e-14, err_msg=leaf.path)
+        np.testing.assert_allclose(small[1][leaf.path].sum(), (formed**2).sum(), rtol=1e-9)
+        for side, basis in zip(sums[leaf.path], bases[leaf.path], strict=True):
+            if side is not None:
+                diagonal = np.einsum("nji,njk,nkl->nil", basis, side, basis)
+                assert np.abs(diagonal - np.einsum("nii->ni", diagonal)[..., None] * np.eye(side.shape[1])).max() < 1e-9
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.usefixtures("x64")
+def test_covariances_equal_the_sums_over_positions(name, rng):
+    loss, params, batch = programs.ALL[name](rng, jnp.float64)
+    found = sites(Task(loss), params, jax.tree.map(lambda x: x[0], batch))
+    _, factors = programs.captured(found, params, batch)
+    mask = jnp.asarray([True, False, *[True] * (len(jax.tree.leaves(batch)[0]) - 2)])
+    got = kronecker.covariances(found, factors, mask)
+    checked = 0
+    for leaf in found.used:
+        n, i, o = leaf.layout.shape
+        uses = factors[leaf.path]
+        if any(isinstance(use, Direct) for use in uses):
+            continue
+        checked += 1
+        rows, cols = np.zeros((n, i, i)), np.zeros((n, o, o))
+        for use, where in pair(leaf, uses):
+            stack, at, to = (
+                np.arange(k) if w is None else w for k, w in zip((n, i, o), where or [None] * 3, strict=True)
+            )
+            a = np.zeros((*use.g.shape[:3], len(at)))
+            if isinstance(use, Gather):
+                np.put_along_axis(a, np.asarray(use.ids)[..., None], 1.0, 3)
+            else:
+                a = np.asarray(use.a)
+            g = np.asarray(use.g)
+            for b in np.flatnonzero(np.asarray(mask)):
+                for k, entry in enumerate(stack):
+                    rows[entry][np.ix_(at, at)] += a[b, k].T @ a[b, k]
+                    cols[entry][np.ix_(to, to)] += g[b, k].T @ g[b, k]
+        looked_up = any(isinstance(use, Gather) for use in uses)
+        for side, want in zip(got[leaf.path], (rows, cols), strict=True):
+            if side is None:
+                assert want.shape[1] == 1 or looked_up
+            else:
+                np.testing.assert_allclose(side, want, rtol=1e-9, atol=1e-14, err_msg=leaf.path)
+    assert checked >= 2
+
+
+def test_padding_and_the_order_of_batches_change_nothing(rng):
+    loss, params, batch = programs.decoder(rng, jnp.float32, batch=5)
+    found = sites(Task(loss), params, jax.tree.map(lambda x: x[0], batch))
+
+    @jax.jit
+    def both(batch, mask, bases):
+        factors = programs.capture(found, params, batch)[1]
+        return kronecker.covariances(found, factors, mask), kronecker.eigenvalues(found, factors, bases, mask)
+
+    first = programs.captured(found, params, batch)[1]
+    bases = kronecker.eigenbases(kronecker.covariances(found, first))
+    whole = both(batch, jnp.ones(5, bool), bases)
+    ids = np.array([3, 1, 3, 0, 4, 2])  # row 3 stands there twice, and its first copy is padding
+    parts = [both({"tokens": batch["tokens"][ids[k : k + 3]]}, jnp.asarray([k > 0, True, True]), bases) for k in (0, 3)]
+    for one, two, every in zip(*map(jax.tree.leaves, (*parts, whole)), strict=True):
+        np.testing.assert_allclose(one + two, every, rtol=2e-4, atol=1e-5 * float(np.abs(every).max()))
