@@ -38,6 +38,7 @@ INSIDE = {
     "uimjax.mitigate": ["unlearning", "edit", "oracle", "proof"],
     "uimjax.report": ["tables", "summary", "markup", "charts", "page"],
     "uimjax.audit": ["base", "backdoor", "behaviour", "leak", "scorecard"],
+    "uimjax.sketch": ["base", "kronecker", "dense", "sparse", "truncated", "unsketched"],
     "uimjax.curvature": ["base", "identity", "kronecker", "projected"],
     "uimjax.models": ["classifiers", "decoder"],
     "uimjax.workflow": ["base", "vision", "text"],

@@ -47,8 +47,8 @@ def test_every_output_equals_what_it_is_by_itself(rng):
         np.testing.assert_allclose(found["leaf_norms"][name], want, rtol=1e-4, atol=1e-6)
     seen = sites(task, params, jax.tree.map(lambda x: x[0], rows))
     np.testing.assert_allclose(algebra.norm(seen, found["factors"]), found["norm"], rtol=1e-5)
-    projections = sketch.project(seen, sketch.matrices(choice, seen), capture(seen, params, rows)[1])
-    np.testing.assert_allclose(found["sketch"], sketch.rows(seen, projections), rtol=1e-4, atol=1e-5)
+    want = sketch.rows(seen, choice, sketch.drawn(seen, choice), capture(seen, params, rows)[1])
+    np.testing.assert_allclose(found["sketch"], want, rtol=1e-4, atol=1e-5)
     logits = np.asarray(jax.vmap(functools.partial(task.outputs, params))(rows), np.float64)
     for b, y in enumerate(np.asarray(rows["y"])):
         others = np.delete(logits[b], y)
@@ -79,7 +79,7 @@ def test_a_curvature_streams_from_the_pass_and_padding_adds_nothing(rng):
 def test_a_further_output_adds_its_own_arithmetic_alone(rng):
     task, params, rows = classifier(rng, batch=64)
     seen = sites(task, params, jax.tree.map(lambda x: x[0], rows))
-    drawn = sketch.drawn_matrices(seen, uj.Sketch(2))
+    drawn = sketch.drawn(seen, uj.Sketch(2))
 
     def flops(*wanted):
         program = onepass._program(task, seen, wanted, uj.Sketch(2) if "sketch" in wanted else None, None)

@@ -1,5 +1,7 @@
 """Sketches: unbiased with the right scale for every shape, the same for any batch, and true to the formed gradient."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,8 +10,9 @@ from jax import lax
 
 from tests import programs
 from uimjax import factors as algebra
-from uimjax import sketch as sk
+from uimjax import sketch
 from uimjax.errors import UsageError
+from uimjax.sketch import kronecker as sk
 from uimjax.taps import capture, sites, to_matrices
 from uimjax.task import Task
 
@@ -21,8 +24,7 @@ def made(name, rng, dtype=jnp.float32, **kw):
 
 
 def sketched(found, factors, choice):
-    drawn = sk.matrices(choice, found)
-    return sk.rows(found, project(found, drawn, factors))
+    return jax.jit(functools.partial(sketch.rows, found, choice))(sketch.drawn(found, choice), factors)
 
 
 def project(found, drawn, factors):
@@ -67,7 +69,7 @@ def test_scale_does_not_depend_on_the_shape():
         def ratio(seed, found=found, factors=factors, exact=exact):
             (leaf,) = found.used
             drawn = {leaf.path: sk._leaf_matrices(sk.Sketch(8), leaf, jax.random.key(seed))}
-            return jnp.mean(jnp.sum(sk.rows(found, sk.project(found, drawn, factors)) ** 2, 1) / exact)
+            return jnp.mean(jnp.sum(sk.apply(sk.Sketch(8), found, drawn, factors, found, 16) ** 2, 1) / exact)
 
         ratios = np.asarray(jax.lax.map(ratio, jnp.arange(1500)), np.float64)
         error = ratios.std() / np.sqrt(len(ratios))

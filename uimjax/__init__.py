@@ -14,6 +14,8 @@ _WHERE = {
     "contrast": "uimjax.task",
     "sites": "uimjax.taps",
     "Sketch": "uimjax.sketch",
+    "DenseSketch": "uimjax.sketch",
+    "SparseSketch": "uimjax.sketch",
     "per_example_gradients": "uimjax.factors",
     "gradient_norms": "uimjax.factors",
     "collect": "uimjax.onepass",
@@ -40,7 +42,9 @@ if TYPE_CHECKING:
     from uimjax.interpret.trace import trace as trace
     from uimjax.mesh import make_mesh as make_mesh
     from uimjax.onepass import collect as collect
+    from uimjax.sketch import DenseSketch as DenseSketch
     from uimjax.sketch import Sketch as Sketch
+    from uimjax.sketch import SparseSketch as SparseSketch
     from uimjax.taps import sites as sites
     from uimjax.task import Measurement as Measurement
     from uimjax.task import Task as Task

@@ -11,7 +11,7 @@ from uimjax import factors as algebra
 from uimjax import sketch as sketching
 from uimjax.curvature import Curvature
 from uimjax.errors import UnknownNameError, UsageError
-from uimjax.sketch import Sketch
+from uimjax.sketch import AnySketch, Sketch
 from uimjax.taps import Sites, axes_of, each_example, positions, tokens
 from uimjax.task import Task
 
@@ -26,7 +26,7 @@ def collect(
     batch: Any,
     want: Iterable[str] = ("loss", "norm"),
     *,
-    sketch: Sketch | None = None,
+    sketch: AnySketch | None = None,
     curvature: Curvature | None = None,
     mask: Any = None,
     per: Literal["example", "position", "token"] = "example",
@@ -66,9 +66,9 @@ def collect(
     found = algebra.proven(task, params, batch)
     axes = None if per == "example" else axes_of(task, found, params, batch)
     chosen = (sketch or Sketch()) if {"sketch", "curvature"} & set(wanted) else None
-    drawn = sketching.drawn_matrices(found, chosen)
+    drawn = sketching.drawn(found, chosen)
     if per != "example":
-        return _apart(found, axes, wanted, per)(params, batch, drawn)
+        return _apart(found, axes, wanted, chosen, per)(params, batch, drawn)
     return _program(task, found, wanted, chosen, curvature)(params, batch, drawn, mask)
 
 
@@ -95,7 +95,7 @@ def _check(task: Task, wanted: tuple[str, ...], sketch: Any, curvature: Any, mas
 
 
 @functools.lru_cache(maxsize=32)
-def _apart(found: Sites, axes: Any, wanted: tuple[str, ...], per: str):
+def _apart(found: Sites, axes: Any, wanted: tuple[str, ...], sketch: AnySketch | None, per: str):
     """Compiled: the outputs of every position, or of every token's loss, `[B, T, ...]`."""
 
     def finish(drawn: Any, factors: Any) -> dict[str, Any]:
@@ -103,7 +103,7 @@ def _apart(found: Sites, axes: Any, wanted: tuple[str, ...], per: str):
         made = {
             "norm": lambda: jnp.sqrt(sum(sums.values())),
             "leaf_norms": lambda: {path: jnp.sqrt(square) for path, square in sums.items()},
-            "sketch": lambda: sketching.rows(found, sketching.project(found, drawn, factors)),
+            "sketch": lambda: sketching.rows(found, sketch, drawn, factors),
             "gradients": lambda: algebra.dense(found, factors),
         }
         return {name: made[name]() for name in wanted if name != "loss"}
@@ -120,11 +120,11 @@ def _apart(found: Sites, axes: Any, wanted: tuple[str, ...], per: str):
 
 
 @functools.lru_cache(maxsize=32)
-def _program(task: Task, found: Sites, wanted: tuple[str, ...], sketch: Sketch | None, curvature: Curvature | None):
+def _program(task: Task, found: Sites, wanted: tuple[str, ...], sketch: AnySketch | None, curvature: Curvature | None):
     def program(params: Any, batch: Any, drawn: Any, mask: Any) -> dict[str, Any]:
         losses, factors = each_example(task, found, params, batch)
         sums = algebra.leaf_norms(found, factors) if {"norm", "leaf_norms"} & set(wanted) else {}
-        rows = None if sketch is None else sketching.rows(found, sketching.project(found, drawn, factors))
+        rows = None if sketch is None else sketching.rows(found, sketch, drawn, factors)
         made = {
             "loss": lambda: losses,
             "norm": lambda: jnp.sqrt(sum(sums.values())),

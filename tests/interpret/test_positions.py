@@ -1,5 +1,7 @@
 """Token scores against brute force: a token's own gradient formed in plain JAX, one at a time."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +17,7 @@ from uimjax.interpret.trajectory import over_checkpoints
 from uimjax.models.decoder import Shape, build_decoder
 from uimjax.rows import example_spec
 from uimjax.sketch import Sketch
-from uimjax.taps import sites
+from uimjax.taps import Direct, sites
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +47,7 @@ def test_a_share_is_the_product_with_that_tokens_own_gradient(made):
     asked = trace.ask(index, task, params, data, f, query, "grad_dot")
     shares = token_scores(asked, task, params, data)
     found = sites(task, params, example_spec(data))
-    drawn = sketching.matrices(index.sketch, found)
+    drawn = sketching.drawn(found, index.sketch)
 
     def sketched(gradient):
         from uimjax.taps import Direct
@@ -53,7 +55,7 @@ def test_a_share_is_the_product_with_that_tokens_own_gradient(made):
         paths, leaves = zip(*jax.tree_util.tree_flatten_with_path(gradient)[0], strict=True)
         names = [jax.tree_util.keystr(p, simple=True, separator="/") for p in paths]
         factors = {n: (Direct(leaf[None]),) for n, leaf in zip(names, leaves, strict=True)}
-        return sketching.rows(found, sketching.project(found, drawn, factors))[0]
+        return sketching.rows(found, index.sketch, drawn, factors)[0]
 
     own = jax.jit(jax.grad(lambda p, e, t: task.loss(p, e)[t]))
     for k, t in [(0, 1), (0, 2), (3, 1), (7, 2)]:
@@ -66,17 +68,13 @@ def test_lifting_is_the_adjoint_of_sketching(made, rng):
     task, params, data, *_ = made
     found = sites(task, params, example_spec(data))
     gradients = uj.per_example_gradients(task, params, data)
-    for sketch in (Sketch(3), Sketch(100), None):
-        drawn = None if sketch is None else sketching.matrices(sketch, found)
-        from uimjax.taps import Direct
-
-        factors = {n: (Direct(g),) for n, g in gradients.items()}
-        if sketch is None:
-            flat = np.concatenate([np.asarray(gradients[leaf.path]).reshape(12, -1) for leaf in found.used], 1)
-        else:
-            flat = np.asarray(sketching.rows(found, sketching.project(found, drawn, factors)))
+    factors = {n: (Direct(g),) for n, g in gradients.items()}
+    kinds = (Sketch(3), Sketch(100), None, uj.DenseSketch(40), uj.SparseSketch(8, 3, 2), uj.SparseSketch(8, 0))
+    for sketch in kinds:
+        drawn = sketching.drawn(found, sketch)
+        flat = np.asarray(jax.jit(functools.partial(sketching.rows, found, sketch))(drawn, factors))
         vector = jnp.asarray(rng.normal(size=(2, flat.shape[1])), jnp.float32)
-        lifted = sketching.lift(found, drawn, vector)
+        lifted = jax.jit(functools.partial(sketching.lift, found, sketch))(drawn, vector)
         for q in range(2):
             inner = sum(np.asarray(gradients[n]).reshape(12, -1) @ np.asarray(v[q]).ravel() for n, v in lifted.items())
             np.testing.assert_allclose(inner, flat @ np.asarray(vector[q]), rtol=1e-3, atol=1e-4)

@@ -61,12 +61,12 @@ def packed_and_alone(shape, rng, dtype):
     for leaf in jax.tree.leaves(found):
         assert not np.asarray(leaf)[ids.ravel() < 0].any(), "no document, no gradient"
     seen = sites(task, params, {"tokens": jnp.zeros(14, jnp.int32), "counted": jnp.zeros(14, dtype)})
-    drawn = sk.matrices(uj.Sketch(3), seen)
+    drawn = sk.drawn(seen, uj.Sketch(3))
     for number, document in enumerate(documents):
         mine = jax.tree.map(lambda x, at=places[number]: np.asarray(x[at]), found)
         value, want = alone(task, params, document, dtype)
-        projected = sk.project(seen, drawn, {path: (Direct(jnp.asarray(g)[None]),) for path, g in want.items()})
-        yield mine, value, want, np.asarray(sk.rows(seen, projected))[0]
+        formed = {path: (Direct(jnp.asarray(g)[None]),) for path, g in want.items()}
+        yield mine, value, want, np.asarray(sk.rows(seen, uj.Sketch(3), drawn, formed))[0]
 
 
 def flat(gradients):

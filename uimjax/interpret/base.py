@@ -8,12 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from uimjax import factors as algebra
 from uimjax import rows as row
 from uimjax import sketch as sketching
 from uimjax.curvature import Curvature
 from uimjax.errors import NonFiniteError, ShapeError, UimError, UnknownNameError, UsageError
-from uimjax.sketch import Sketch
+from uimjax.sketch import AnySketch
 from uimjax.taps import Sites, capture, sites, verify
 from uimjax.task import NATS, RELATIVE, Measurement, Task
 
@@ -28,7 +27,7 @@ class Method:
     """
 
     name: str
-    sketch: Sketch | None = None
+    sketch: AnySketch | None = None
     curvature: Curvature | None = None
     normalize: Literal["none", "unit"] = "unit"
     retain: bool = False
@@ -40,7 +39,7 @@ class Method:
     @property
     def label(self) -> str:
         """The name, and the sketch the scores were really computed in."""
-        return self.name if self.sketch is None else f"{self.name}, rank-{self.sketch.rank} sketch"
+        return self.name if self.sketch is None else f"{self.name}, {self.sketch}"
 
     def unit(self, measurement: Measurement) -> str:
         """Nats need an inverse curvature, no normalisation, and a measurement in nats."""
@@ -102,31 +101,22 @@ def _followed(task: Task, params: Any, rows: Any, like: Sites | None, what: str,
 
 
 @functools.lru_cache(maxsize=32)
-def row_program(found: Sites, reference: Sites, sketch: Sketch | None):
+def row_program(found: Sites, reference: Sites, sketch: AnySketch | None):
     """Compiled `(params, batch, drawn) -> (losses [B], rows [B, D])`; `reference` fixes the columns."""
 
     def program(params: Any, batch: Any, drawn: Any):
         losses, factors = capture(found, params, batch)
-        if sketch is not None:
-            return losses, sketching.rows(reference, sketching.project(found, drawn, factors), sketch, losses.shape[0])
-        formed = algebra.dense(found, factors)
-        parts = [
-            formed[leaf.path].reshape(losses.shape[0], -1).astype(jnp.float32)
-            if leaf.path in formed
-            else jnp.zeros((losses.shape[0], leaf.size))
-            for leaf in reference.used
-        ]
-        return losses, jnp.concatenate(parts, 1)
+        return losses, sketching.rows(found, sketch, drawn, factors, reference)
 
     return jax.jit(program)
 
 
 def query_rows(
-    found: Sites, measurement: Measurement, params: Any, queries: Any, sketch: Sketch | None, each: bool
+    found: Sites, measurement: Measurement, params: Any, queries: Any, sketch: AnySketch | None, each: bool
 ) -> Any:
     """`grad f` of each query, `[Q, D]`; or of their mean, `[1, D]`, which asks what caused them together."""
     asked = query_sites(found, measurement, params, queries)
-    _, vectors = row_program(asked, found, sketch)(params, queries, sketching.drawn_matrices(found, sketch))
+    _, vectors = row_program(asked, found, sketch)(params, queries, sketching.drawn(found, sketch))
     finite(vectors, f"gradients of the measurement {measurement.name!r}")
     return vectors if each else vectors.mean(0, keepdims=True)
 
@@ -137,10 +127,10 @@ class Span(NamedTuple):
     basis: np.ndarray
 
 
-def retained(found: Sites, sketch: Sketch | None, params: Any, retain: Any) -> Span:
+def retained(found: Sites, sketch: AnySketch | None, params: Any, retain: Any) -> Span:
     """The span of the gradients of the rows to retain."""
     row.check_finite(retain, "rows to retain")
-    return span_of(row_program(found, found, sketch)(params, retain, sketching.drawn_matrices(found, sketch))[1])
+    return span_of(row_program(found, found, sketch)(params, retain, sketching.drawn(found, sketch))[1])
 
 
 def span_of(rows: Any) -> Span:

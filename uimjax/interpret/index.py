@@ -5,7 +5,6 @@ Files: `manifest.json` (digests of everything the rows follow from), `journal.js
 bytes as one that was not; a shard that exists is never trusted unless the journal lists it.
 """
 
-import dataclasses
 import hashlib
 import re
 from collections.abc import Iterator
@@ -32,7 +31,7 @@ from uimjax.errors import (
 from uimjax.interpret import base
 from uimjax.mesh import shard_batch
 from uimjax.progress import Progress, quiet
-from uimjax.sketch import Sketch
+from uimjax.sketch import AnySketch, Sketch
 from uimjax.store.base import TEMPORARY, make_folder
 from uimjax.store.shards import DTYPES, VERSION
 from uimjax.taps import Sites, check_budget
@@ -52,9 +51,8 @@ class Index:
         return self.manifest["rows"]
 
     @property
-    def sketch(self) -> Sketch | None:
-        found = self.manifest["sketch"]
-        return None if found is None else Sketch(**{k: v for k, v in found.items() if k != "version"})
+    def sketch(self) -> AnySketch:
+        return sketching.from_record(self.manifest["sketch"])
 
     @property
     def blocks(self) -> tuple[tuple[int, int], ...]:
@@ -76,7 +74,7 @@ def build_index(
     data: Any,
     folder: str | Path,
     *,
-    sketch: Sketch | None = None,
+    sketch: AnySketch | None = None,
     batch_size: int = 64,
     shard_rows: int = 1024,
     dtype: str = "float32",
@@ -116,7 +114,7 @@ def build_index(
         spans = [(k, start, min(start + shard_rows, wanted["rows"])) for k, start in enumerate(starts)]
         check_order(journal.entries, journal.path)
         program = base.row_program(found, found, sketch)
-        drawn = sketching.drawn_matrices(found, sketch)
+        drawn = sketching.drawn(found, sketch)
         for number, start, stop in progress(spans, "sketching gradients", unit="shards", skip=len(held)):
             name = f"{number:06d}.parquet"
             path = root / "shards" / name
@@ -169,7 +167,7 @@ def describe(found: Sites, params, data, sketch, batch_size, shard_rows, dtype, 
         "shard_rows": shard_rows,
         "batch_size": batch_size,
         "devices": devices,
-        "sketch": dataclasses.asdict(sketch) | {"version": sketching.VERSION},
+        "sketch": sketching.record(sketch),
         "blocks": [list(block) for block in blocks],
         "leaves": [[leaf.path, list(leaf.shape)] for leaf in found.used],
         "params": store.digest_tree(params),

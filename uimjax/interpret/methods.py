@@ -16,7 +16,7 @@ from uimjax.curvature import projected
 from uimjax.errors import BudgetError, UnknownNameError, UsageError
 from uimjax.interpret import base, lexical
 from uimjax.interpret.base import Method, Scores
-from uimjax.sketch import Sketch
+from uimjax.sketch import AnySketch, Sketch
 from uimjax.taps import Sites, capture
 from uimjax.task import RELATIVE, Measurement, Task
 
@@ -32,7 +32,7 @@ PRESETS: dict[str, Method] = {
 BASELINES = ("random", "loss", "grad_norm", "rep_sim", "bm25")
 
 
-def get(name: str, sketch: Sketch | None = None) -> Method:
+def get(name: str, sketch: AnySketch | None = None) -> Method:
     """A preset by name, with another sketch if one is given.
 
     Raises:
@@ -76,7 +76,7 @@ def score(
     vectors = base.query_rows(found, measurement, params, queries, chosen.sketch, each)
     keep = chosen.retain and retain is not None
     vectors = base.without(vectors, chosen, base.retained(found, chosen.sketch, params, retain) if keep else None)
-    program, drawn = base.row_program(found, found, chosen.sketch), sketching.drawn_matrices(found, chosen.sketch)
+    program, drawn = base.row_program(found, found, chosen.sketch), sketching.drawn(found, chosen.sketch)
     inverse, held = None, None
     if chosen.curvature is not None:
         need = row.count(data) * vectors.shape[1] * 4

@@ -19,7 +19,7 @@ from uimjax import sketch as sketching
 from uimjax.errors import ShapeError
 from uimjax.interpret import base
 from uimjax.interpret.trace import Asked
-from uimjax.sketch import Sketch
+from uimjax.sketch import AnySketch
 from uimjax.taps import Sites
 from uimjax.task import Task
 
@@ -35,7 +35,7 @@ def token_scores(asked: Asked, task: Task, params: Any, documents: Any, batch_si
     found = base.training_sites(task, params, documents, check=False)
     if not found.program.out_avals[0].shape:
         raise ShapeError("the task's loss is one number a row; token scores need a loss that returns [T]")
-    drawn = sketching.drawn_matrices(found, asked.held.sketch)
+    drawn = sketching.drawn(found, asked.held.sketch)
     program = _program(task, found, asked.held.sketch)
     parts = []
     for batch in row.batches(documents, batch_size):
@@ -48,12 +48,12 @@ def token_scores(asked: Asked, task: Task, params: Any, documents: Any, batch_si
 
 
 @functools.lru_cache(maxsize=16)
-def _program(task: Task, found: Sites, sketch: Sketch | None):
+def _program(task: Task, found: Sites, sketch: AnySketch | None):
     """Compiled `(params, rows, drawn, direction [1, D]) -> (shares [B, T], sketched rows [B, D])`."""
     gradients = base.row_program(found, found, sketch)
 
     def program(params: Any, rows: Any, drawn: Any, direction: Any):
-        lifted = sketching.lift(found, drawn, direction)
+        lifted = sketching.lift(found, sketch, drawn, direction)
         leaves, tree = jax.tree_util.tree_flatten_with_path(params)
         names = [jax.tree_util.keystr(path, simple=True, separator="/") or "params" for path, _ in leaves]
         along = [

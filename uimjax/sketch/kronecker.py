@@ -9,9 +9,7 @@ entries of mean 0 and variance 1/p, so `E[P P^T] = I`); the same for any batch s
 of one parameter share matrices, so a tied weight's uses add up. Matrices of different stack entries are independent.
 """
 
-import functools
 import math
-import zlib
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from uimjax.errors import UsageError
+from uimjax.sketch.base import leaf_key
 from uimjax.taps import (
     Dense,
     Direct,
@@ -38,8 +37,6 @@ from uimjax.taps import (
     to_matrices,
 )
 
-VERSION = 2  # of how matrices follow from (seed, parameter, axis); stored in every index
-
 
 @dataclass(frozen=True)
 class Sketch:
@@ -54,6 +51,9 @@ class Sketch:
             raise UsageError(f"a sketch of rank {self.rank} was asked for; at least 1 was wanted")
         if self.distribution not in ("rademacher", "gaussian"):
             raise UsageError(f"unknown distribution {self.distribution!r}: rademacher or gaussian")
+
+    def __str__(self) -> str:
+        return f"rank-{self.rank} sketch"
 
 
 Matrices = dict[str, tuple[Any, Any]]  # path -> (rows [n, I, p] or None, cols [n, O, q] or None); None = kept whole
@@ -73,15 +73,14 @@ def widths(sketch: Sketch, found: Sites) -> dict[str, int]:
     return {leaf.path: leaf.layout.shape[0] * math.prod(sides(sketch, leaf)) for leaf in found.used}
 
 
-def columns(found: Sites, sketch: Sketch | None) -> tuple[tuple[int, int], ...]:
-    """Column ranges of a curvature's blocks: one for each matrix of each parameter's stack. No sketch: as they are."""
-    blocks, start = [], 0
+def columns(sketch: Sketch, found: Sites) -> tuple[tuple[int, int], ...]:
+    """Column ranges of a curvature's blocks: one for each matrix of each parameter's stack."""
+    blocks, start, width = [], 0, widths(sketch, found)
     for leaf in found.used:
         n = leaf.layout.shape[0]
-        width = (widths(sketch, found)[leaf.path] if sketch else leaf.size) // n
         for _ in range(n):
-            blocks.append((start, start + width))
-            start += width
+            blocks.append((start, start + width[leaf.path] // n))
+            start += width[leaf.path] // n
     return tuple(blocks)
 
 
@@ -91,15 +90,13 @@ def matrices(sketch: Sketch, found: Sites) -> Matrices:
     return {leaf.path: _leaf_matrices(sketch, leaf, key) for leaf in found.used}
 
 
-@functools.lru_cache(maxsize=32)
-def drawn_matrices(found: Sites, sketch: Sketch | None) -> Matrices | None:
-    """The matrices, drawn once for each program and sketch; None without a sketch."""
-    return None if sketch is None else jax.jit(lambda: matrices(sketch, found))()
+def draw(sketch: Sketch, found: Sites) -> Matrices:
+    return matrices(sketch, found)
 
 
 def _leaf_matrices(sketch: Sketch, leaf: Leaf, key: Any):
     n, *axes = leaf.layout.shape
-    key = jax.random.fold_in(key, zlib.crc32(leaf.path.encode()))
+    key = leaf_key(key, leaf)
 
     def side(axis: int, width: int):
         if width == axes[axis]:
@@ -179,35 +176,24 @@ def _apply(x: Any, matrix: Any) -> Any:
     return jnp.einsum("bnti,nip->bntp", x, matrix)
 
 
-def rows(found: Sites, projected: dict[str, Any], sketch: Sketch | None = None, size: int | None = None) -> Any:
-    """Sketches side by side in the order of `found.used`: `[B, D]`, D the sum of `widths`.
-
-    `found` is the training loss's; a measurement that does not touch a parameter has zeros there (then give `sketch`
-    and `size`, the number of queries).
-    """
-    size = next(iter(projected.values())).shape[0] if size is None else size
-    width = widths(sketch, found) if sketch else {}
+def apply(sketch: Sketch, found: Sites, drawn: Matrices, factors: Factors, reference: Sites, size: int) -> Any:
+    """Sketches side by side in the order of `reference.used`: `[B, D]`, D the sum of `widths`. What a measurement does
+    not touch has zeros there."""
+    projected, width = project(found, drawn, factors), widths(sketch, reference)
     parts = [
         projected[leaf.path].reshape(size, -1) if leaf.path in projected else jnp.zeros((size, width[leaf.path]))
-        for leaf in found.used
+        for leaf in reference.used
     ]
     return jnp.concatenate(parts, 1)
 
 
-def lift(found: Sites, drawn: Matrices | None, vectors: Any) -> dict[str, Any]:
-    """The adjoint of sketching: `[Q, D]` to `{path: [Q, *parameter shape]}` with `<lift(v), G> = <v, sketch(G)>`.
-
-    With `drawn` None the columns are the parameters themselves, side by side.
-    """
+def lift(_sketch: Sketch, found: Sites, drawn: Matrices, vectors: Any) -> dict[str, Any]:
+    """The adjoint of sketching: `[Q, D]` to `{path: [Q, *parameter shape]}` with `<lift(v), G> = <v, sketch(G)>`."""
     out, start = {}, 0
     for leaf in found.used:
         n, *axes = leaf.layout.shape
-        sides = drawn[leaf.path] if drawn is not None else (None, None)
+        sides = drawn[leaf.path]
         p, q = (axis if matrix is None else matrix.shape[2] for axis, matrix in zip(axes, sides, strict=True))
-        if drawn is None:
-            out[leaf.path] = vectors[:, start : start + leaf.size].reshape(-1, *leaf.shape)
-            start += leaf.size
-            continue
         block = vectors[:, start : start + n * p * q].reshape(-1, n, p, q)
         start += n * p * q
         block = block if sides[0] is None else jnp.einsum("bnpq,nip->bniq", block, sides[0])

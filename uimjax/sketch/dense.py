@@ -1,0 +1,145 @@
+"""Dense Johnson-Lindenstrauss projection of the whole gradient, as TRAK takes it (Park et al. 2023, arXiv 2303.14186).
+
+`s_k = sum_d R_dk g_d` over all parameters d, `R_dk = +-1 / sqrt(width)`. R is never stored: each row of each
+parameter's matrix draws its signs from a key of its own, block by block beside the gradient that meets it.
+
+*Guarantees*: `E <s(x), s(y)> = <x, y>` with variance `(|x|^2 |y|^2 + <x, y>^2 - 2 sum_d x_d^2 y_d^2) / width`; the same
+bits for any blocking, batch split or sharding.
+"""
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from uimjax.errors import UsageError
+from uimjax.sketch.base import leaf_key
+from uimjax.taps import (
+    Dense,
+    Direct,
+    Factor,
+    Factors,
+    Gather,
+    Leaf,
+    Sites,
+    expand,
+    form,
+    from_matrices,
+    pair,
+    to_matrices,
+)
+
+BLOCK_BYTES = 32 << 20  # of signs that stand in memory at once
+
+
+@dataclass(frozen=True)
+class DenseSketch:
+    """A choice: `width` numbers for the whole gradient."""
+
+    width: int = 2048
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.width < 1:
+            raise UsageError(f"a sketch of width {self.width} was asked for; at least 1 was wanted")
+
+    def __str__(self) -> str:
+        return f"dense sketch of {self.width}"
+
+
+def columns(sketch: DenseSketch, _found: Sites) -> tuple[tuple[int, int], ...]:
+    """One block: all parameters share the columns."""
+    return ((0, sketch.width),)
+
+
+def draw(sketch: DenseSketch, found: Sites) -> Any:
+    """The key that all signs follow from."""
+    return draw_from(sketch, found, jax.random.key(sketch.seed))
+
+
+def draw_from(_sketch: DenseSketch, _found: Sites, key: Any) -> Any:
+    return key
+
+
+def apply(sketch: DenseSketch, found: Sites, drawn: Any, factors: Factors, _reference: Sites, size: int) -> Any:
+    """`[B, width]`. The gradient is formed a block of rows at a time and meets that block's signs."""
+    total = jnp.zeros((size, sketch.width), jnp.float32)
+    for leaf in found.used:
+        total = total + _leaf_apply(sketch, leaf, leaf_key(drawn, leaf), factors[leaf.path])
+    return total
+
+
+def lift(sketch: DenseSketch, found: Sites, drawn: Any, vectors: Any) -> dict[str, Any]:
+    """The adjoint: `[Q, width]` to `{path: [Q, *parameter shape]}`."""
+    out = {}
+    for leaf in found.used:
+        n, rows, cols = leaf.layout.shape
+        starts, height = _blocks(sketch, leaf)
+
+        def block(start: Any, leaf: Leaf = leaf, height: int = height) -> Any:
+            return jnp.einsum("qk,nrok->qnro", vectors, _signs(sketch, leaf, leaf_key(drawn, leaf), start, height))
+
+        made = jnp.moveaxis(jax.lax.map(block, starts), 0, 2)  # [Q, n, blocks, height, O]
+        whole = made.reshape(vectors.shape[0], n, -1, cols)[:, :, :rows]
+        out[leaf.path] = from_matrices(whole, leaf.shape, leaf.layout)
+    return out
+
+
+def _blocks(sketch: DenseSketch, leaf: Leaf) -> tuple[Any, int]:
+    """(first rows of the blocks, rows a block)."""
+    n, rows, cols = leaf.layout.shape
+    height = max(1, min(rows, BLOCK_BYTES // (4 * n * cols * sketch.width)))
+    return jnp.arange(0, rows, height), height
+
+
+def _signs(sketch: DenseSketch, leaf: Leaf, key: Any, start: Any, height: int) -> Any:
+    """R of the rows from `start` on, `[n, height, O, width]`, float32; zeros beyond the last row."""
+    n, rows, cols = leaf.layout.shape
+    words = -(-sketch.width // 32)
+
+    def row(stack: Any, index: Any) -> Any:
+        bits = jax.random.bits(jax.random.fold_in(jax.random.fold_in(key, stack), index), (cols, words), jnp.uint32)
+        signs = (bits[:, :, None] >> jnp.arange(32, dtype=jnp.uint32)[None, None]) & 1
+        return signs.reshape(cols, -1)[:, : sketch.width].astype(jnp.float32)
+
+    index = start + jnp.arange(height)
+    signs = jax.vmap(lambda stack: jax.vmap(lambda k: row(stack, k))(index))(jnp.arange(n))
+    real = (index < rows)[None, :, None, None]
+    return jnp.where(real, (2 * signs - 1) / np.sqrt(np.float32(sketch.width)), 0.0)
+
+
+def _leaf_apply(sketch: DenseSketch, leaf: Leaf, key: Any, uses: tuple[Factor, ...]) -> Any:
+    starts, height = _blocks(sketch, leaf)
+    spare = len(starts) * height - leaf.layout.shape[1]  # the last block reads beyond the rows, where signs are zero
+    if any(place is not None for _, place in pair(leaf, uses)):  # slices: formed at their place
+        uses = (Direct(form(leaf, uses)),)
+    held = [_padded(leaf, expand(use), spare) for use in uses]
+
+    def step(total: Any, start: Any) -> tuple[Any, None]:
+        signs = _signs(sketch, leaf, key, start, height)
+        formed = functools.reduce(jnp.add, (_rows_of(use, start, height) for use in held))
+        return total + jnp.einsum("bnro,nrok->bk", formed.astype(jnp.float32), signs), None
+
+    return jax.lax.scan(step, jnp.zeros((uses[0].examples, sketch.width), jnp.float32), starts)[0]
+
+
+def _padded(leaf: Leaf, use: Any, spare: int) -> Any:
+    """The use with `spare` further rows of zeros."""
+    if isinstance(use, Direct):
+        return Direct(jnp.pad(to_matrices(use.gradient, leaf.layout), [(0, 0), (0, 0), (0, spare), (0, 0)]))
+    return Dense(jnp.pad(use.a, [(0, 0)] * 3 + [(0, spare)]), use.g) if isinstance(use, Dense) else use
+
+
+def _rows_of(use: Any, start: Any, height: int) -> Any:
+    """Rows `[start, start + height)` of the gradient, `[B, n, height, O]`."""
+    if isinstance(use, Direct):
+        return jax.lax.dynamic_slice_in_dim(use.gradient, start, height, 2)
+    if isinstance(use, Gather):
+        index = start + jnp.arange(height, dtype=use.ids.dtype)
+        a = (use.ids[..., None] == index[None, None, None]).astype(use.g.dtype)
+    else:
+        a = jax.lax.dynamic_slice_in_dim(use.a, start, height, 3)
+    return jnp.einsum("bntr,bnto->bnro", a, use.g)
