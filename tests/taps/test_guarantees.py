@@ -9,12 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax import lax
 
 from tests import programs
 from uimjax import factors as algebra
 from uimjax import mesh as meshes
 from uimjax.errors import BudgetError, CoverageError, ShapeError, TapError, UsageError
+from uimjax.models.decoder import Shape, build_decoder
 from uimjax.onepass import collect
 from uimjax.sketch import Sketch
 from uimjax.taps import capture, check_budget, sites, verify
@@ -272,6 +274,87 @@ def test_mixed_precision_passes(rng):
     got = gradients(found, params, batch)
     want = jax.vmap(lambda row: jax.grad(loss)(params, row))(batch)["layers"][0]["w"]
     assert np.linalg.norm(got["layers/0/w"] - want) < 0.05 * np.linalg.norm(want)
+
+
+def test_half_precision_is_summed_in_single(rng):
+    """4,096 products of 1 in bfloat16 would stop at 256, where adding 1 rounds away; a decoder's error is small."""
+    half = jnp.bfloat16
+
+    def loss(w, x):
+        return jnp.sum((x.astype(half) @ w["dense"].astype(half)).astype(jnp.float32)) + jnp.sum(
+            w["table"].astype(half)[jnp.zeros(4096, jnp.int32)].astype(jnp.float32)
+        )
+
+    w = {"dense": jnp.ones((2, 3)), "table": jnp.ones((5, 2))}
+    rows = jnp.ones((2, 4096, 2))
+    found = sites(Task(loss), w, rows[0])
+    got = gradients(found, w, rows)
+    np.testing.assert_array_equal(got["dense"], np.full((2, 2, 3), 4096.0))
+    np.testing.assert_array_equal(got["table"][:, 0], np.full((2, 2), 4096.0))
+
+    single, params = build_decoder(Shape(17, 12, 2, 16, 2), 0)
+    batch = {"tokens": jnp.asarray(rng.integers(17, size=(3, 12))), "counted": jnp.ones((3, 12))}
+
+    def mixed(p, e):
+        return single.loss(jax.tree.map(lambda x: x.astype(half), p), e).astype(jnp.float32)
+
+    coarse, fine = (collect(Task(f), params, batch, ("norm", "gradients")) for f in (mixed, single.loss))
+    np.testing.assert_allclose(coarse["norm"], fine["norm"], rtol=0.02)
+    for path, want in fine["gradients"].items():
+        error = np.linalg.norm(coarse["gradients"][path] - want) / np.linalg.norm(want)
+        assert 0 < error < 0.05, (path, error)
+
+
+def test_a_shard_map_inside_the_loss(rng):
+    """Matrices split over a model axis by hand: exact, formed for those parameters alone."""
+    mesh = meshes.make_mesh(1, model=4)
+    spec = jax.sharding.PartitionSpec
+
+    def loss(p, x):
+        h = jnp.tanh(x @ p["in"])
+        up = jax.shard_map(
+            lambda h, w, s: jnp.tanh(h @ w) * s,
+            mesh=mesh,
+            in_specs=(spec(), spec(None, meshes.MODEL), spec(meshes.MODEL)),
+            out_specs=spec(meshes.MODEL),
+        )
+        down = jax.shard_map(
+            lambda h, w: lax.psum(h @ w, meshes.MODEL),
+            mesh=mesh,
+            in_specs=(spec(meshes.MODEL), spec(meshes.MODEL, None)),
+            out_specs=spec(),
+        )
+        return jnp.sum(jnp.square(down(up(h, p["up"], p["scale"]), p["down"])))
+
+    shapes = {"in": (3, 8), "up": (8, 8), "scale": (8,), "down": (8, 5)}
+    params = {name: jnp.asarray(rng.normal(size=shape) * 0.5, jnp.float32) for name, shape in shapes.items()}
+    batch = jnp.asarray(rng.normal(size=(6, 3)), jnp.float32)
+    got = collect(Task(loss), params, batch, "gradients")["gradients"]
+    for path, want in programs.brute_force(loss, params, batch)[1].items():
+        np.testing.assert_allclose(got[path], want, rtol=1e-4, atol=1e-5, err_msg=path)
+
+
+def test_batch_norm_in_training_mode_and_expert_capacity_are_refused(rng):
+    """Both couple the examples of a batch: the loss that was trained differs from the sum over single examples."""
+    norm = nnx.BatchNorm(4, rngs=nnx.Rngs(0))
+    graph, params, rest = nnx.split(norm, nnx.Param, ...)
+
+    def normed(params, batch, evaluate):
+        model = nnx.merge(graph, params, rest, copy=True)
+        return jnp.square(model(batch, use_running_average=evaluate) - 1.0)
+
+    def routed(params, batch, capacity):
+        full = jnp.cumsum(batch[:, 0] > 0) > capacity
+        return jnp.where(full[:, None], 0.0, batch * params["w"][None])
+
+    batch = jnp.asarray(np.abs(rng.normal(size=(4, 4))), jnp.float32)
+    for params, trained, single in [  # noqa: B020  # each with parameters of its own
+        (params, lambda p, b: normed(p, b, False).sum(), lambda p, e: normed(p, e[None], True).sum()),
+        ({"w": jnp.ones(4)}, lambda p, b: routed(p, b, 2).sum(), lambda p, e: routed(p, e[None], 2).sum()),
+    ]:
+        with pytest.raises(CoverageError, match="Examples are coupled"):
+            collect(Task(single, batch_loss=trained), params, batch)
+        collect(Task(single), params, batch)
 
 
 def test_a_derived_value_makes_only_its_own_parameters_direct(rng):

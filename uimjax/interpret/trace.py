@@ -95,7 +95,7 @@ def by(asked: Question, method: str | Method, span: base.Span | None = None) -> 
     """One method's directions for a question; `span` for those that keep what the model does right. Raises as `ask`."""
     index, chosen = asked.held, _method(method)
     if not isinstance(method, str) and method.sketch not in (None, index.sketch):
-        raise MismatchError(f"{method.name} wants {method.sketch} and {index.folder} was built with {index.sketch}")
+        raise MismatchError(f"{method.name} wants {method.sketch!r} and {index.folder} was built with {index.sketch!r}")
     chosen = dataclasses.replace(chosen, sketch=index.sketch)
     vectors, inverse = base.without(asked.vectors, chosen, span), None
     if chosen.curvature is not None:

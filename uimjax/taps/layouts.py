@@ -194,12 +194,22 @@ def raw_factor(site: Site, record: Any, g: Any) -> Any:
     return {"dense": _dense, "conv": _conv, "embed": _embed}[site.kind](site, record, g)
 
 
+def _wide(*arrays: Any) -> Any:
+    """The widest of their types, float32 at least."""
+    return max(
+        (x.dtype for x in arrays if x.dtype.itemsize >= 4), key=lambda t: t.itemsize, default=jnp.dtype("float32")
+    )
+
+
 def contract(a: Any, g: Any, owner: Any) -> Any:
-    """`sum_t a_t (x) g_t` `[B, n, I, O]`; with `owner` each gradient's own positions, `[B * K, n, I, O]`."""
+    """`sum_t a_t (x) g_t` `[B, n, I, O]`; with `owner` each gradient's own positions, `[B * K, n, I, O]`. Summed, and
+    returned, in float32 at least."""
+    dtype = _wide(a, g)
+    a, g = (a, g) if a.dtype == g.dtype else (a.astype(dtype), g.astype(dtype))
     if owner is None:
-        return jnp.einsum("bnti,bnto->bnio", a, g)
+        return jnp.einsum("bnti,bnto->bnio", a, g, preferred_element_type=dtype)
     mine = g[:, None] * owner[:, :, None, :, None].astype(g.dtype)
-    found = jnp.einsum("bnti,bknto->bknio", a, mine)
+    found = jnp.einsum("bnti,bknto->bknio", a, mine, preferred_element_type=dtype)
     return found.reshape(-1, *found.shape[2:])
 
 
@@ -220,7 +230,8 @@ def matrices(found: Factor, rows: int):
     assert isinstance(found, Gather)
     batch, n, _ = found.ids.shape
     lead = jnp.arange(batch)[:, None, None], jnp.arange(n)[None, :, None]
-    return jnp.zeros((batch, n, rows, found.g.shape[-1]), found.g.dtype).at[(*lead, found.ids)].add(found.g)
+    dtype = _wide(found.g)
+    return jnp.zeros((batch, n, rows, found.g.shape[-1]), dtype).at[(*lead, found.ids)].add(found.g.astype(dtype))
 
 
 def _to_source(site: Site, raw: Any, shape: tuple[int, ...]):
