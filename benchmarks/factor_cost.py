@@ -1,87 +1,182 @@
 """What per-example gradients cost against ONE ordinary batch gradient of the same program.
 
 Claims, as shares of `value_and_grad`: rank-16 sketches of every parameter at most 0.75 (GPT 4x128, MLP), 0.9 (GPT
-12x768) and 1.0 (ResNet-20); exact norms at most 1.05 (GPT, MLP) and 1.6 (ResNet-20).
-Run: python -m benchmarks.factor_cost --json
+12x768) and 1.0 (ResNet-20); exact norms at most 1.05 (GPT, MLP) and 1.6 (ResNet-20); each pass of EK-FAC statistics at
+most 1.6. Beside them `vmap(grad)`, the compile time and the temporary memory of each program, and peers on the same
+weights and data where their Python is given.
+
+Run: python -m benchmarks.factor_cost --json [--only gpt] [--peers /path/to/venv/bin/python]
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import networks, timing
+from benchmarks import networks, peers, timing
 from uimjax import factors as algebra
 from uimjax import sketch, taps
+from uimjax.curvature import kronecker
+from uimjax.models import decoder
+from uimjax.rows import pack
 from uimjax.task import Task
 
+RANK = 16
 
-def measure(loss, params, batch, repeats: int, rank: int = 16) -> dict[str, float]:
-    """Ratios to the plain batch gradient; the factors are checked against it first."""
-    task, choice = Task(loss), sketch.Sketch(rank)
+
+class Run(NamedTuple):
+    task: Task
+    params: Any
+    batch: Any
+    shape: str
+    columns: tuple[str, ...] = ("plain", "sketch", "norms", "covariances", "eigenvalues", "vmap_grad")
+
+
+def programs(task: Task, params: Any, batch: Any, columns: tuple[str, ...]) -> dict[str, Callable[..., Any]]:
+    """What is timed: `(params, batch) -> outputs` each, of proven sites."""
     found = taps.sites(task, params, jax.tree.map(lambda x: x[0], batch))
     taps.verify(task, found, params, batch)
-    drawn = jax.jit(lambda: sketch.matrices(choice, found))()
+    choice = sketch.Sketch(RANK)
+    drawn = sketch.drawn(found, choice)
+    capture = functools.partial(taps.each_example, task, found)
 
-    @jax.jit
-    def plain(params, batch):
-        return jax.value_and_grad(lambda p: jax.vmap(functools.partial(loss, p))(batch).sum())(params)
+    def loss(params, batch):
+        return jax.vmap(functools.partial(task.loss, params))(batch).sum()
 
-    @jax.jit
     def sketched(params, batch):
-        losses, factors = taps.capture(found, params, batch)
-        return losses, sketch.rows(found, sketch.project(found, drawn, factors))
+        losses, factors = capture(params, batch)
+        return losses, sketch.rows(found, choice, drawn, factors)
 
-    @jax.jit
     def norms(params, batch):
-        losses, factors = taps.capture(found, params, batch)
+        losses, factors = capture(params, batch)
         return losses, algebra.norm(found, factors)
 
-    check_norms(loss, params, batch, norms)
-    calls = {
-        "plain": lambda: plain(params, batch),
-        "sketch": lambda: sketched(params, batch),
-        "norms": lambda: norms(params, batch),
+    def covariances(params, batch):
+        return kronecker.covariances(found, capture(params, batch)[1])
+
+    def eigenvalues(params, batch):
+        return kronecker.eigenvalues(found, capture(params, batch)[1], bases)
+
+    def vmap_grad(params, batch):
+        gradients = jax.vmap(lambda row: jax.grad(lambda p: task.loss(p, row).sum())(params))(batch)
+        return jnp.sqrt(sum(jnp.square(g).reshape(g.shape[0], -1).sum(1) for g in jax.tree.leaves(gradients)))
+
+    each = {"sketch": sketched, "norms": norms, "covariances": covariances, "vmap_grad": vmap_grad}
+    if "eigenvalues" in columns:
+        bases = kronecker.eigenbases(jax.jit(lambda p, b: covariances(p, b))(params, batch))  # compiled apart
+        each["eigenvalues"] = eigenvalues
+    return {"plain": jax.value_and_grad(loss), **each}
+
+
+def measure(run: Run, repeats: int) -> dict[str, Any]:
+    """Ratios to the plain batch gradient, examples a second; answers are checked first."""
+    made = programs(run.task, run.params, run.batch, run.columns)
+    compiled, result = {}, {}
+    for name in run.columns:
+        compiled[name], result[f"{name}_compile_s"] = timing.compiled(made[name], run.params, run.batch)
+        result[f"{name}_temporary_mib"] = round(compiled[name].memory_analysis().temp_size_in_bytes / 2**20, 1)
+    check(run, compiled)
+    calls = {name: functools.partial(program, run.params, run.batch) for name, program in compiled.items()}
+    seconds = timing.interleaved(calls, repeats)
+    examples = compiled["norms"](run.params, run.batch)[0].shape[0]
+    for name, taken in seconds.items():
+        result[f"ratio_{name}"] = round(taken / seconds["plain"], 3)
+        result[f"{name}_examples_per_s"] = round(examples / taken, 1)
+    return result | {"shape": run.shape}
+
+
+def check(run: Run, compiled: dict[str, Callable[..., Any]]) -> None:
+    """Norms against the gradients themselves; every sketch column's sum and both statistics against the norms."""
+    losses, norms = compiled["norms"](run.params, run.batch)
+    whole, _ = compiled["plain"](run.params, run.batch)
+    if run.task.segments is None:
+        np.testing.assert_allclose(losses.sum(), whole, rtol=1e-4)
+        for k in range(2):
+            row = jax.tree.map(lambda x, k=k: x[k], run.batch)
+            gradient = jax.jit(jax.grad(lambda p, row: run.task.loss(p, row).sum()))(run.params, row)
+            want = np.sqrt(sum(float(jnp.sum(jnp.square(g))) for g in jax.tree.leaves(gradient)))
+            np.testing.assert_allclose(norms[k], want, rtol=5e-2 if half(run.params) else 1e-3)
+    if "vmap_grad" in compiled:
+        np.testing.assert_allclose(norms, compiled["vmap_grad"](run.params, run.batch), rtol=1e-3, atol=1e-6)
+    if "eigenvalues" in compiled:
+        total = sum(float(x.sum()) for x in compiled["eigenvalues"](run.params, run.batch).values())
+        np.testing.assert_allclose(total, float((norms**2).sum()), rtol=1e-2)
+    rows = np.asarray(compiled["sketch"](run.params, run.batch)[1], np.float64)
+    off = np.square(rows).sum() / float((norms**2).sum()) - 1
+    assert abs(off) < 0.5, f"squared sketches are off by {off:.0%} of the squared norms, all examples together"
+
+
+def half(params: Any) -> bool:
+    return any(leaf.dtype.itemsize < 4 for leaf in jax.tree.leaves(params))
+
+
+def tokens(rng: np.random.Generator, batch: int, length: int) -> Any:
+    return jnp.asarray(rng.integers(256, size=(batch, length + 1)))
+
+
+def images(rng: np.random.Generator, batch: int, *shape: int) -> Any:
+    return jnp.asarray(rng.normal(size=(batch, *shape)), jnp.float32), jnp.asarray(rng.integers(10, size=batch))
+
+
+def short_documents(rng: np.random.Generator, packed: bool) -> Run:
+    """128 documents of 8 to 64 tokens: in rows of 128 by up to 8, or one a row padded to 64."""
+    task, params = decoder.build_decoder(decoder.Shape(256, 128, 4, 128, 4), 0)
+    documents = [rng.integers(256, size=n).astype(np.int32) for n in rng.integers(8, 65, size=128)]
+    made = pack(documents, 128, 8) if packed else pack(documents, 64, 1)
+    row = {"tokens": jnp.asarray(made.rows), "counted": jnp.asarray(made.segments > 0, jnp.float32)}
+    columns = ("plain", "sketch", "norms")
+    if not packed:
+        return Run(task, params, row, "128 documents of 8-64 tokens, one a row of 64, decoder 4x128", columns)
+    row["segments"] = jnp.asarray(made.segments)
+    shape = f"the same documents packed in {len(made.ids)} rows of 128"
+    return Run(decoder.packed(task, 8), params, row, shape, columns)
+
+
+def runs(key: Any) -> dict[str, Callable[[], Run]]:
+    rng = np.random.default_rng(0)
+    large = functools.partial(networks.gpt_loss, heads=12)
+    few = ("plain", "sketch", "norms", "covariances")
+    return {
+        "gpt": lambda: Run(
+            Task(networks.gpt_loss), networks.gpt_params(key), tokens(rng, 32, 128), "4x128, T=128, batch 32"
+        ),
+        "mlp": lambda: Run(
+            Task(networks.mlp_loss), networks.mlp_params(key), images(rng, 1024, 784), "784-512-512-10, batch 1024"
+        ),
+        "resnet": lambda: Run(
+            Task(networks.resnet_loss), networks.resnet_params(key), images(rng, 128, 32, 32, 3), "ResNet-20, batch 128"
+        ),
+        "packed": lambda: short_documents(np.random.default_rng(1), packed=True),
+        "padded": lambda: short_documents(np.random.default_rng(1), packed=False),
+        "gpt_large": lambda: Run(
+            Task(large),
+            networks.gpt_params(key, 12, 768, 256, 256),
+            tokens(rng, 2, 256),
+            "12x768, T=256, batch 2",
+            few,
+        ),
     }
-    times = timing.interleaved(calls, repeats)
-    found_times = {f"{k}_{m}": round(v, 5) for k, t in times.items() for m, v in t.items()}
-    base = times["plain"]["median_s"]
-    return {f"ratio_{k}": round(times[k]["median_s"] / base, 3) for k in ("sketch", "norms")} | found_times
-
-
-def check_norms(loss, params, batch, norms) -> None:
-    """The first two rows' norms against the gradients themselves."""
-    got = norms(params, batch)[1][:2]
-    for k in range(2):
-        gradient = jax.grad(loss)(params, jax.tree.map(lambda x, k=k: x[k], batch))
-        want = np.sqrt(sum(float(jnp.sum(jnp.square(g))) for g in jax.tree.leaves(gradient)))
-        np.testing.assert_allclose(got[k], want, rtol=1e-3)
 
 
 def main() -> None:
-    args = timing.arguments(__doc__ or "")
-    rng, key = np.random.default_rng(0), jax.random.key(0)
-
-    def tokens(batch, length):
-        return jnp.asarray(rng.integers(256, size=(batch, length + 1)))
-
-    def images(batch, *shape):
-        return jnp.asarray(rng.normal(size=(batch, *shape)), jnp.float32), jnp.asarray(rng.integers(10, size=batch))
-
-    large = functools.partial(networks.gpt_params, key, 12, 768, 256, 256)
-    runs = {
-        "gpt": (networks.gpt_loss, networks.gpt_params(key), tokens(32, 128), "4 layers, d=128, T=128, batch 32"),
-        "mlp": (networks.mlp_loss, networks.mlp_params(key), images(1024, 784), "784-512-512-10, batch 1024"),
-        "resnet": (networks.resnet_loss, networks.resnet_params(key), images(128, 32, 32, 3), "ResNet-20, batch 128"),
-    }
-    result = {}
-    for name, (loss, params, batch, shape) in runs.items():
-        result[name] = measure(loss, params, batch, 5 if args.quick else 15) | {"shape": shape}
-    if not args.quick:
-        loss = functools.partial(networks.gpt_loss, heads=12)
-        result["gpt_large"] = measure(loss, large(), tokens(2, 256), 5) | {"shape": "12 layers, d=768, T=256, batch 2"}
-    timing.report(result | {"rank": 16, **timing.machine()}, args.json)
+    choices = list(runs(None))
+    args = timing.arguments(__doc__ or "", only=choices, peers=True)
+    python = peers.find(args.peers) if args.peers else None
+    made = runs(jax.random.key(0))
+    names = args.only or [name for name in choices if not (args.quick and name == "gpt_large")]
+    result: dict[str, Any] = {}
+    for name in names:
+        run = made[name]()
+        result[name] = measure(run, 5 if args.quick or name == "gpt_large" else 15)
+        if python and name in peers.NETWORKS:
+            result[name]["peers"] = peers.compare(python, name, run, result[name])
+    if {"packed", "padded"} <= set(names):
+        both = (result[name]["sketch_examples_per_s"] for name in ("packed", "padded"))
+        result["packed"]["over_padded"] = round(next(both) / next(both), 2)
+    timing.report(result | {"rank": RANK, **timing.machine()}, args.json)
 
 
 if __name__ == "__main__":

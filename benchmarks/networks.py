@@ -41,6 +41,39 @@ def gpt_loss(params, tokens, heads=4):
     return -jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[1:, None], 1).mean()
 
 
+def scanned_params(key, layers, d, vocab, dtype):
+    """A decoder with its layers stacked, for networks that should compile in a minute."""
+    names = {"q": (d, d), "k": (d, d), "v": (d, d), "o": (d, d), "up": (d, 4 * d), "down": (4 * d, d)}
+    keys = iter(jax.random.split(key, len(names) + 1))
+    blocks = {
+        name: (jax.random.normal(next(keys), (layers, *shape)) / np.sqrt(shape[0])).astype(dtype)
+        for name, shape in names.items()
+    }
+    table = (jax.random.normal(next(keys), (vocab, d)) * 0.02).astype(dtype)
+    return {
+        "token": table,
+        "blocks": blocks | {"ln1": jnp.ones((layers, d), dtype), "ln2": jnp.ones((layers, d), dtype)},
+    }
+
+
+def scanned_loss(params, tokens, heads):
+    """Mean nats per token of one sequence `[T + 1]`; activations are kept, logits and softmax are float32."""
+    t = tokens.shape[0] - 1
+    mask = jnp.tril(jnp.ones((t, t), bool))
+
+    def layer(h, block):
+        n = _norm(h, block["ln1"]).astype(h.dtype)
+        q, k, v = ((n @ block[name]).reshape(t, heads, -1) for name in "qkv")
+        scores = jnp.einsum("thc,shc->hts", q, k, preferred_element_type=jnp.float32) / np.sqrt(q.shape[-1])
+        weights = jax.nn.softmax(jnp.where(mask, scores, -1e9)).astype(h.dtype)
+        h = h + jnp.einsum("hts,shc->thc", weights, v).reshape(t, -1) @ block["o"]
+        return h + jax.nn.gelu(_norm(h, block["ln2"]).astype(h.dtype) @ block["up"]) @ block["down"], None
+
+    h, _ = jax.lax.scan(layer, params["token"][tokens[:-1]], params["blocks"])
+    logits = jnp.einsum("td,vd->tv", h, params["token"], preferred_element_type=jnp.float32)
+    return -jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[1:, None], 1).mean()
+
+
 def mlp_params(key, widths=(784, 512, 512, 10)):
     keys = jax.random.split(key, len(widths))
     return [

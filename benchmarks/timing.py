@@ -1,4 +1,8 @@
-"""Medians of compiled calls, interleaved so that a noisy machine disturbs all of them alike; compile time apart."""
+"""Medians of compiled programs, interleaved so that a noisy machine disturbs all of them alike; compile time apart.
+
+Every program here runs as `uimjax index build` does, with freed buffers kept: the plain gradient it is measured against
+gains by that as well.
+"""
 
 import argparse
 import json
@@ -6,40 +10,53 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 
+from uimjax.allocator import keep_buffers
 
-def interleaved(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, dict[str, float]]:
-    """Warm every call up, then time them in turn: {name: {median_s, compile_s}}."""
-    compile_s = {}
-    for name, call in calls.items():
-        start = time.perf_counter()
+KEPT = keep_buffers()  # before anything computes
+
+
+def compiled(fun: Callable[..., Any], *args: Any) -> tuple[Any, float]:
+    """A program compiled ahead of time, and the seconds that took."""
+    start = time.perf_counter()
+    program = jax.jit(fun).lower(*args).compile()
+    return program, round(time.perf_counter() - start, 3)
+
+
+def interleaved(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """Warm every call up, then time them in turn: {name: median seconds}."""
+    for call in calls.values():
         jax.block_until_ready(call())
-        compile_s[name] = time.perf_counter() - start
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(repeats):
         for name, call in calls.items():
             start = time.perf_counter()
             jax.block_until_ready(call())
             times[name].append(time.perf_counter() - start)
-    return {name: {"median_s": statistics.median(t), "compile_s": compile_s[name]} for name, t in times.items()}
+    return {name: statistics.median(taken) for name, taken in times.items()}
 
 
 def machine() -> dict[str, str]:
     return {
         "device": jax.devices()[0].device_kind,
+        "buffers": "kept" if KEPT else "not kept",
         "jax": jax.__version__,
         "python": platform.python_version(),
     }
 
 
-def arguments(doc: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=doc)
+def arguments(doc: str, only: Sequence[str] = (), peers: bool = False) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
-    parser.add_argument("--quick", action="store_true", help="fewer repeats")
+    parser.add_argument("--quick", action="store_true", help="fewer repeats, no large network")
+    if only:
+        parser.add_argument("--only", nargs="+", choices=only, help="these networks alone")
+    if peers:
+        parser.add_argument("--peers", metavar="PYTHON", help="an interpreter that has torch and the peers")
     return parser.parse_args()
 
 

@@ -17,7 +17,7 @@ FILES = sorted([*(ROOT / "uimjax").rglob("*.py"), *(ROOT / "kernels").rglob("*.p
 FLOORS = [
     ["uimjax_kernels"],
     ["uimjax.errors"],
-    ["uimjax.config", "uimjax.progress"],
+    ["uimjax.allocator", "uimjax.config", "uimjax.progress"],
     ["uimjax.task", "uimjax.mesh"],
     ["uimjax.rows", "uimjax.taps"],
     ["uimjax.factors", "uimjax.sketch"],

@@ -26,11 +26,13 @@ _WHERE = {
     "verify_index": "uimjax.interpret.index",
     "trace": "uimjax.interpret.trace",
     "make_mesh": "uimjax.mesh",
+    "keep_buffers": "uimjax.allocator",
     "UimError": "uimjax.errors",
 }
 
 if TYPE_CHECKING:
     import uimjax.factors as factors  # a module that is callable: see there
+    from uimjax.allocator import keep_buffers as keep_buffers
     from uimjax.errors import UimError as UimError
     from uimjax.factors import gradient_norms as gradient_norms
     from uimjax.factors import per_example_gradients as per_example_gradients

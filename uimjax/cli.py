@@ -189,6 +189,9 @@ def _index(args: argparse.Namespace, rest: list[str]) -> int:
             else "\n".join(problems) or f"{args.target}: every byte is right"
         )
         return 4 if problems else 0
+    from uimjax.allocator import keep_buffers
+
+    keep_buffers()  # before anything computes
     from uimjax.config import IndexConfig, read_yaml
     from uimjax.corpora import read_rows
     from uimjax.interpret.index import build_index

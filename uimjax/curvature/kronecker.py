@@ -21,8 +21,9 @@ def covariances(found: Sites, factors: Factors, mask: Any = None) -> dict[str, P
     """`{path: (A [n, I, I], C [n, O, O])}` summed over a batch, in float32 at least; examples whose `mask` `[B]` is
     False (padding) add nothing.
 
-    An axis of size 1 and the rows of a table that is looked up (A is diagonal) have None. A gradient without factors
-    counts as its rows and columns: `A = sum_b G_b G_b^T`, `C = sum_b G_b^T G_b`.
+    None stands for an axis that keeps its own basis: one of size 1, the rows of a table that is looked up (A is
+    diagonal), and biases and scales, whose exact block would cost more than the matrices beside them. Any other
+    gradient without factors counts as its rows and columns: `A = sum_b G_b G_b^T`, `C = sum_b G_b^T G_b`.
     """
     return {leaf.path: _covariance(leaf, factors[leaf.path], mask) for leaf in found.used}
 
@@ -44,6 +45,8 @@ def _covariance(leaf: Leaf, uses: tuple[Factor, ...], mask: Any) -> Pair:
     n, *axes = leaf.layout.shape
     looked_up = any(isinstance(use, Gather) for use in uses)
     rows = cols = None
+    if 1 in axes and isinstance(uses[0], Direct):
+        return None, None
     for use, where in pair(leaf, uses):
         use = expand(use)
         if axes[1] > 1:

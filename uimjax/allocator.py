@@ -1,0 +1,22 @@
+"""The C library's allocator: let it keep what compiled programs free, instead of handing it back to the system."""
+
+import ctypes
+
+_KEEP = {-8: 1, -1: 2**31 - 1, -3: 2**31 - 1}  # glibc's M_ARENA_MAX, M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+
+
+def keep_buffers() -> bool:
+    """Call once, before JAX computes anything: on a CPU, each run of a compiled program then finds its memory where the
+    last one left it. True where the C library is glibc and took it; elsewhere nothing happens.
+
+    XLA allocates a program's temporary memory anew for every run, and glibc returns large blocks to the system at once,
+    so that each run pays for touching fresh pages: two fifths of the time of small and middling networks (measured:
+    `benchmarks/factor_cost.py`). The price: threads share one pool, so that compiling takes up to a fifth longer, and
+    memory at its peak stays with the process. It is the whole process's setting, so a library should leave it alone;
+    `uimjax index build` and the benchmarks call it.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # another C library
+        return False
+    return all([mallopt(name, value) == 1 for name, value in _KEEP.items()])
