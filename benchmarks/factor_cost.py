@@ -32,6 +32,7 @@ class Run(NamedTuple):
     params: Any
     batch: Any
     shape: str
+    documents: tuple[Any, ...] = ()  # of packed rows: (place among the outputs, the row of that document alone)
     columns: tuple[str, ...] = ("plain", "sketch", "norms", "covariances", "eigenvalues", "vmap_grad")
 
 
@@ -81,7 +82,7 @@ def measure(run: Run, repeats: int) -> dict[str, Any]:
     check(run, compiled)
     calls = {name: functools.partial(program, run.params, run.batch) for name, program in compiled.items()}
     seconds = timing.interleaved(calls, repeats)
-    examples = compiled["norms"](run.params, run.batch)[0].shape[0]
+    examples = len(run.documents) or compiled["norms"](run.params, run.batch)[0].shape[0]
     for name, taken in seconds.items():
         result[f"ratio_{name}"] = round(taken / seconds["plain"], 3)
         result[f"{name}_examples_per_s"] = round(examples / taken, 1)
@@ -92,13 +93,12 @@ def check(run: Run, compiled: dict[str, Callable[..., Any]]) -> None:
     """Norms against the gradients themselves; every sketch column's sum and both statistics against the norms."""
     losses, norms = compiled["norms"](run.params, run.batch)
     whole, _ = compiled["plain"](run.params, run.batch)
-    if run.task.segments is None:
-        np.testing.assert_allclose(losses.sum(), whole, rtol=1e-4)
-        for k in range(2):
-            row = jax.tree.map(lambda x, k=k: x[k], run.batch)
-            gradient = jax.jit(jax.grad(lambda p, row: run.task.loss(p, row).sum()))(run.params, row)
-            want = np.sqrt(sum(float(jnp.sum(jnp.square(g))) for g in jax.tree.leaves(gradient)))
-            np.testing.assert_allclose(norms[k], want, rtol=5e-2 if half(run.params) else 1e-3)
+    np.testing.assert_allclose(losses.sum(), whole, rtol=1e-4)
+    singles = run.documents or [(k, jax.tree.map(lambda x, k=k: x[k], run.batch)) for k in range(2)]
+    for k, row in singles[:2]:
+        gradient = jax.jit(jax.grad(lambda p, row: run.task.loss(p, row).sum()))(run.params, row)
+        want = np.sqrt(sum(float(jnp.sum(jnp.square(g))) for g in jax.tree.leaves(gradient)))
+        np.testing.assert_allclose(norms[k], want, rtol=5e-2 if half(run.params) else 1e-3)
     if "vmap_grad" in compiled:
         np.testing.assert_allclose(norms, compiled["vmap_grad"](run.params, run.batch), rtol=1e-3, atol=1e-6)
     if "eigenvalues" in compiled:
@@ -129,10 +129,15 @@ def short_documents(rng: np.random.Generator, packed: bool) -> Run:
     row = {"tokens": jnp.asarray(made.rows), "counted": jnp.asarray(made.segments > 0, jnp.float32)}
     columns = ("plain", "sketch", "norms")
     if not packed:
-        return Run(task, params, row, "128 documents of 8-64 tokens, one a row of 64, decoder 4x128", columns)
+        return Run(task, params, row, "128 documents of 8-64 tokens, one a row of 64, decoder 4x128", (), columns)
     row["segments"] = jnp.asarray(made.segments)
     shape = f"the same documents packed in {len(made.ids)} rows of 128"
-    return Run(decoder.packed(task, 8), params, row, shape, columns)
+    places = [(k, number) for k, number in enumerate(made.ids.ravel()) if number >= 0]
+    alone = tuple(
+        (k, {"tokens": jnp.asarray(documents[number]), "counted": jnp.ones(len(documents[number]))})
+        for k, number in places
+    )
+    return Run(decoder.packed(task, 8), params, row, shape, alone, columns)
 
 
 def runs(key: Any) -> dict[str, Callable[[], Run]]:
@@ -156,7 +161,7 @@ def runs(key: Any) -> dict[str, Callable[[], Run]]:
             networks.gpt_params(key, 12, 768, 256, 256),
             tokens(rng, 2, 256),
             "12x768, T=256, batch 2",
-            few,
+            columns=few,
         ),
     }
 

@@ -4,7 +4,7 @@ Claims: rank-16 sketches of every parameter cost at most 1.15 of a plain backwar
 and at 160M the model FLOPs utilisation of a sketching pass is at least five times the 4% known of a rival's. MFU counts
 6 FLOPs a parameter and token, for every column, against the dense bfloat16 peak of the card (none for a card that is
 not in the table). `--quick` takes tiny networks that run anywhere.
-Run: python -m benchmarks.gpu_suite --json > benchmarks/results/gpu_suite-<card>.json
+Run: python -m benchmarks.gpu_suite --json > gpu_suite-<card>.json
 """
 
 import functools
@@ -27,7 +27,8 @@ def decoder(layers: int, width: int, heads: int, vocabulary: int, length: int, b
     params = networks.scanned_params(jax.random.key(0), layers, width, vocabulary, jnp.bfloat16)
     rows = jnp.asarray(np.random.default_rng(0).integers(vocabulary, size=(batch, length + 1)))
     loss = functools.partial(networks.scanned_loss, heads=heads)
-    return Run(Task(loss), params, rows, f"{layers}x{width}, V={vocabulary}, T={length}, batch {batch}, bf16", COLUMNS)
+    shape = f"{layers}x{width}, V={vocabulary}, T={length}, batch {batch}, bf16"
+    return Run(Task(loss), params, rows, shape, columns=COLUMNS)
 
 
 def with_utilisation(run: Run, result: dict[str, Any], peak: float | None) -> dict[str, Any]:

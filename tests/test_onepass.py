@@ -12,7 +12,7 @@ from tests import programs
 from uimjax import factors as algebra
 from uimjax import onepass, sketch
 from uimjax.curvature import identity, projected
-from uimjax.errors import UnknownNameError, UsageError
+from uimjax.errors import ShapeError, UnknownNameError, UsageError
 from uimjax.rows import batches
 from uimjax.taps import capture, sites
 
@@ -74,6 +74,21 @@ def test_a_curvature_streams_from_the_pass_and_padding_adds_nothing(rng):
     for (a, b), moment in zip(blocks, state.moments, strict=True):
         np.testing.assert_allclose(moment, whole[:, a:b].T @ whole[:, a:b], rtol=1e-5, atol=1e-6)
     assert uj.collect(task, params, rows, "curvature", curvature=identity()) == {"curvature": ()}
+
+
+def test_a_mask_is_of_rows_or_of_the_documents_in_them(rng):
+    params = {"w": jnp.asarray(rng.normal(size=(3, 4)), jnp.float32)}
+    rows = {"x": jnp.asarray(rng.normal(size=(3, 4, 3)), jnp.float32), "s": jnp.asarray([[1, 1, 2, 2]] * 3)}
+    task = uj.Task(lambda p, e: jnp.tanh(e["x"] @ p["w"]).sum(-1), segments=lambda e: e["s"], documents=2)
+    choice = {"sketch": uj.Sketch(2), "curvature": projected(0.1)}
+    of_rows, of_documents = (
+        uj.collect(task, params, rows, "curvature", mask=jnp.asarray(mask), **choice)["curvature"]
+        for mask in ([True, False, True], [True, True, False, False, True, True])
+    )
+    for one, other in zip(of_rows, of_documents, strict=True):
+        np.testing.assert_array_equal(one, other)
+    with pytest.raises(ShapeError, match=r"a mask of shape \(3, 1\)"):
+        uj.collect(task, params, rows, "curvature", mask=jnp.ones((3, 1), bool), **choice)
 
 
 def test_a_further_output_adds_its_own_arithmetic_alone(rng):

@@ -14,7 +14,7 @@ from uimjax import sketch
 from uimjax.curvature import kronecker as statistics
 from uimjax.errors import UnknownNameError, UsageError
 from uimjax.sketch import dense, kronecker, sparse
-from uimjax.taps import sites, to_matrices
+from uimjax.taps import Direct, form, sites, to_matrices
 from uimjax.task import Task
 
 UNEQUAL = {"wide": (3, 40), "tall": (50, 2), "square": (9, 9), "vector": (23,), "table": (30, 4), "stack": (3, 4, 5)}
@@ -136,22 +136,22 @@ def test_signs_are_the_same_however_they_are_cut_and_placed(rng):
     key, mesh = jax.random.key(choice.seed), meshes.make_mesh(8)
     for leaf in found.used:
         n, rows, _ = leaf.layout.shape
-        signs = jax.jit(functools.partial(dense._signs, choice, leaf, key), static_argnums=1)
-        whole = np.asarray(signs(0, rows))
+        signs = jax.jit(functools.partial(dense._signs, choice, leaf, key), static_argnums=2)
+        whole = np.asarray(signs(n - 1, 0, rows))
         assert (np.abs(whole) == np.float32(1 / np.sqrt(np.float32(40)))).all()
         for height in (1, 7):
             for start in range(0, rows, height):
-                part = np.asarray(signs(start, height))
+                part = np.asarray(signs(n - 1, start, height))
                 stop = min(start + height, rows)
-                np.testing.assert_array_equal(part[:, : stop - start], whole[:, start:stop])
-                assert not part[:, stop - start :].any()
-        place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, meshes.DATA))
-        spread = jax.jit(
-            functools.partial(dense._signs, choice, leaf, key, 0, -(-rows // 8) * 8), out_shardings=place
-        )()
+                np.testing.assert_array_equal(part[: stop - start], whole[start:stop])
+                assert not part[stop - start :].any()
+        place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(meshes.DATA))
+        every = functools.partial(dense._signs, choice, leaf, key, n - 1, 0, -(-rows // 8) * 8)
+        spread = jax.jit(every, out_shardings=place)()
         assert len(spread.sharding.device_set) == 8
-        np.testing.assert_array_equal(np.asarray(spread)[:, :rows], whole)
-        assert whole.shape[0] == n
+        np.testing.assert_array_equal(np.asarray(spread)[:rows], whole)
+        if n > 1:
+            assert (np.asarray(signs(0, 0, rows)) != whole).any(), "stack entries are independent"
 
 
 @pytest.mark.parametrize("choice", [uj.DenseSketch(40), uj.SparseSketch(16, 3), uj.Sketch(2)], ids=str)
@@ -187,11 +187,44 @@ def test_collect_and_an_index_take_every_kind(rng, tmp_path):
         np.testing.assert_allclose(scored, -unit @ query.T, rtol=1e-3, atol=1e-4)
         traced = uj.trace(folder, task, params, data, measure, data, k=12)
         assert str(choice) in traced.method
+    old = {"rank": 4, "distribution": "gaussian", "seed": 2, "version": 1}
+    assert sketch.from_record(old) == uj.Sketch(4, "gaussian", 2)
     with pytest.raises(UnknownNameError, match="kind of sketch"):
         sketch.from_record({"kind": "densee", "width": 3})
 
 
+@pytest.mark.parametrize("choice", [uj.DenseSketch(4096), uj.SparseSketch(64, 0), uj.Sketch(64), None], ids=str)
+def test_what_training_does_not_use_is_no_part_of_a_query(rng, choice):
+    """A measurement touches `w` and `u`, the training loss `w` alone: the columns are those of `w`."""
+    params = {"w": jnp.asarray(rng.normal(size=(3, 4)), jnp.float32), "u": jnp.asarray(rng.normal(size=4), jnp.float32)}
+    rows = jnp.asarray(rng.normal(size=(5, 3)), jnp.float32)
+    found = sites(Task(lambda p, x: jnp.sum(jnp.tanh(x @ p["w"]))), params, rows[0])
+    query = Task(lambda p, x: jnp.sum(jnp.tanh(x @ p["w"]) * p["u"]))
+    asked = sites(query, params, rows[0], like=found)
+    factors = programs.captured(asked, params, rows)[1]
+    got = sketch.rows(asked, choice, sketch.drawn(found, choice), factors, found)
+    want = programs.brute_force(query.loss, params, rows)[1]["w"].reshape(5, -1)
+    np.testing.assert_allclose((np.asarray(got) ** 2).sum(1), (np.asarray(want) ** 2).sum(1), rtol=0.1)
+
+
+def test_half_precision_factors_are_sketched_in_single(rng):
+    half = jnp.bfloat16
+    params = {"w": jnp.asarray(rng.normal(size=(6, 5)), jnp.float32)}
+    task = Task(lambda p, x: jnp.sum(jnp.tanh(x.astype(half) @ p["w"].astype(half)).astype(jnp.float32)))
+    rows = jnp.asarray(rng.normal(size=(4, 200, 6)), jnp.float32)
+    found = sites(task, params, rows[0])
+    factors = programs.captured(found, params, rows)[1]
+    formed = {"w": (Direct(form(found.leaves[0], factors["w"])),)}
+    for choice in (uj.DenseSketch(64), uj.SparseSketch(8, 3), uj.Sketch(2)):
+        one, other = (sketch.rows(found, choice, sketch.drawn(found, choice), f) for f in (factors, formed))
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4, err_msg=str(choice))
+
+
 # ---------------------------------------------------------------- truncations
+
+
+def kernel_shapes(sides):
+    return [side.shape for side in sides]
 
 
 def test_principal_components_lose_the_least(rng):
@@ -215,6 +248,12 @@ def test_principal_components_lose_the_least(rng):
     whole = exact(found, factors)
     inner = sum(np.einsum("bnpq,cnpq->bc", block, block) for block in got.values())
     np.testing.assert_allclose(inner, whole @ whole.T, rtol=1e-3, atol=1e-4)
+    long = {"w": jnp.ones((3, 70)), "b": jnp.ones(70)}
+    biased = sites(Task(lambda p, x: jnp.sum(jnp.tanh(x @ p["w"] + p["b"]))), long, jnp.ones(3))
+    made = programs.captured(biased, long, jnp.ones((4, 3)))[1]
+    kept = sketch.principal(biased, uj.Sketch(2), statistics.covariances(biased, made))
+    assert kept["b"] == (None, None), "vectors have no covariance, and stay whole"
+    assert kernel_shapes(kept["w"]) == [(1, 3, 2), (1, 70, 2)]
     every = sites(Task(loss), params, jax.tree.map(lambda x: x[0], rows))
     sums = statistics.covariances(every, programs.captured(every, params, rows)[1])
     with pytest.raises(UsageError, match="embed is looked up, so its 11 rows have no principal components"):

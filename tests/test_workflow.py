@@ -239,6 +239,10 @@ def odd():
     return uj.Task(lambda p, e: jnp.sum(e["z"] @ p["w"])), params, rows
 def pair():
     return uj.Task(loss), params
+def packed():
+    together = {"x": rng.normal(size=(5, 7, 6)).astype(np.float32), "s": np.tile([1, 1, 1, 2, 2, 2, 0], (5, 1))}
+    each = lambda p, e: jnp.tanh(e["x"] @ p["w"]).sum(-1)
+    return uj.Task(each, segments=lambda e: e["s"], documents=2), params, together
 """
 
 
@@ -255,6 +259,8 @@ def test_doctor_examines_ones_own_loss(tmp_path, capsys, monkeypatch):
     assert "of a plain backward pass" in checks["price"]["found"]
     code, out, _ = run_cli("doctor", "--task", "own_task:good", capsys=capsys)
     assert (code, "coverage 100% of 48 parameters" in out, "FAIL" in out) == (0, True, False)
+    code, out, _ = run_cli("doctor", "--task", "own_task:packed", capsys=capsys)
+    assert (code, "packed documents" in out, "FAIL" in out) == (0, True, False), out
     for name, words in (
         ("mean", "batch_loss is a mean where the sum was wanted"),
         ("bad", "NonFiniteError: training rows: x"),

@@ -16,7 +16,7 @@ import numpy as np
 from uimjax import rows as row
 from uimjax import taps
 from uimjax.errors import UimError
-from uimjax.interpret.base import training_sites
+from uimjax.interpret.base import followed_sites
 from uimjax.interpret.index import build_index, verify_index
 from uimjax.mesh import make_mesh
 from uimjax.onepass import collect
@@ -45,13 +45,15 @@ def examine_task(task: Task, params: Any, rows: Any) -> tuple[list[Check], str]:
     table = ""
     try:
         count = row.count(rows)
-        found = training_sites(task, params, rows)
+        found = followed_sites(task, params, rows)
         table = str(found)
         checks.append(("parameters and rows", True, f"{count} rows, all finite"))
         share = f"{found.coverage:.0%} of the parameters, each proven against jax.grad on the first rows"
         checks.append(("gradients", True, share))
         coupled = "not given: if the loss was trained on batches, batch norm or MoE capacity would pass unseen"
         checks.append(("batch_loss", True, coupled if task.batch_loss is None else "equals the sum over examples"))
+        if task.segments is not None:
+            checks.append(("packed documents", True, "none has a gradient through another's positions"))
         formed = {leaf.path: leaf.size for leaf in found.used if any(s.kind == "direct" for s in leaf.sites)}
         formed |= {leaf.path: leaf.size for leaf in found.used if leaf.through}
         largest = max(formed, key=lambda path: formed[path], default="")

@@ -6,13 +6,14 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from uimjax import factors as algebra
 from uimjax import sketch as sketching
 from uimjax.curvature import Curvature
-from uimjax.errors import UnknownNameError, UsageError
+from uimjax.errors import ShapeError, UnknownNameError, UsageError
 from uimjax.sketch import AnySketch, Sketch
-from uimjax.taps import Sites, axes_of, each_example, positions, tokens
+from uimjax.taps import Sites, axes_of, each_example, owners, positions, tokens
 from uimjax.task import Task
 
 OUTPUTS = ("loss", "norm", "leaf_norms", "sketch", "factors", "gradients", "curvature", "signals")
@@ -37,7 +38,7 @@ def collect(
     - `sketch` `[B, D]` (`sketch`, rank 16 unless given); `factors` and `gradients` as `uj.factors` and
       `uj.per_example_gradients` give them
     - `curvature`: what the batch adds to a curvature of its sketches, for `curvature.add(state, ..., rows)`; rows whose
-      `mask` `[B]` is False (padding) add nothing
+      `mask` `[rows]` or `[B]` is False (padding) add nothing
     - `signals` `{"margin", "probability", "correct"}` `[B]` of classifiers: z_y - max_{k != y} z_k, softmax(z)_y, and
       whether y is the largest (arXiv 2009.10795, 2001.10528)
 
@@ -64,11 +65,13 @@ def collect(
     wanted = tuple(dict.fromkeys([want] if isinstance(want, str) else want))
     _check(task, wanted, sketch, curvature, mask, per)
     found = algebra.proven(task, params, batch)
-    axes = None if per == "example" else axes_of(task, found, params, batch)
+    axes = axes_of(task, found, params, batch) if per == "position" else None
+    if per == "token" and not found.program.out_avals[0].shape:
+        raise ShapeError("the loss of one row is a scalar; per='token' wants one entry a token, [T]")
     chosen = (sketch or Sketch()) if {"sketch", "curvature"} & set(wanted) else None
     drawn = sketching.drawn(found, chosen)
     if per != "example":
-        return _apart(found, axes, wanted, chosen, per)(params, batch, drawn)
+        return _apart(task, found, axes, wanted, chosen, per)(params, batch, drawn)
     return _program(task, found, wanted, chosen, curvature)(params, batch, drawn, mask)
 
 
@@ -90,12 +93,14 @@ def _check(task: Task, wanted: tuple[str, ...], sketch: Any, curvature: Any, mas
         raise UnknownNameError("way to take rows apart", per, PER)
     if per != "example" and not set(wanted) <= set(APART):
         raise UsageError(f"per={per!r} gives {', '.join(APART)}; want={wanted} asks for more")
+    if mask is not None and np.ndim(mask) != 1:
+        raise ShapeError(f"a mask of shape {np.shape(mask)} arrived; one entry a row was wanted")
     if task.segments is not None and "signals" in wanted:
         raise UsageError("signals are of the classes of whole rows, and packed rows hold documents; ask without them")
 
 
 @functools.lru_cache(maxsize=32)
-def _apart(found: Sites, axes: Any, wanted: tuple[str, ...], sketch: AnySketch | None, per: str):
+def _apart(task: Task, found: Sites, axes: Any, wanted: tuple[str, ...], sketch: AnySketch | None, per: str):
     """Compiled: the outputs of every position, or of every token's loss, `[B, T, ...]`."""
 
     def finish(drawn: Any, factors: Any) -> dict[str, Any]:
@@ -109,10 +114,11 @@ def _apart(found: Sites, axes: Any, wanted: tuple[str, ...], sketch: AnySketch |
         return {name: made[name]() for name in wanted if name != "loss"}
 
     def program(params: Any, batch: Any, drawn: Any) -> dict[str, Any]:
+        counted = None if task.segments is None else owners(task, batch).any(1)
         if per == "token":
-            losses, made = tokens(found, params, batch, functools.partial(finish, drawn))
+            losses, made = tokens(found, params, batch, functools.partial(finish, drawn), counted)
         else:
-            losses, factors = positions(found, axes, params, batch)
+            losses, factors = positions(found, axes, params, batch, counted)
             made = jax.tree.map(lambda x: x.reshape(*losses.shape, *x.shape[1:]), finish(drawn, factors))
         return {name: losses if name == "loss" else made[name] for name in wanted}
 
@@ -141,7 +147,8 @@ def _program(task: Task, found: Sites, wanted: tuple[str, ...], sketch: AnySketc
 
 
 def _added(found: Sites, sketch: Any, curvature: Any, rows: Any, mask: Any) -> Any:
-    rows = rows if mask is None else jnp.where(mask[:, None], rows, 0)
+    if mask is not None:  # of rows, or of the documents in them
+        rows = jnp.where(jnp.repeat(mask, rows.shape[0] // mask.shape[0])[:, None], rows, 0)
     return curvature.batch(sketching.columns(found, sketch), rows)
 
 

@@ -104,7 +104,7 @@ def pack(documents: Sequence[Any], length: int, per_row: int) -> Packed:
     whole: each goes into the fullest row that still has room (best fit, in the order given).
 
     Raises:
-        ShapeError: a document is empty, longer than a row, or its arrays differ in length.
+        ShapeError: a document is empty, longer than a row, or its arrays differ in length, or in kind from the first's.
 
     >>> import numpy as np
     >>> packed = pack([np.arange(3), np.arange(5), np.arange(2)], length=6, per_row=2)
@@ -117,7 +117,7 @@ def pack(documents: Sequence[Any], length: int, per_row: int) -> Packed:
         raise ShapeError(f"rows of {length} positions with {per_row} documents each; at least 1 of both was wanted")
     held: list[list[int]] = []
     room: list[tuple[int, int]] = []  # (positions left, row), sorted
-    sizes = [_document_length(document, k, length) for k, document in enumerate(documents)]
+    sizes = [_document_length(document, k, length, documents[0]) for k, document in enumerate(documents)]
     for k, size in enumerate(sizes):
         fits = bisect.bisect_left(room, (size, -1))
         left, row = room.pop(fits) if fits < len(room) else (length, len(held))
@@ -140,7 +140,13 @@ def pack(documents: Sequence[Any], length: int, per_row: int) -> Packed:
     return Packed(jax.tree.unflatten(tree, rows), segments, ids)
 
 
-def _document_length(document: Any, number: int, length: int) -> int:
+def _document_length(document: Any, number: int, length: int, first: Any) -> int:
+    found, wanted = (
+        (jax.tree.structure(d), [(np.asarray(x).dtype, np.shape(x)[1:]) for x in jax.tree.leaves(d)])
+        for d in (document, first)
+    )
+    if found != wanted:
+        raise ShapeError(f"document {number} holds {found} and the first one {wanted}; all need the same arrays")
     lengths = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(document)}
     if len(lengths) != 1 or () in lengths:
         raise ShapeError(f"document {number}: its arrays are {sorted(lengths)} long; one length [t, ...] was wanted")

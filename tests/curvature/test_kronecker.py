@@ -9,7 +9,7 @@ import pytest
 
 from tests import programs
 from uimjax.curvature import kronecker
-from uimjax.taps import Direct, Gather, pair, sites, to_matrices
+from uimjax.taps import Direct, Gather, each_example, pair, sites, to_matrices
 from uimjax.task import Task
 
 NAMES = ["mlp", "decoder_scanned", "nnx_cnn", "slices"]
@@ -26,7 +26,7 @@ def test_statistics_equal_those_of_the_gradients(name, rng, monkeypatch):
     sums = jax.jit(functools.partial(kronecker.covariances, found))(factors)
     bases = kronecker.eigenbases(sums)
     small = {}
-    for chunk in (1, 1 << 30):
+    for chunk in (1, 4 * 2 * 96, 1 << 30):  # one by one, a few with a rest, all at once
         monkeypatch.setattr(kronecker, "CHUNK_BYTES", chunk)
         small[chunk] = jax.jit(functools.partial(kronecker.eigenvalues, found))(factors, bases)
     for leaf in found.used:
@@ -99,3 +99,53 @@ def test_padding_and_the_order_of_batches_change_nothing(rng):
     parts = [both({"tokens": batch["tokens"][ids[k : k + 3]]}, jnp.asarray([k > 0, True, True]), bases) for k in (0, 3)]
     for one, two, every in zip(*map(jax.tree.leaves, (*parts, whole)), strict=True):
         np.testing.assert_allclose(one + two, every, rtol=2e-4, atol=1e-5 * float(np.abs(every).max()))
+
+
+@pytest.mark.usefixtures("x64")
+def test_packed_documents_add_what_they_add_alone(rng):
+    """Each position once, however many documents a row may hold, and padding never; also of a transposed use."""
+    params = {"w": jnp.asarray(rng.normal(size=(3, 4))), "v": jnp.asarray(rng.normal(size=(5, 4)))}
+
+    def loss(p, e):
+        return jnp.square(jnp.tanh(jnp.tanh(e["x"] @ p["w"]) @ p["v"].T)).sum(-1)
+
+    segments = jnp.asarray([[1, 1, 1, 2, 2, 0, 0], [1, 1, 2, 2, 3, 3, 3]])
+    rows = {"x": jnp.asarray(rng.normal(size=(2, 7, 3))), "s": segments}
+    task = Task(loss, segments=lambda e: e["s"], documents=3)
+    found = sites(task, params, jax.tree.map(lambda x: x[0], rows))
+    factors = each_example(task, found, params, rows)[1]
+    mask = jnp.asarray([True, True, True, True, False, True])  # one document of the second row is left out
+    documents = [(0, 0, 3), (0, 3, 5), (1, 0, 2), (1, 4, 7)]
+    alone = Task(loss)
+    want, squares, bases = None, None, None
+    for which in ("covariances", "eigenvalues"):
+        total = None
+        for row, start, stop in documents:
+            document = {"x": rows["x"][row, start:stop][None]}
+            single = sites(alone, params, {"x": document["x"][0]})
+            one = programs.captured(single, params, document)[1]
+            made = (
+                kronecker.covariances(single, one)
+                if which == "covariances"
+                else kronecker.eigenvalues(single, one, bases)
+            )
+            total = made if total is None else jax.tree.map(jnp.add, total, made)
+        if which == "covariances":
+            want, bases = total, kronecker.eigenbases(total)
+        else:
+            squares = total
+    got = kronecker.covariances(found, factors, mask), kronecker.eigenvalues(found, factors, bases, mask)
+    for one, other in zip(jax.tree.leaves(got), jax.tree.leaves((want, squares)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.usefixtures("x64")
+def test_a_parameter_of_another_precision_than_its_use(rng):
+    w = jnp.asarray(rng.normal(size=(3, 4)), jnp.float32)
+    rows = jnp.asarray(rng.normal(size=(5, 6, 3)))
+    found = sites(Task(lambda w, x: jnp.sum(jnp.tanh(x @ w.astype(jnp.float64)))), w, rows[0])
+    factors = programs.captured(found, w, rows)[1]
+    bases = kronecker.eigenbases(kronecker.covariances(found, factors))
+    ((_, values),) = kronecker.eigenvalues(found, factors, bases).items()
+    gradients = programs.brute_force(lambda w, x: jnp.sum(jnp.tanh(x @ w.astype(jnp.float64))), w, rows)[1]
+    np.testing.assert_allclose(values.sum(), np.square(np.asarray(gradients, np.float64)).sum(), rtol=1e-5)

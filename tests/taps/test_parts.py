@@ -18,7 +18,7 @@ from uimjax.models.decoder import Shape, build_decoder, packed
 from uimjax.rows import pack
 from uimjax.taps import Direct, axes_of, each_example, expand, form, sites
 
-LENGTHS = [5, 4, 2, 12, 3]
+LENGTHS = [4, 4, 2, 12, 2]
 
 
 def relative(got, want):
@@ -130,7 +130,7 @@ def test_every_kind_of_use_packs(rng):
             np.testing.assert_allclose(got[path][k], gradient, rtol=1e-9, atol=1e-12, err_msg=path)
     found = sites(task, params, jax.tree.map(lambda x: x[0], rows))
     axes = axes_of(task, found, params, rows)
-    whole = {leaf.path for leaf in found.leaves for site in leaf.sites if axes[site.number] is None}
+    whole = {leaf.path for leaf in found.leaves for site in leaf.sites if axes.sites[site.number] is None}
     assert whole <= {"unit", "apart"}, "all other uses run over the sequence"
 
 
@@ -141,11 +141,7 @@ def test_owned_factors_agree_with_repeated_ones(rng, monkeypatch):
     together = packed(task, 3)
     found = sites(together, params, jax.tree.map(lambda x: x[0], rows))
     _, factors = jax.jit(functools.partial(each_example, together, found))(params, rows)
-    repeated = {path: tuple(f if f.examples != f[0].shape[0] else f for f in uses) for path, uses in factors.items()}
-    repeated = {
-        path: tuple(expand(f) if getattr(f, "owner", None) is not None else f for f in uses)
-        for path, uses in repeated.items()
-    }
+    repeated = {path: tuple(expand(f) for f in uses) for path, uses in factors.items()}
     want = algebra.norm(found, repeated)
     for cost in (-1, 10**9):
         monkeypatch.setattr(algebra, "_gram_cost", lambda *_, cost=cost: cost)
@@ -190,6 +186,58 @@ def test_a_discrete_coupling_is_refused(rng):
     task = uj.Task(loss, segments=lambda row: row["segments"], documents=3)
     with pytest.raises(CoverageError, match="no gradient runs between them: something discrete"):
         uj.gradient_norms(task, params, rows)
+
+
+def test_documents_that_only_later_rows_hold_together_are_refused(rng):
+    """The first rows hold one document each, so they cannot show it; nor does one such batch settle the matter."""
+
+    def loss(params, row):
+        h = jnp.tanh(row["x"] @ params["w"])
+        return jnp.square(h + h.mean(0, keepdims=True)).sum(-1)
+
+    params = {"w": jnp.asarray(rng.normal(size=(3, 4)), jnp.float32)}
+    segments = jnp.asarray([[1] * 8] * 5 + [[1] * 4 + [2] * 4] * 2)
+    rows = {"x": jnp.asarray(rng.normal(size=(7, 8, 3)), jnp.float32), "s": segments}
+    task = uj.Task(loss, segments=lambda row: row["s"], documents=2)
+    uj.gradient_norms(task, params, jax.tree.map(lambda x: x[:5], rows))
+    for some in (rows, jax.tree.map(lambda x: x[5:], rows)):
+        with pytest.raises(CoverageError, match="through the positions of another"):
+            uj.gradient_norms(task, params, some)
+
+
+def test_arrays_that_are_no_content_are_left_alone(rng):
+    """Positions in an array of their own, from which the mask is made; a vector of the row as long as the sequence; a
+    feature axis as long; tokens with their targets in one array; an infinite loss on padding."""
+    t, width = 8, 8
+    segments = jnp.asarray([[1, 1, 1, 2, 2, 2, 2, 0], [1, 1, 1, 1, 2, 2, 3, 3], [1, 1, 2, 2, 2, 3, 3, 3]])
+    starts = jnp.concatenate([jnp.ones((3, 1), bool), segments[:, 1:] != segments[:, :-1]], 1)
+    first = jax.lax.cummax(jnp.where(starts, jnp.arange(t)[None], 0), axis=1)
+    rows = {
+        "x": jnp.asarray(rng.normal(size=(3, t + 1, width)), jnp.float32),
+        "place": jnp.arange(t)[None] - first,
+        "s": segments,
+        "vector": jnp.asarray(rng.normal(size=(3, t)), jnp.float32),
+    }
+    params = {"w": jnp.asarray(rng.normal(size=(width, width)) * 0.3, jnp.float32), "c": jnp.ones(t)}
+
+    def loss(params, row):
+        h = jnp.tanh(row["x"] @ params["w"])
+        document = jnp.cumsum(row["place"] == 0)
+        seen = document[:, None] == document[None]
+        mixed = jax.nn.softmax(jnp.where(seen, h[:-1] @ h[:-1].T, -jnp.inf)) @ h[:-1]
+        each = jnp.square(mixed).sum(-1) * (params["c"] * row["vector"]).sum()
+        return jnp.where(row["s"] > 0, each, jnp.inf)
+
+    got = uj.collect(uj.Task(loss, segments=lambda row: row["s"], documents=3), params, rows, ("loss", "gradients"))
+    one = jax.jit(jax.grad(lambda p, row, mine: jnp.where(mine, loss(p, row), 0).sum()))
+    for k in range(9):
+        row = jax.tree.map(lambda x, k=k: x[k // 3], rows)
+        mine = row["s"] == k % 3 + 1
+        want = one(params, row, mine)
+        np.testing.assert_allclose(got["loss"][k], jnp.where(mine, loss(params, row), 0).sum(), rtol=1e-5)
+        for path, gradient in want.items():
+            scale = np.abs(gradient).max()
+            np.testing.assert_allclose(got["gradients"][path][k], gradient, rtol=1e-4, atol=1e-5 * scale, err_msg=path)
 
 
 # ---------------------------------------------------------------- positions and tokens
@@ -257,6 +305,37 @@ def test_positions_and_tokens_equal_their_definitions(rng):
     assert np.abs(through["gradients"]["stack"] - of["gradients"]["stack"]).max() > 1e-3, "they are two things"
 
 
+def test_padding_is_no_position_and_no_token(rng):
+    """Of packed rows, both ways add up to the documents' gradients; what follows the last document counts nowhere."""
+    task, params = build_decoder(Shape(17, 14, 1, 16, 2), 0)
+    rows, _ = rows_of(documents_of(rng))
+    together = packed(task, 3)
+    whole = uj.collect(together, params, rows, ("loss", "gradients"))
+
+    def unmasked(params, row):
+        return task.loss(params, row) + jnp.where(row["segments"] == 0, 5.0, 0.0) * params["last"]["scale"][...].sum()
+
+    padded = dataclasses.replace(together, loss=unmasked)
+    for per in ("position", "token"):
+        for one in (together, padded):
+            apart = uj.collect(one, params, rows, ("loss", "gradients"), per=per)
+            np.testing.assert_allclose(apart["loss"].sum(1), whole["loss"].reshape(-1, 3).sum(1), rtol=1e-5)
+            for path, value in whole["gradients"].items():
+                want = value.reshape(-1, 3, *value.shape[1:]).sum(1)
+                np.testing.assert_allclose(apart["gradients"][path].sum(1), want, rtol=1e-4, atol=1e-5, err_msg=path)
+
+
+def test_an_axis_of_the_features_is_not_the_sequence(rng):
+    """As long as the sequence by chance: a mean over positions scaled by features has no positions."""
+    rows, params = {"x": jnp.asarray(rng.normal(size=(2, 8, 8)), jnp.float32)}, {"s": jnp.ones(8)}
+    task = uj.Task(lambda p, row: row["x"] @ jnp.tanh(row["x"].mean(0) * p["s"]))
+    with pytest.raises(TapError, match="does not run over the 8 positions"):
+        uj.collect(task, params, rows, "norm", per="position")
+    got = uj.collect(task, params, rows, "gradients", per="token")["gradients"]["s"]
+    want = jax.vmap(lambda row: jax.jacrev(lambda p: task.loss(p, row))(params)["s"])(rows)
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6)
+
+
 def test_more_tokens_than_a_chunk(rng):
     loss, params, _ = programs.mlp(rng, jnp.float32)
     rows = {"x": jnp.asarray(rng.normal(size=(2, 37, 6)), jnp.float32), "y": jnp.zeros((2, 37), jnp.int32)}
@@ -293,8 +372,9 @@ def test_what_has_no_answer_is_refused(rng):
     with pytest.raises(UsageError, match="per='token' gives loss, norm"):
         uj.collect(task, params, rows, ("factors",), per="token")
     scalar = dataclasses.replace(task, loss=lambda p, e: task.loss(p, e).sum())
-    with pytest.raises(ShapeError, match="one entry a token"):
-        uj.collect(scalar, params, rows, per="position")
+    for per in ("position", "token"):
+        with pytest.raises(ShapeError, match="one entry a token"):
+            uj.collect(scalar, params, rows, per=per)
 
     def fixed(params, row):
         return (params["w"] * row["x"].reshape(14, 2)).sum(-1)
@@ -302,6 +382,7 @@ def test_what_has_no_answer_is_refused(rng):
     w = {"w": jnp.ones((14, 2))}
     with pytest.raises(TapError, match="cannot be followed at another length than 14"):
         uj.collect(uj.Task(fixed), w, {"x": jnp.ones((2, 14, 2))}, per="position")
+    assert uj.collect(uj.Task(fixed), w, {"x": jnp.ones((2, 14, 2))}, per="token")["norm"].shape == (2, 14)
 
     def direct(params, row):
         return row["x"].sum(-1) * jnp.tanh(row["x"].mean(0) @ params["w"]).sum()
@@ -324,6 +405,9 @@ def test_packing(rng):
     for wrong, words in [
         ([np.zeros(15)], r"document 0 has 15 positions and a row 14.*Cut it"),
         ([np.zeros(3), np.zeros(0)], "document 1 has 0 positions.*Drop it"),
+        ([np.arange(3), np.zeros(3)], r"document 1 holds .*float64.* and the first one .*int64"),
+        ([np.zeros((3, 3)), np.ones((2, 1))], "all need the same arrays"),
+        ([{"a": np.zeros(3)}, {"b": np.zeros(3)}], "all need the same arrays"),
         ([{"a": np.zeros(3), "b": np.zeros(4)}], "document 0: its arrays"),
         ([], "no documents"),
     ]:

@@ -48,11 +48,14 @@ def _covariance(leaf: Leaf, uses: tuple[Factor, ...], mask: Any) -> Pair:
     if 1 in axes and isinstance(uses[0], Direct):
         return None, None
     for use, where in pair(leaf, uses):
-        use = expand(use)
+        real = mask
+        if use.owner is not None:  # positions of documents that count, each once
+            kept = jnp.ones(use.examples, bool) if mask is None else mask
+            real = ((use.owner != 0) & kept.reshape(use.owner.shape[:2])[:, :, None]).any(1)
         if axes[1] > 1:
-            cols = _spread(cols, _second(use.g, mask), where, 2, (n, axes[1]))
+            cols = _spread(cols, _second(use.g, real), where, 2, (n, axes[1]))
         if axes[0] > 1 and not looked_up:
-            rows = _spread(rows, _second(use[0], mask), where, 1, (n, axes[0]))
+            rows = _spread(rows, _second(use[0], real), where, 1, (n, axes[0]))
     if isinstance(uses[-1], Direct):
         gradient = to_matrices(uses[-1].gradient, leaf.layout)  # [B, n, I, O]: the rows count as positions
         cols = _add(cols, _second(gradient, mask)) if axes[1] > 1 else cols
@@ -62,9 +65,11 @@ def _covariance(leaf: Leaf, uses: tuple[Factor, ...], mask: Any) -> Pair:
 
 
 def _second(x: Any, mask: Any) -> Any:
-    """`sum_bt x_bt x_bt^T` `[n, k, k]` of `[B, n, T, k]`, as one product of matrices a stack entry."""
+    """`sum_bt x_bt x_bt^T` `[n, k, k]` of `[B, n, T, k]`, as one product of matrices a stack entry; `mask` `[B]` or
+    `[B, T]`."""
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    x = x if mask is None else jnp.where(mask[:, None, None, None], x, 0)
+    if mask is not None:
+        x = jnp.where(mask[:, None, :, None] if mask.ndim == 2 else mask[:, None, None, None], x, 0)
     flat = jnp.moveaxis(x, 1, 0).reshape(x.shape[1], -1, x.shape[3])
     return jnp.einsum("nti,ntj->nij", flat, flat)
 
@@ -95,18 +100,21 @@ def _eigenvalues(leaf: Leaf, uses: tuple[Factor, ...], bases: Pair, mask: Any) -
         return jnp.einsum("bnti,bnto->nio", jnp.square(a), jnp.square(g))
     size = plain[0].examples
     chunk = max(1, min(size, CHUNK_BYTES // (4 * leaf.size)))
-    while size % chunk:
-        chunk -= 1
     kept = jnp.ones(size, bool) if mask is None else mask
-    split = jax.tree.map(lambda x: x.reshape(-1, chunk, *x.shape[1:]), (tuple(plain), kept))
+
+    def cut(x: Any) -> Any:  # examples beyond the last are zeros, and not kept
+        padded = jnp.pad(x, [(0, -size % chunk)] + [(0, 0)] * (x.ndim - 1))
+        return padded.reshape(-1, chunk, *x.shape[1:])
+
+    split = jax.tree.map(cut, (tuple(plain), kept))
 
     def step(total: Any, part: Any) -> tuple[Any, None]:
         some, real = part
         formed = jnp.where(real[:, None, None, None], _rotated(leaf, some, rows, cols), 0)
         return total + jnp.square(formed).sum(0), None
 
-    dtype = jnp.promote_types(leaf.dtype, jnp.float32)
-    return jax.lax.scan(step, jnp.zeros(leaf.layout.shape, dtype), split)[0]
+    one = jax.eval_shape(lambda part: _rotated(leaf, part[0], rows, cols), jax.tree.map(lambda x: x[0], split))
+    return jax.lax.scan(step, jnp.zeros(leaf.layout.shape, one.dtype), split)[0]
 
 
 def _rotated(leaf: Leaf, uses: tuple[Factor, ...], rows: Any, cols: Any) -> Any:
@@ -130,9 +138,9 @@ def _side(use: Any, rows: Any) -> Any:
 
 
 def _rotate(x: Any, basis: Any) -> Any:
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     if basis is None:
         return x
-    x = x.astype(basis.dtype)
     if basis.shape[0] == 1:
         return jnp.einsum("bnti,ik->bntk", x, basis[0])
     return jnp.einsum("bnti,nik->bntk", x, basis)

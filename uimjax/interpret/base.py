@@ -56,7 +56,7 @@ class Scores(NamedTuple):
 
 
 def training_sites(task: Task, params: Any, data: Any, check: bool = True) -> Sites:
-    """The sites of a training loss, proven on the first rows; bad parameters and rows are refused before compiling.
+    """`followed_sites` of a loss whose rows are to be scored.
 
     Raises:
         UsageError: rows are packed: a score belongs to a document, and an index has one entry a row.
@@ -66,6 +66,11 @@ def training_sites(task: Task, params: Any, data: Any, check: bool = True) -> Si
             "tracing takes one document a row, and this task packs several (segments). Pass the documents one by one "
             "with a task without segments; `uj.collect` takes packed rows."
         )
+    return followed_sites(task, params, data, check)
+
+
+def followed_sites(task: Task, params: Any, data: Any, check: bool = True) -> Sites:
+    """The sites of a loss, proven on the first rows; bad parameters and rows are refused before compiling."""
     row.check_finite(params, "parameters")
     row.count(data)
     row.check_finite(data, "training rows")

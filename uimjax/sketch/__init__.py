@@ -64,8 +64,9 @@ def record(sketch: AnySketch) -> dict[str, Any]:
 
 
 def from_record(found: dict[str, Any]) -> AnySketch:
-    """The choice that a manifest records."""
+    """The choice that a manifest records; those of version 1 name no kind."""
     choice = {key: value for key, value in found.items() if key not in ("kind", "version")}
-    if found["kind"] not in _KINDS:
-        raise UnknownNameError("kind of sketch", found["kind"], _KINDS)
-    return _KINDS[found["kind"]][0](**choice)
+    kind = found.get("kind", "kronecker")
+    if kind not in _KINDS:
+        raise UnknownNameError("kind of sketch", kind, _KINDS)
+    return _KINDS[kind][0](**choice)

@@ -25,6 +25,7 @@ from uimjax.taps import (
     Gather,
     Leaf,
     Sites,
+    contract,
     expand,
     form,
     from_matrices,
@@ -32,7 +33,7 @@ from uimjax.taps import (
     to_matrices,
 )
 
-BLOCK_BYTES = 32 << 20  # of signs that stand in memory at once
+BLOCK_BYTES = 32 << 20  # of signs that stand in memory at once, where one row of a matrix has no more
 
 
 @dataclass(frozen=True)
@@ -64,11 +65,14 @@ def draw_from(_sketch: DenseSketch, _found: Sites, key: Any) -> Any:
     return key
 
 
-def apply(sketch: DenseSketch, found: Sites, drawn: Any, factors: Factors, _reference: Sites, size: int) -> Any:
-    """`[B, width]`. The gradient is formed a block of rows at a time and meets that block's signs."""
+def apply(sketch: DenseSketch, found: Sites, drawn: Any, factors: Factors, reference: Sites, size: int) -> Any:
+    """`[B, width]`, over the parameters of `reference`. The gradient is formed a block of rows at a time and meets that
+    block's signs."""
     total = jnp.zeros((size, sketch.width), jnp.float32)
+    wanted = {leaf.path for leaf in reference.used}
     for leaf in found.used:
-        total = total + _leaf_apply(sketch, leaf, leaf_key(drawn, leaf), factors[leaf.path])
+        if leaf.path in wanted:
+            total = total + _leaf_apply(sketch, leaf, leaf_key(drawn, leaf), factors[leaf.path])
     return total
 
 
@@ -77,53 +81,56 @@ def lift(sketch: DenseSketch, found: Sites, drawn: Any, vectors: Any) -> dict[st
     out = {}
     for leaf in found.used:
         n, rows, cols = leaf.layout.shape
-        starts, height = _blocks(sketch, leaf)
+        blocks, height = _blocks(sketch, leaf)
+        key = leaf_key(drawn, leaf)
 
-        def block(start: Any, leaf: Leaf = leaf, height: int = height) -> Any:
-            return jnp.einsum("qk,nrok->qnro", vectors, _signs(sketch, leaf, leaf_key(drawn, leaf), start, height))
+        def block(at: tuple[Any, Any], leaf: Leaf = leaf, height: int = height, key: Any = key) -> Any:
+            return jnp.einsum("qk,rok->qro", vectors, _signs(sketch, leaf, key, at[0], at[1], height))
 
-        made = jnp.moveaxis(jax.lax.map(block, starts), 0, 2)  # [Q, n, blocks, height, O]
+        made = jnp.moveaxis(jax.lax.map(block, blocks), 0, 1)  # [Q, n * blocks, height, O]
         whole = made.reshape(vectors.shape[0], n, -1, cols)[:, :, :rows]
         out[leaf.path] = from_matrices(whole, leaf.shape, leaf.layout)
     return out
 
 
-def _blocks(sketch: DenseSketch, leaf: Leaf) -> tuple[Any, int]:
-    """(first rows of the blocks, rows a block)."""
+def _blocks(sketch: DenseSketch, leaf: Leaf) -> tuple[tuple[Any, Any], int]:
+    """((stack entry, first row) of each block, rows a block)."""
     n, rows, cols = leaf.layout.shape
-    height = max(1, min(rows, BLOCK_BYTES // (4 * n * cols * sketch.width)))
-    return jnp.arange(0, rows, height), height
+    height = max(1, min(rows, BLOCK_BYTES // (4 * cols * sketch.width)))
+    starts = np.arange(0, rows, height)
+    return (jnp.asarray(np.repeat(np.arange(n), len(starts))), jnp.asarray(np.tile(starts, n))), height
 
 
-def _signs(sketch: DenseSketch, leaf: Leaf, key: Any, start: Any, height: int) -> Any:
-    """R of the rows from `start` on, `[n, height, O, width]`, float32; zeros beyond the last row."""
-    n, rows, cols = leaf.layout.shape
+def _signs(sketch: DenseSketch, leaf: Leaf, key: Any, entry: Any, start: Any, height: int) -> Any:
+    """R of the rows from `start` on of one stack entry, `[height, O, width]`, float32; zeros beyond the last row."""
+    _, rows, cols = leaf.layout.shape
     words = -(-sketch.width // 32)
+    key = jax.random.fold_in(key, entry)
 
-    def row(stack: Any, index: Any) -> Any:
-        bits = jax.random.bits(jax.random.fold_in(jax.random.fold_in(key, stack), index), (cols, words), jnp.uint32)
+    def row(index: Any) -> Any:
+        bits = jax.random.bits(jax.random.fold_in(key, index), (cols, words), jnp.uint32)
         signs = (bits[:, :, None] >> jnp.arange(32, dtype=jnp.uint32)[None, None]) & 1
         return signs.reshape(cols, -1)[:, : sketch.width].astype(jnp.float32)
 
     index = start + jnp.arange(height)
-    signs = jax.vmap(lambda stack: jax.vmap(lambda k: row(stack, k))(index))(jnp.arange(n))
-    real = (index < rows)[None, :, None, None]
-    return jnp.where(real, (2 * signs - 1) / np.sqrt(np.float32(sketch.width)), 0.0)
+    signs = jax.vmap(row)(index)
+    return jnp.where((index < rows)[:, None, None], (2 * signs - 1) / np.sqrt(np.float32(sketch.width)), 0.0)
 
 
 def _leaf_apply(sketch: DenseSketch, leaf: Leaf, key: Any, uses: tuple[Factor, ...]) -> Any:
-    starts, height = _blocks(sketch, leaf)
-    spare = len(starts) * height - leaf.layout.shape[1]  # the last block reads beyond the rows, where signs are zero
+    blocks, height = _blocks(sketch, leaf)
+    n, rows, _ = leaf.layout.shape
+    spare = len(blocks[0]) // n * height - rows  # the last block reads beyond the rows, where signs are zero
     if any(place is not None for _, place in pair(leaf, uses)):  # slices: formed at their place
         uses = (Direct(form(leaf, uses)),)
     held = [_padded(leaf, expand(use), spare) for use in uses]
 
-    def step(total: Any, start: Any) -> tuple[Any, None]:
-        signs = _signs(sketch, leaf, key, start, height)
-        formed = functools.reduce(jnp.add, (_rows_of(use, start, height) for use in held))
-        return total + jnp.einsum("bnro,nrok->bk", formed.astype(jnp.float32), signs), None
+    def step(total: Any, at: tuple[Any, Any]) -> tuple[Any, None]:
+        signs = _signs(sketch, leaf, key, at[0], at[1], height)
+        formed = functools.reduce(jnp.add, (_rows_of(use, at[0], at[1], height) for use in held))
+        return total + jnp.einsum("bro,rok->bk", formed, signs), None
 
-    return jax.lax.scan(step, jnp.zeros((uses[0].examples, sketch.width), jnp.float32), starts)[0]
+    return jax.lax.scan(step, jnp.zeros((uses[0].examples, sketch.width), jnp.float32), blocks)[0]
 
 
 def _padded(leaf: Leaf, use: Any, spare: int) -> Any:
@@ -133,13 +140,15 @@ def _padded(leaf: Leaf, use: Any, spare: int) -> Any:
     return Dense(jnp.pad(use.a, [(0, 0)] * 3 + [(0, spare)]), use.g) if isinstance(use, Dense) else use
 
 
-def _rows_of(use: Any, start: Any, height: int) -> Any:
-    """Rows `[start, start + height)` of the gradient, `[B, n, height, O]`."""
+def _rows_of(use: Any, entry: Any, start: Any, height: int) -> Any:
+    """Rows `[start, start + height)` of one stack entry of the gradient, `[B, height, O]`, summed in float32."""
     if isinstance(use, Direct):
-        return jax.lax.dynamic_slice_in_dim(use.gradient, start, height, 2)
+        one = jax.lax.dynamic_index_in_dim(use.gradient, entry, 1, keepdims=False)
+        return jax.lax.dynamic_slice_in_dim(one, start, height, 1).astype(jnp.float32)
+    first, g = (jax.lax.dynamic_slice_in_dim(x, entry, 1, 1) for x in use[:2])  # [B, 1, T, ...]
     if isinstance(use, Gather):
-        index = start + jnp.arange(height, dtype=use.ids.dtype)
-        a = (use.ids[..., None] == index[None, None, None]).astype(use.g.dtype)
+        index = start + jnp.arange(height, dtype=first.dtype)
+        a = (first[..., None] == index[None, None, None]).astype(g.dtype)
     else:
-        a = jax.lax.dynamic_slice_in_dim(use.a, start, height, 3)
-    return jnp.einsum("bntr,bnto->bnro", a, use.g)
+        a = jax.lax.dynamic_slice_in_dim(first, start, height, 3)
+    return contract(a, g, None)[:, 0].astype(jnp.float32)

@@ -3,7 +3,7 @@
 
 Of each axis of a matrix `mask` entries are kept, drawn without replacement and scaled by `sqrt(I / mask)`; each of the
 kept products is then added, with a random sign, to `hashes` of the `width` numbers of its parameter, one in each of as
-many equal parts. Nothing larger than `mask^2` is formed.
+many equal parts. Of a factored gradient nothing larger than `mask^2` is formed.
 
 *Guarantees*: `E <s(x), s(y)> = <x, y>` for every parameter. Without a mask the variance is that of a dense sketch,
 `(|x|^2 |y|^2 + <x, y>^2 - 2 sum_d x_d^2 y_d^2) / width`; a mask of a share p of an axis adds the variance of sampling

@@ -18,8 +18,9 @@ def principal(found: Sites, sketch: Sketch, sums: dict[str, tuple[Any, Any]]) ->
     2405.13954).
 
     *Guarantees*: of all `P, Q` with orthonormal columns these lose the least of either side's second moment, namely its
-    further eigenvalues; inner products of gradients inside the kept subspaces are exact. Not unbiased. A table that is
-    looked up has no A: the rows met most (or all of a short one) would have to be known, so its rows are refused.
+    further eigenvalues; inner products of gradients inside the kept subspaces are exact. Not unbiased. Biases and
+    scales, which have no covariances, are kept whole; the rows of a table that is looked up have none either, and a
+    table that would have to be cut there is refused.
 
     Raises:
         UsageError: a side that is to be projected has no covariance.
@@ -29,6 +30,9 @@ def principal(found: Sites, sketch: Sketch, sums: dict[str, tuple[Any, Any]]) ->
         _, *axes = leaf.layout.shape
         pair = []
         for axis, width, side in zip(axes, sides(sketch, leaf), sums[leaf.path], strict=True):
+            if sums[leaf.path] == (None, None) and 1 in axes:
+                pair.append(None)
+                continue
             if width < axis and side is None:
                 raise UsageError(
                     f"{leaf.path} is looked up, so its {axis} rows have no principal components; leave it out "
@@ -44,7 +48,8 @@ def low_rank(projected: dict[str, Any], rank: int) -> tuple[dict[str, tuple[Any,
     v [B, n, q, c])}` with `u v^T` for the matrix, c (p + q) numbers instead of p q (LoRIF, arXiv 2601.21929), and the
     share of each row's squared norm that is lost, `[B]`.
 
-    *Guarantees*: no other matrices of that rank are nearer; an inner product is off by at most `sqrt(lost) |x| |y|`.
+    *Guarantees*: no other matrices of that rank are nearer; an inner product with a row kept whole is off by at most
+    `sqrt(lost) |x| |y|`, that of two truncated rows by `(sqrt(lost_x) + sqrt(lost_y)) |x| |y|`.
 
     Raises:
         UsageError: a rank below 1.

@@ -8,8 +8,9 @@ Which axis of a site runs over the sequence is found by following the loss once 
 """
 
 import functools
-from collections.abc import Callable
-from typing import Any
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +22,16 @@ from uimjax.taps.base import Dense, Factor, Gather, Site
 from uimjax.taps.capture import DIRECT_BUDGET, Factors, Sites, assemble, capture, check_budget, forward, sites
 from uimjax.task import Task
 
-Axes = tuple[int | None, ...]  # by site number: the axis of its tap that runs over the sequence, None where none does
+TRIES = 64  # sets of a row's axes that are taken for the sequence's, before the loss is given up
 CHUNK = 16  # tokens whose losses are differentiated at once
+
+
+class Axes(NamedTuple):
+    """What runs over the sequence: of each site's tap the axis, by number (None: none does), and the (leaf, axis) pairs
+    of a row's arrays."""
+
+    sites: tuple[int | None, ...]
+    rows: tuple[tuple[int, int], ...]
 
 
 def each_example(task: Task, found: Sites, params: Any, batch: Any, budget: int = DIRECT_BUDGET) -> tuple[Any, Factors]:
@@ -50,11 +59,12 @@ def documents(
     count, k, _ = owner.shape
     check_budget(found, count * k, budget)
     losses, records, pull = forward(found, params, batch)
-    owner = owner.astype(losses.dtype)
-    g = pull(owner.sum(1))
-    index = {site.number: _token_of(site, axes[site.number], records) for site in _every(found)}
+    g = pull(owner.any(1).astype(losses.dtype))
+    # a loss of T entries may run on T + 1 positions (tokens and their targets in one array): the last is nobody's
+    longer = jnp.pad(owner, [(0, 0), (0, 0), (0, 1)]).astype(losses.dtype)
+    index = {site.number: _token_of(site, axes, records) for site in _every(found)}
     apart = any(tokens is None for tokens in index.values())
-    each = jax.vmap(pull, in_axes=1, out_axes=1)(owner) if apart else {}
+    each = jax.vmap(pull, in_axes=1, out_axes=1)(owner.astype(losses.dtype)) if apart else {}
 
     def make(site: Site, record: Any, grad: Any, layout: Any, shape: Any) -> Factor:
         tokens = index[site.number]
@@ -62,15 +72,20 @@ def documents(
             grad = each[site.number].reshape(-1, *site.tap_shape)
             return layouts.factor(site, _repeat(record, k), grad, layout, shape)
         if site.kind in layouts.FACTORED:
-            mine = owner[:, :, tokens]
+            mine = longer[:, :, tokens]
             return layouts.factor(site, record, grad, layout, shape, lambda f: f._replace(owner=mine))
-        return layouts.factor(site, _repeat(record, k), _masked(site, axes, grad, owner), layout, shape)
+        return layouts.factor(site, _repeat(record, k), _masked(site, axes, grad, longer), layout, shape)
 
-    return jnp.einsum("bkt,bt->bk", owner, losses).reshape(-1), assemble(found, params, records, g, make)
+    mine = jnp.where(owner, losses[:, None], 0).sum(-1)
+    return mine.reshape(-1), assemble(found, params, records, g, make)
 
 
-def positions(found: Sites, axes: Axes, params: Any, batch: Any, budget: int = DIRECT_BUDGET) -> tuple[Any, Factors]:
-    """Losses `[B, T]`, and the factors of B * T gradients: what runs through each position.
+def positions(
+    found: Sites, axes: Axes, params: Any, batch: Any, counted: Any = None, budget: int = DIRECT_BUDGET
+) -> tuple[Any, Factors]:
+    """Losses `[B, T]`, and the factors of B * T gradients: what runs through each position, which is the site's own
+    index along the sequence (a loss that turns its sequence round inside is answered in the turned order). Only losses
+    that are `counted` `[B, T]` (padding is not) count.
 
     Raises:
         TapError: a use of a parameter does not run over the sequence.
@@ -78,10 +93,11 @@ def positions(found: Sites, axes: Axes, params: Any, batch: Any, budget: int = D
     losses, records, pull = forward(found, params, batch)
     count, length = losses.shape
     check_budget(found, count * length, budget)
-    index = {site.number: _token_of(site, axes[site.number], records) for site in _every(found)}
+    index = {site.number: _token_of(site, axes, records) for site in _every(found)}
     for leaf in (*found.leaves, *found.derived):
         for site in leaf.sites:
-            if index[site.number] is None:
+            tokens = index[site.number]
+            if tokens is None or tokens.max() >= length:
                 raise TapError(
                     f"the use of {leaf.path} at {site.line} does not run over the {length} positions of the sequence, "
                     "so nothing of its gradient belongs to one position. Leave the parameter out "
@@ -104,13 +120,21 @@ def positions(found: Sites, axes: Axes, params: Any, batch: Any, budget: int = D
 
         return layouts.factor(site, record, grad, layout, shape, part)
 
-    return losses, assemble(found, params, records, pull(jnp.ones_like(losses)), make)
+    counted = jnp.ones(losses.shape, bool) if counted is None else counted
+    factors = assemble(found, params, records, pull(counted.astype(losses.dtype)), make)
+    return jnp.where(counted, losses, 0), factors
 
 
 def tokens(
-    found: Sites, params: Any, batch: Any, finish: Callable[[Factors], Any], budget: int = DIRECT_BUDGET
+    found: Sites,
+    params: Any,
+    batch: Any,
+    finish: Callable[[Factors], Any],
+    counted: Any = None,
+    budget: int = DIRECT_BUDGET,
 ) -> tuple[Any, Any]:
-    """Losses `[B, T]`, and what `finish` makes of the factors of each token's loss, stacked `[B, T, ...]`.
+    """Losses `[B, T]`, and what `finish` makes of the factors of each token's loss, stacked `[B, T, ...]`; zeros where
+    `counted` `[B, T]` is False.
 
     One forward pass and T backward passes, `CHUNK` at a time.
     """
@@ -118,12 +142,14 @@ def tokens(
     count, length = losses.shape
     check_budget(found, count * min(CHUNK, length), budget)
 
+    counted = jnp.ones(losses.shape, bool) if counted is None else counted
+
     def one(cotangent: Any) -> Any:
-        g = pull(jnp.broadcast_to(cotangent, losses.shape))
+        g = pull(cotangent * counted.astype(losses.dtype))
         return finish(assemble(found, params, records, g, layouts.factor))
 
     made = jax.lax.map(one, jnp.eye(length, dtype=losses.dtype)[:, None], batch_size=min(CHUNK, length))
-    return losses, jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), made)
+    return jnp.where(counted, losses, 0), jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), made)
 
 
 def _every(found: Sites) -> list[Site]:
@@ -136,15 +162,17 @@ def _repeat(record: Any, count: int) -> Any:
 
 def _masked(site: Site, axes: Axes, g: Any, owner: Any) -> Any:
     """A plain gradient's cotangent `[B, ..., T, ...]` for each owner of positions: `[B * K, ..., T, ...]`."""
-    axis, rank = axes[site.number], len(site.tap_shape)
+    axis, rank = axes.sites[site.number], len(site.tap_shape)
     assert axis is not None
+    owner = owner[:, :, : site.tap_shape[axis]]
     mask = owner.reshape(*owner.shape[:2], *(1,) * axis, owner.shape[2], *(1,) * (rank - axis - 1))
     return (g[:, None] * mask.astype(g.dtype)).reshape(-1, *site.tap_shape)
 
 
-def _token_of(site: Site, axis: int | None, records: Any) -> np.ndarray | None:
+def _token_of(site: Site, axes: Axes, records: Any) -> np.ndarray | None:
     """The token that each position of a site's factor belongs to; None where no axis, or one of the parameter's own,
     runs over the sequence."""
+    axis = axes.sites[site.number]
     if axis is None:
         return None
     length = site.tap_shape[axis]
@@ -190,18 +218,23 @@ def _axes(task: Task, found: Sites, params_tree: Any, example_tree: Any, params_
             "wanted. Return the tokens' losses instead of their sum: the engine adds them up."
         )
     length, reason = shape[0], None
-    for other in dict.fromkeys((length - 1, length // 2, 2 * length)):
-        resized = [
-            jax.ShapeDtypeStruct(tuple(n + other - length if n in (length, length + 1) else n for n in s), dtype)
-            for s, dtype in example_spec
-        ]
+    for other, resized in itertools.product(dict.fromkeys((length - 1, length // 2, 2 * length)), _sequences(
+        [shape for shape, _ in example_spec], length
+    )):  # fmt: skip
+        rows = [list(shape) for shape, _ in example_spec]
+        for leaf, axis in resized:
+            rows[leaf][axis] += other - length
+        specs = [jax.ShapeDtypeStruct(tuple(s), dtype) for s, (_, dtype) in zip(rows, example_spec, strict=True)]
+        example = jax.tree.unflatten(example_tree, specs)
         try:
-            again = sites(task, params, jax.tree.unflatten(example_tree, resized))
+            again = sites(task, params, example)
+            cut = None if task.segments is None else jax.eval_shape(task.segments, example).shape
         except Exception as error:  # whatever the reader's own loss raises at a length it was not made for
             reason = reason or error
             continue
-        if again.program.out_avals[0].shape == (other,) and len(_every(again)) == len(_every(found)):
-            return _compared(found, again, length, other)
+        fits = again.program.out_avals[0].shape == (other,) and cut in (None, (other,))
+        if fits and len(_every(again)) == len(_every(found)):
+            return Axes(_compared(found, again, length, other), resized)
     raise TapError(
         f"the loss cannot be followed at another length than {length}, so which axes run over the sequence stays "
         f"unknown ({type(reason).__name__ if reason else 'its shape or its uses do not follow'}: {reason}). Take the "
@@ -209,12 +242,27 @@ def _axes(task: Task, found: Sites, params_tree: Any, example_tree: Any, params_
     ) from reason
 
 
-def _compared(found: Sites, again: Sites, length: int, other: int) -> Axes:
+def _sequences(shapes: list[tuple[int, ...]], length: int) -> Iterator[tuple[tuple[int, int], ...]]:
+    """The (leaf, axis) pairs of a row that may run over the sequence together, likeliest first: the leading axes of
+    that length (or one more: tokens with their targets), then fewer of them, then any axes. At most `TRIES`."""
+    every = [(k, axis) for k, shape in enumerate(shapes) for axis, n in enumerate(shape) if n in (length, length + 1)]
+    leading = [pair for pair in every if pair[1] == 0]
+    sets = (
+        chosen
+        for pool in (leading, every)
+        for size in range(len(pool), 0, -1)
+        for chosen in itertools.combinations(pool, size)
+    )
+    yield from dict.fromkeys(itertools.islice(sets, TRIES))
+
+
+def _compared(found: Sites, again: Sites, length: int, other: int) -> tuple[int | None, ...]:
     here, there = ({site.number: site for site in _every(sites)} for sites in (found, again))
     axes: list[int | None] = [None] * (1 + max(here))
     for number, site in here.items():
         pairs = list(zip(site.tap_shape, there[number].tap_shape, strict=False))
         changed = [axis for axis, (mine, its) in enumerate(pairs) if mine != its]
-        if site.kind == there[number].kind and len(changed) == 1 and pairs[changed[0]] == (length, other):
+        sequence = len(changed) == 1 and pairs[changed[0]] in ((length, other), (length + 1, other + 1))
+        if site.kind == there[number].kind and sequence:
             axes[number] = changed[0]
     return tuple(axes)

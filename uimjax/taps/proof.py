@@ -24,9 +24,11 @@ def verify(task: Task, found: Sites, params: Any, batch: Any, examples: int = 4)
         CoverageError: names the parameter that differs, `batch_loss`, or the line where documents meet.
         ShapeError: `segments` does not fit the loss.
     """
-    batch = jax.tree.map(lambda x: x[:examples], batch)
     if task.segments is not None:
         check_segments(task, batch, found.program.out_avals[0].shape)
+        batch = _fullest(task, batch)  # the rows that would show it if documents saw each other
+    batch = jax.tree.map(lambda x: x[:examples], batch)
+    if task.segments is not None:
         _prove_apart(task, found, params, batch)
     gradients, total = _both_ways(task, found)
     mine = gradients(params, batch)
@@ -55,8 +57,9 @@ def verify(task: Task, found: Sites, params: Any, batch: Any, examples: int = 4)
             )
 
 
-def check_segments(task: Task, batch: Any, loss_shape: tuple[int, ...]) -> None:
-    """Refuse segments that are no `[T]` integers, and numbers of documents that nobody would get a gradient for.
+def check_segments(task: Task, batch: Any, loss_shape: tuple[int, ...]) -> int:
+    """Refuse segments that are no `[T]` integers, and numbers of documents that nobody would get a gradient for. The
+    largest number of documents in a row.
 
     Raises:
         ShapeError: what arrived and what was wanted.
@@ -68,18 +71,26 @@ def check_segments(task: Task, batch: Any, loss_shape: tuple[int, ...]) -> None:
             f"segments returned {found.dtype}{list(found.shape[1:])} and the loss {list(loss_shape)} for one row; "
             "an integer [T] and a float [T] were wanted, with one entry a token"
         )
-    low, high = (int(x) for x in _span(task, batch))
+    low, high, most = (int(x) for x in _span(task, batch))
     if low < 0 or high > task.documents:
         raise ShapeError(
             f"segments hold numbers from {low} to {high}; 0 (padding) to {task.documents} were wanted, the task's "
             f"`documents` a row. Give Task(documents={max(high, 1)}), or pack fewer."
         )
+    return most
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _span(task: Task, batch: Any) -> tuple[Any, Any]:
+def _span(task: Task, batch: Any) -> tuple[Any, Any, Any]:
     segments = jax.vmap(task.segments)(batch)  # type: ignore[arg-type]  # checked before
-    return segments.min(), segments.max()
+    return segments.min(), segments.max(), parts.owners(task, batch).any(2).sum(1).max()
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _fullest(task: Task, batch: Any) -> Any:
+    """The rows in order of how many documents they hold, the fullest first."""
+    order = jnp.argsort(-parts.owners(task, batch).any(2).sum(1))
+    return jax.tree.map(lambda x: x[order], batch)
 
 
 def _prove_apart(task: Task, found: Sites, params: Any, batch: Any) -> None:
@@ -93,7 +104,8 @@ def _prove_apart(task: Task, found: Sites, params: Any, batch: Any) -> None:
             raise CoverageError(
                 f"the loss of one packed document has a gradient through the positions of another ({outside:.3g} of "
                 f"{all_of_it:.3g}), first seen where {leaf.path} is used at {site.line}. Mask the attention by "
-                "segment, start positions and states anew in each, and mask the target after a document's last token."
+                "segment, start positions and states anew in each, mask the target after a document's last token, and "
+                "keep the order of the sequence."
             )
     if not changed <= 1e-5:
         raise CoverageError(
@@ -103,6 +115,15 @@ def _prove_apart(task: Task, found: Sites, params: Any, batch: Any) -> None:
         )
 
 
+def _counts(leaf: Any, segments: Any) -> Any:
+    """Does an array of whole numbers count positions, or name the document? Then it is no content: within each document
+    it rises by the same step, 0 or 1, everywhere."""
+    if leaf.ndim != 1 or not jnp.issubdtype(leaf.dtype, jnp.integer) or leaf.shape != segments.shape:
+        return False
+    inside, steps = segments[1:] == segments[:-1], leaf[1:] - leaf[:-1]
+    return jnp.where(inside, steps == 0, True).all() | jnp.where(inside, steps == 1, True).all()
+
+
 @functools.lru_cache(maxsize=16)
 def _met(task: Task, found: Sites, axes: parts.Axes):
     """Compiled: the share of each site's squared gradients that lies outside the document whose loss it is of, and the
@@ -110,40 +131,39 @@ def _met(task: Task, found: Sites, axes: parts.Axes):
     length = found.program.out_avals[0].shape[0]
 
     def exchanged(row: Any, other: Any, owner: Any, which: int) -> Any:
-        """A row with the content of every second document taken from another row, in reverse order. Leaf by leaf, and
-        only where the row is still cut into the same documents."""
-        taken = owner[which::2].any(0)
-
-        def leaf(k: int) -> Any:
-            mine, its = leaves[k], others[k]
-            if not mine.ndim or mine.shape[0] not in (length, length + 1):
-                return mine
-            where = jnp.pad(taken, (0, mine.shape[0] - length)).reshape(-1, *(1,) * (mine.ndim - 1))
-            moved = jnp.where(where, its[::-1], mine)
-            row = jax.tree.unflatten(tree, [*leaves[:k], moved, *leaves[k + 1 :]])
-            same = (task.segments(row) == before).all()  # type: ignore[misc]  # packed
-            return jnp.where(same, moved, mine)
-
+        """A row with the content of every second document taken from another row, in reverse order. Leaf by leaf: those
+        that run over the sequence, and only where the row is still cut into the same documents."""
         (leaves, tree), others = jax.tree.flatten(row), jax.tree.leaves(other)
-        before = task.segments(row)  # type: ignore[misc]  # packed
-        return jax.tree.unflatten(tree, [leaf(k) for k in range(len(leaves))])
+        taken, before = owner[which::2].any(0), task.segments(row)  # type: ignore[misc]  # packed
+        for k, axis in axes.rows:
+            mine = jnp.moveaxis(leaves[k], axis, 0)
+            where = jnp.pad(taken, (0, mine.shape[0] - length)).reshape(-1, *(1,) * (mine.ndim - 1))
+            moved = jnp.where(where, jnp.moveaxis(others[k], axis, 0)[::-1], mine)
+            moved = jnp.where(_counts(mine, before), mine, moved)
+            moved = jnp.moveaxis(moved, 0, axis)
+            trial = jax.tree.unflatten(tree, [*leaves[:k], moved, *leaves[k + 1 :]])
+            same = (task.segments(trial) == before).all()  # type: ignore[misc]  # packed
+            leaves[k] = jnp.where(same, moved, leaves[k])
+        return jax.tree.unflatten(tree, leaves)
 
     def program(params: Any, batch: Any) -> Any:
         owner = parts.owners(task, batch)
         losses, _, pull = forward(found, params, batch)
-        mine = jnp.einsum("bkt,bt->bk", owner.astype(losses.dtype), losses)
+        mine = jnp.where(owner, losses[:, None], 0).sum(-1)
         each = jax.vmap(pull, in_axes=1, out_axes=1)(owner.astype(losses.dtype))
         seen = {}
         for number, g in each.items():
-            if axes[number] is not None:
-                squares = jnp.square(jnp.moveaxis(g, 2 + (axes[number] or 0), 2)).reshape(*owner.shape, -1).sum(-1)
-                seen[number] = jnp.where(owner, 0, squares).sum(), squares.sum()
+            if (axis := axes.sites[number]) is not None:
+                g = jnp.moveaxis(g, 2 + axis, 2)
+                squares = jnp.square(g).reshape(*g.shape[:3], -1).sum(-1)
+                own = jnp.pad(owner, [(0, 0), (0, 0), (0, g.shape[2] - length)])
+                seen[number] = jnp.where(own, 0, squares).sum(), squares.sum()
         change = []
         for which in (0, 1):
             others = jax.tree.map(lambda x: jnp.roll(x, 1, 0), batch)
             moved = jax.vmap(functools.partial(exchanged, which=which))(batch, others, owner)
             there = jax.vmap(functools.partial(task.loss, params))(moved)
-            there = jnp.einsum("bkt,bt->bk", owner.astype(losses.dtype), there)
+            there = jnp.where(owner, there[:, None], 0).sum(-1)
             off = jnp.abs(there - mine) / jnp.maximum(jnp.abs(mine), 1e-3)
             change.append(off[:, 1 - which :: 2].max(initial=0.0))
         return seen, jnp.maximum(*change)
