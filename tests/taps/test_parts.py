@@ -12,6 +12,7 @@ from jax import lax
 import uimjax as uj
 from tests import programs
 from uimjax import factors as algebra
+from uimjax import mesh as meshes
 from uimjax import sketch as sk
 from uimjax.errors import CoverageError, ShapeError, TapError, UnknownNameError, UsageError
 from uimjax.models.decoder import Shape, build_decoder, packed
@@ -155,6 +156,19 @@ def test_owned_factors_agree_with_repeated_ones(rng, monkeypatch):
     for path, value in single.items():
         np.testing.assert_allclose(pooled[path], value.reshape(-1, 3, *value.shape[1:]).sum(1), rtol=1e-4, atol=1e-5)
     assert form(found.leaves[0], factors[found.leaves[0].path]).shape[0] == rows["tokens"].shape[0] * 3
+
+
+def test_packed_rows_on_several_devices(rng):
+    task, params = build_decoder(Shape(17, length=14, width=16, heads=2, layers=1), 0)
+    rows, _ = rows_of(documents_of(rng) * 2)
+    assert rows["tokens"].shape[0] == 4
+    mesh = meshes.make_mesh(4, model=2)
+    wanted = ("loss", "norm", "sketch")
+    one = uj.collect(packed(task, 3), params, rows, wanted, sketch=uj.Sketch(3))
+    held, placed = meshes.shard_params(mesh, params), meshes.shard_batch(mesh, rows)
+    other = uj.collect(packed(task, 3), held, placed, wanted, sketch=uj.Sketch(3))
+    for a, b in zip(*map(jax.tree.leaves, (one, other)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * float(np.abs(a).max()))
 
 
 # ---------------------------------------------------------------- documents that see each other
