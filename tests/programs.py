@@ -140,7 +140,7 @@ def _decoder_params(rng, dtype, layers, d, heads, vocab, t):
     }
 
 
-def decoder(rng, dtype, batch=3, scanned=True, remat=False, per_token=False):
+def decoder(rng, dtype, batch=3, scanned=True, remat=False):
     """Tied embeddings (one-sided by lookup, the other by matmul), learned positions, RMSNorm with 1 + scale."""
     layers, d, heads, vocab, t = 3, 8, 2, 11, 5
     params = _decoder_params(rng, dtype, layers, d, heads, vocab, t)
@@ -160,7 +160,7 @@ def decoder(rng, dtype, batch=3, scanned=True, remat=False, per_token=False):
                 h, _ = body(h, jax.tree.map(lambda w, k=k: w[k], params["blocks"]))
         logits = (h @ params["embed"].T) * params["temperature"]
         picked = jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[1:, None], axis=1)[:, 0]
-        return -picked if per_token else -picked.sum()
+        return -picked.sum()
 
     rows = {"tokens": jnp.asarray(rng.integers(vocab, size=(batch, t + 1)))}
     return loss, params, rows
@@ -220,10 +220,6 @@ def scan_unrolled(rng, dtype):
 
 def scan_remat(rng, dtype):
     return decoder(rng, dtype, remat=True)
-
-
-def token_losses(rng, dtype):
-    return decoder(rng, dtype, per_token=True)
 
 
 def slices(rng, dtype, batch=3):
@@ -313,6 +309,5 @@ ALL = {
     "decoder_scanned": decoder,
     "decoder_unrolled": scan_unrolled,
     "decoder_remat": scan_remat,
-    "token_losses": token_losses,
     "oddities": oddities,
 }

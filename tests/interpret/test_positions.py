@@ -69,7 +69,7 @@ def test_lifting_is_the_adjoint_of_sketching(made, rng):
     found = sites(task, params, example_spec(data))
     gradients = uj.per_example_gradients(task, params, data)
     factors = {n: (Direct(g),) for n, g in gradients.items()}
-    kinds = (Sketch(3), Sketch(100), None, uj.DenseSketch(40), uj.SparseSketch(8, 3, 2), uj.SparseSketch(8, 0))
+    kinds = (Sketch(3), None, uj.DenseSketch(40), uj.SparseSketch(8, 3, 2))
     for sketch in kinds:
         drawn = sketching.drawn(found, sketch)
         flat = np.asarray(jax.jit(functools.partial(sketching.rows, found, sketch))(drawn, factors))
