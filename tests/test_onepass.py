@@ -89,6 +89,9 @@ def test_a_mask_is_of_rows_or_of_the_documents_in_them(rng):
         np.testing.assert_array_equal(one, other)
     with pytest.raises(ShapeError, match=r"a mask of shape \(3, 1\)"):
         uj.collect(task, params, rows, "curvature", mask=jnp.ones((3, 1), bool), **choice)
+    for size in (1, 2, 4, 12):
+        with pytest.raises(ShapeError, match=f"a mask of {size} entries arrived for 3 rows"):
+            uj.collect(task, params, rows, "curvature", mask=jnp.ones(size, bool), **choice)
 
 
 def test_a_further_output_adds_its_own_arithmetic_alone(rng):

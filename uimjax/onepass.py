@@ -1,7 +1,7 @@
 """One forward and backward pass over a batch, every output that is wanted of it."""
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import jax
@@ -69,6 +69,9 @@ def collect(
     if per == "token" and not found.program.out_avals[0].shape:
         raise ShapeError("the loss of one row is a scalar; per='token' wants one entry a token, [T]")
     chosen = (sketch or Sketch()) if {"sketch", "curvature"} & set(wanted) else None
+    count = jax.tree.leaves(batch)[0].shape[0]
+    if mask is not None and len(mask) not in (count, count * max(task.documents, 1)):
+        raise ShapeError(f"a mask of {len(mask)} entries arrived for {count} rows; one a row or document was wanted")
     drawn = sketching.drawn(found, chosen)
     if per != "example":
         return _apart(task, found, axes, wanted, chosen, per)(params, batch, drawn)
@@ -104,13 +107,7 @@ def _apart(task: Task, found: Sites, axes: Any, wanted: tuple[str, ...], sketch:
     """Compiled: the outputs of every position, or of every token's loss, `[B, T, ...]`."""
 
     def finish(drawn: Any, factors: Any) -> dict[str, Any]:
-        sums = algebra.leaf_norms(found, factors) if {"norm", "leaf_norms"} & set(wanted) else {}
-        made = {
-            "norm": lambda: jnp.sqrt(sum(sums.values())),
-            "leaf_norms": lambda: {path: jnp.sqrt(square) for path, square in sums.items()},
-            "sketch": lambda: sketching.rows(found, sketch, drawn, factors),
-            "gradients": lambda: algebra.dense(found, factors),
-        }
+        made = _of_factors(found, sketch, drawn, factors)
         return {name: made[name]() for name in wanted if name != "loss"}
 
     def program(params: Any, batch: Any, drawn: Any) -> dict[str, Any]:
@@ -129,21 +126,27 @@ def _apart(task: Task, found: Sites, axes: Any, wanted: tuple[str, ...], sketch:
 def _program(task: Task, found: Sites, wanted: tuple[str, ...], sketch: AnySketch | None, curvature: Curvature | None):
     def program(params: Any, batch: Any, drawn: Any, mask: Any) -> dict[str, Any]:
         losses, factors = each_example(task, found, params, batch)
-        sums = algebra.leaf_norms(found, factors) if {"norm", "leaf_norms"} & set(wanted) else {}
-        rows = None if sketch is None else sketching.rows(found, sketch, drawn, factors)
-        made = {
+        of_factors = _of_factors(found, sketch, drawn, factors)
+        made = of_factors | {
             "loss": lambda: losses,
-            "norm": lambda: jnp.sqrt(sum(sums.values())),
-            "leaf_norms": lambda: {path: jnp.sqrt(square) for path, square in sums.items()},
-            "sketch": lambda: rows,
             "factors": lambda: factors,
-            "gradients": lambda: algebra.dense(found, factors),
-            "curvature": lambda: _added(found, sketch, curvature, rows, mask),
+            "curvature": lambda: _added(found, sketch, curvature, of_factors["sketch"](), mask),
             "signals": lambda: jax.vmap(lambda r: signals(task.outputs(params, r), task.label(r)))(batch),  # type: ignore[misc]  # checked before
         }
         return {name: made[name]() for name in wanted}
 
     return jax.jit(program)
+
+
+def _of_factors(found: Sites, sketch: AnySketch | None, drawn: Any, factors: Any) -> dict[str, Callable[[], Any]]:
+    """What follows from factors alone, each made once and only if it is asked for."""
+    sums = functools.cache(lambda: algebra.leaf_norms(found, factors))
+    return {
+        "norm": lambda: jnp.sqrt(sum(sums().values())),
+        "leaf_norms": lambda: {path: jnp.sqrt(square) for path, square in sums().items()},
+        "sketch": functools.cache(lambda: sketching.rows(found, sketch, drawn, factors)),
+        "gradients": lambda: algebra.dense(found, factors),
+    }
 
 
 def _added(found: Sites, sketch: Any, curvature: Any, rows: Any, mask: Any) -> Any:

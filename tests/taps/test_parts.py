@@ -276,7 +276,8 @@ def per_position(rng, dtype):
     def loss(params, tokens):
         h = params["table"][tokens] * params["scale"][None]
         padded = jnp.pad(h, ((2, 0), (0, 0)))
-        h = h + lax.conv_general_dilated(padded[None], params["kernel"], (1,), "VALID", dimension_numbers=("NWC", "WIO", "NWC"))[0]  # fmt: skip  # noqa: E501
+        numbers = ("NWC", "WIO", "NWC")
+        h = h + lax.conv_general_dilated(padded[None], params["kernel"], (1,), "VALID", dimension_numbers=numbers)[0]
         h, _ = lax.scan(lambda h, w: (h + jnp.tanh(h @ w), None), h, params["stack"])
         return finish(h, h @ params["q"] + (h @ params["table"].T) @ params["table"])
 

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from uimjax.errors import UsageError
-from uimjax.sketch.base import leaf_key
+from uimjax.sketch.base import blocks, leaf_key
 from uimjax.taps import (
     Dense,
     Direct,
@@ -75,13 +75,7 @@ def widths(sketch: Sketch, found: Sites) -> dict[str, int]:
 
 def columns(sketch: Sketch, found: Sites) -> tuple[tuple[int, int], ...]:
     """Column ranges of a curvature's blocks: one for each matrix of each parameter's stack."""
-    blocks, start, width = [], 0, widths(sketch, found)
-    for leaf in found.used:
-        n = leaf.layout.shape[0]
-        for _ in range(n):
-            blocks.append((start, start + width[leaf.path] // n))
-            start += width[leaf.path] // n
-    return tuple(blocks)
+    return blocks((leaf.layout.shape[0], math.prod(sides(sketch, leaf))) for leaf in found.used)
 
 
 def matrices(sketch: Sketch, found: Sites) -> Matrices:
@@ -196,7 +190,12 @@ def lift(_sketch: Sketch, found: Sites, drawn: Matrices, vectors: Any) -> dict[s
         p, q = (axis if matrix is None else matrix.shape[2] for axis, matrix in zip(axes, sides, strict=True))
         block = vectors[:, start : start + n * p * q].reshape(-1, n, p, q)
         start += n * p * q
-        block = block if sides[0] is None else jnp.einsum("bnpq,nip->bniq", block, sides[0])
-        block = block if sides[1] is None else jnp.einsum("bniq,noq->bnio", block, sides[1])
-        out[leaf.path] = from_matrices(block, leaf.shape, leaf.layout)
+        out[leaf.path] = lifted(leaf, sides, block)
     return out
+
+
+def lifted(leaf: Leaf, sides: tuple[Any, Any], block: Any) -> Any:
+    """`P_I s P_O^T` of sketched matrices `[Q, n, p, q]`, `[Q, *parameter shape]`."""
+    block = block if sides[0] is None else jnp.einsum("bnpq,nip->bniq", block, sides[0])
+    block = block if sides[1] is None else jnp.einsum("bniq,noq->bnio", block, sides[1])
+    return from_matrices(block, leaf.shape, leaf.layout)

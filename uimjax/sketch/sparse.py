@@ -19,8 +19,8 @@ import numpy as np
 
 from uimjax.errors import UsageError
 from uimjax.sketch import kronecker
-from uimjax.sketch.base import leaf_key
-from uimjax.taps import Factors, Leaf, Sites, from_matrices
+from uimjax.sketch.base import blocks, leaf_key
+from uimjax.taps import Factors, Leaf, Sites
 
 
 @dataclass(frozen=True)
@@ -59,12 +59,7 @@ def _width(sketch: SparseSketch, leaf: Leaf) -> int:
 
 def columns(sketch: SparseSketch, found: Sites) -> tuple[tuple[int, int], ...]:
     """One block for each matrix of each parameter's stack."""
-    blocks, start = [], 0
-    for leaf in found.used:
-        for _ in range(leaf.layout.shape[0]):
-            blocks.append((start, start + _width(sketch, leaf)))
-            start = blocks[-1][1]
-    return tuple(blocks)
+    return blocks((leaf.layout.shape[0], _width(sketch, leaf)) for leaf in found.used)
 
 
 def draw(sketch: SparseSketch, found: Sites) -> dict[str, Any]:
@@ -134,8 +129,5 @@ def lift(sketch: SparseSketch, found: Sites, drawn: dict[str, Any], vectors: Any
             at, signs = hashed
             block = jax.vmap(lambda x, k: x[:, k], (1, 0), 1)(block, at)  # [Q, n, hashes, m]
             block = (block * signs[None]).sum(2)
-        block = block.reshape(-1, n, *kept)
-        block = block if sides[0] is None else jnp.einsum("bnpq,nip->bniq", block, sides[0])
-        block = block if sides[1] is None else jnp.einsum("bniq,noq->bnio", block, sides[1])
-        out[leaf.path] = from_matrices(block, leaf.shape, leaf.layout)
+        out[leaf.path] = kronecker.lifted(leaf, sides, block.reshape(-1, n, *kept))
     return out

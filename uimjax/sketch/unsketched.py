@@ -4,18 +4,13 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from uimjax.sketch.base import blocks
 from uimjax.taps import Factors, Sites, form
 
 
 def columns(_sketch: None, found: Sites) -> tuple[tuple[int, int], ...]:
     """One block for each matrix of each parameter's stack."""
-    blocks, start = [], 0
-    for leaf in found.used:
-        n = leaf.layout.shape[0]
-        for _ in range(n):
-            blocks.append((start, start + leaf.size // n))
-            start += leaf.size // n
-    return tuple(blocks)
+    return blocks((leaf.layout.shape[0], leaf.size // leaf.layout.shape[0]) for leaf in found.used)
 
 
 def draw(_sketch: None, _found: Sites) -> None:
