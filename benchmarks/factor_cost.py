@@ -19,7 +19,8 @@ import numpy as np
 from benchmarks import networks, peers, timing
 from uimjax import factors as algebra
 from uimjax import sketch, taps
-from uimjax.curvature import kronecker
+from uimjax.curvature import statistics
+from uimjax.curvature.blocks import Laid, blocks
 from uimjax.models import decoder
 from uimjax.rows import pack
 from uimjax.task import Task
@@ -56,10 +57,10 @@ def programs(task: Task, params: Any, batch: Any, columns: tuple[str, ...]) -> d
         return losses, algebra.norm(found, factors)
 
     def covariances(params, batch):
-        return kronecker.covariances(found, capture(params, batch)[1])
+        return statistics.covariances(blocks(Laid(found, ()), capture(params, batch)[1]))
 
     def eigenvalues(params, batch):
-        return kronecker.eigenvalues(found, capture(params, batch)[1], bases)
+        return statistics.eigenvalues(blocks(Laid(found, ()), capture(params, batch)[1]), bases)
 
     def vmap_grad(params, batch):
         gradients = jax.vmap(lambda row: jax.grad(lambda p: task.loss(p, row).sum())(params))(batch)
@@ -67,7 +68,7 @@ def programs(task: Task, params: Any, batch: Any, columns: tuple[str, ...]) -> d
 
     each = {"sketch": sketched, "norms": norms, "covariances": covariances, "vmap_grad": vmap_grad}
     if "eigenvalues" in columns:
-        bases = kronecker.eigenbases(jax.jit(lambda p, b: covariances(p, b))(params, batch))  # compiled apart
+        bases = statistics.eigenbases(jax.jit(lambda p, b: covariances(p, b))(params, batch))  # compiled apart
         each["eigenvalues"] = eigenvalues
     return {"plain": jax.value_and_grad(loss), **each}
 

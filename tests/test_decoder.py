@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import uimjax as uj
-from uimjax import training
+from uimjax import steps, training
 from uimjax.errors import UsageError
 from uimjax.models.decoder import Shape, build, build_decoder
 
@@ -154,7 +154,7 @@ def test_a_model_of_ones_own_and_what_is_no_model():
 def test_trained_twice_and_interrupted_it_has_the_same_losses(rng, tmp_path):
     task, params = build_decoder(Shape(**(SMALL | {"layers": 1})), 3)
     data = rows(rng, 40)
-    recipe = training.Recipe(epochs=6, batch_size=16, learning_rate=1e-2, seed=3)
+    recipe = steps.Recipe(epochs=6, batch_size=16, learning_rate=1e-2, seed=3)
     one, two = (training.fit(task, params, data, recipe) for _ in range(2))
     np.testing.assert_array_equal(one.example_loss, two.example_loss)
     assert one.loss[-1] < one.loss[0]
@@ -185,8 +185,8 @@ def test_snapshots_are_spread_short_of_the_end_and_rates_follow_the_schedule():
     assert training.spread(12, 5) == (2, 4, 6, 8, 10)
     assert training.spread(12, 1) == (12,)
     assert training.spread(2, 5) == (1, 2)
-    recipe = training.Recipe(epochs=10, learning_rate=0.5)
-    assert training.rate(recipe, 0) == pytest.approx(1.0)
-    assert training.rate(recipe, 10) == pytest.approx(0.1)
-    assert training.rate(recipe, 5) == pytest.approx(0.55)
-    assert training.rate(training.Recipe(schedule="constant"), 7) == 1.0
+    recipe = steps.Recipe(epochs=10, learning_rate=0.5)
+    assert steps.rate(recipe, 0) == pytest.approx(1.0)
+    assert steps.rate(recipe, 10) == pytest.approx(0.1)
+    assert steps.rate(recipe, 5) == pytest.approx(0.55)
+    assert steps.rate(steps.Recipe(schedule="constant"), 7) == 1.0

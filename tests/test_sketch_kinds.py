@@ -11,7 +11,8 @@ import uimjax as uj
 from tests import programs
 from uimjax import mesh as meshes
 from uimjax import sketch
-from uimjax.curvature import kronecker as statistics
+from uimjax.curvature import statistics
+from uimjax.curvature.blocks import Laid, blocks
 from uimjax.errors import UnknownNameError, UsageError
 from uimjax.sketch import dense, kronecker, sparse
 from uimjax.taps import Direct, form, sites, to_matrices
@@ -233,7 +234,7 @@ def test_principal_components_lose_the_least(rng):
     task = Task(loss, exclude=("embed", "position"))
     found = sites(task, params, jax.tree.map(lambda x: x[0], rows))
     factors = programs.captured(found, params, rows)[1]
-    sums = statistics.covariances(found, factors)
+    sums = statistics.covariances(blocks(Laid(found, ()), factors))
     for rank in (2, 100):
         drawn = sketch.principal(found, uj.Sketch(rank), sums)
         got = kronecker.project(found, drawn, factors)
@@ -251,11 +252,11 @@ def test_principal_components_lose_the_least(rng):
     long = {"w": jnp.ones((3, 70)), "b": jnp.ones(70)}
     biased = sites(Task(lambda p, x: jnp.sum(jnp.tanh(x @ p["w"] + p["b"]))), long, jnp.ones(3))
     made = programs.captured(biased, long, jnp.ones((4, 3)))[1]
-    kept = sketch.principal(biased, uj.Sketch(2), statistics.covariances(biased, made))
+    kept = sketch.principal(biased, uj.Sketch(2), statistics.covariances(blocks(Laid(biased, ()), made)))
     assert kept["b"] == (None, None), "vectors have no covariance, and stay whole"
     assert kernel_shapes(kept["w"]) == [(1, 3, 2), (1, 70, 2)]
     every = sites(Task(loss), params, jax.tree.map(lambda x: x[0], rows))
-    sums = statistics.covariances(every, programs.captured(every, params, rows)[1])
+    sums = statistics.covariances(blocks(Laid(every, ()), programs.captured(every, params, rows)[1]))
     with pytest.raises(UsageError, match="embed is looked up, so its 11 rows have no principal components"):
         sketch.principal(every, uj.Sketch(2), sums)
 

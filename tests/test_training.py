@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from uimjax import checkpoint, models, training
+from uimjax import checkpoint, models, steps, training
 from uimjax.errors import CorruptError, MismatchError, MissingFileError, NonFiniteError, UnknownNameError, UsageError
 from uimjax.interpret import counterfactual
 from uimjax.sinks import JsonLines, TensorBoard
@@ -22,7 +22,7 @@ def rows(rng):
     return {"image": image, "label": label}
 
 
-RECIPE = training.Recipe(epochs=6, batch_size=16, learning_rate=1e-2)
+RECIPE = steps.Recipe(epochs=6, batch_size=16, learning_rate=1e-2)
 
 
 def built(seed=0):
@@ -60,7 +60,7 @@ def test_the_same_seed_gives_the_same_curve_and_another_does_not(rows):
     task, params = built()
     one, two = (training.fit(task, params, rows, RECIPE).loss for _ in range(2))
     np.testing.assert_array_equal(one, two)
-    other = training.fit(task, params, rows, training.Recipe(6, 16, 1e-2, seed=1)).loss
+    other = training.fit(task, params, rows, steps.Recipe(6, 16, 1e-2, seed=1)).loss
     assert not np.array_equal(one, other)
 
 
@@ -118,10 +118,10 @@ def test_bad_training_input_is_refused(rows):
     with pytest.raises(UsageError, match="at least one row kept"):
         training.fit(task, params, rows, RECIPE, weights=np.zeros(50))
     with pytest.raises(UsageError, match="should be positive"):
-        training.Recipe(epochs=0)
+        steps.Recipe(epochs=0)
     with pytest.raises(UnknownNameError, match="unknown model 'mpl'. Did you mean 'mlp'"):
         models.build("mpl", (4, 4, 1), 3, 0)
-    hot = training.Recipe(3, 16, 1e30, optimizer="sgd")
+    hot = steps.Recipe(3, 16, 1e30, optimizer="sgd")
     with pytest.raises(NonFiniteError, match="lower the learning rate"):
         training.fit(task, params, rows, hot)
 
@@ -169,14 +169,14 @@ def test_a_cnn_trains_and_its_gradients_are_proven(rows):
     task, params = models.build("cnn", (4, 4, 1), 3, 0)
     found = taps.sites(task, params, jax.tree.map(lambda x: x[0], rows))
     taps.verify(task, found, params, rows)
-    fitted = training.fit(task, params, rows, training.Recipe(8, 16, 1e-2, optimizer="sgd", schedule="constant"))
+    fitted = training.fit(task, params, rows, steps.Recipe(8, 16, 1e-2, optimizer="sgd", schedule="constant"))
     assert fitted.loss[-1] < fitted.loss[0]
 
 
 def test_a_task_without_outputs_has_no_margins(rng):
     data = rng.normal(size=(8, 2)).astype(np.float32)
     task = Task(lambda w, x: jnp.sum((x @ w) ** 2))
-    fitted = training.fit(task, jnp.ones(2), data, training.Recipe(2, 4))
+    fitted = training.fit(task, jnp.ones(2), data, steps.Recipe(2, 4))
     assert np.isnan(fitted.margin).all()
 
 
@@ -186,7 +186,7 @@ def test_a_folder_belongs_to_one_run(rows, tmp_path):
     with pytest.raises(MismatchError, match="checkpoints of another run"):
         training.fit(task, params, {**rows, "image": -rows["image"]}, RECIPE, folder=tmp_path)
     with pytest.raises(MismatchError, match="checkpoints of another run"):
-        training.fit(task, params, rows, training.Recipe(6, 16, 2e-2), folder=tmp_path)
+        training.fit(task, params, rows, steps.Recipe(6, 16, 2e-2), folder=tmp_path)
 
 
 def by_hand(x, y, w, epochs, rate, *, warmup, clip, beta2, decay, adam):
@@ -213,14 +213,14 @@ def by_hand(x, y, w, epochs, rate, *, warmup, clip, beta2, decay, adam):
 def test_every_choice_of_a_recipe_acts_as_defined(rng, optimizer, warmup, clip, beta2):
     x, y, w = rng.normal(size=(20, 3)), 5 * rng.normal(size=20), rng.normal(size=3)
     task = Task(lambda w, row: 0.5 * (row["x"] @ w - row["y"]) ** 2)
-    recipe = training.Recipe(12, 20, 0.05, optimizer, 0.02, warmup=warmup, clip=clip, beta2=beta2)
+    recipe = steps.Recipe(12, 20, 0.05, optimizer, 0.02, warmup=warmup, clip=clip, beta2=beta2)
     data = {"x": x.astype(np.float32), "y": y.astype(np.float32)}
     found = training.fit(task, jnp.asarray(w, jnp.float32), data, recipe).params
     more = {"warmup": warmup, "clip": clip, "beta2": beta2, "decay": 0.02, "adam": optimizer == "adamw"}
     np.testing.assert_allclose(found, by_hand(x, y, w, 12, 0.05, **more), rtol=2e-5, atol=2e-6)
     for k in (0, 3, 7.5):
         np.testing.assert_allclose(
-            training.rate(recipe, k),
+            steps.rate(recipe, k),
             k / 12 / warmup if k / 12 < warmup else 0.55 + 0.45 * np.cos(np.pi * (k / 12 - warmup) / (1 - warmup)),
             rtol=1e-6,
         )
@@ -229,4 +229,4 @@ def test_every_choice_of_a_recipe_acts_as_defined(rng, optimizer, warmup, clip, 
 def test_a_recipe_out_of_range_is_refused():
     for wrong in ({"warmup": 1.0}, {"warmup": -0.1}, {"clip": 0.0}, {"beta2": 1.0}):
         with pytest.raises(UsageError, match="should lie in"):
-            training.Recipe(**wrong)
+            steps.Recipe(**wrong)

@@ -89,6 +89,15 @@ def batches(data: Any, batch_size: int, start: int = 0, stop: int | None = None)
         yield Batch(rows, np.where(mask, index, -1), mask)
 
 
+def selected(data: Any, ids: np.ndarray, batch_size: int) -> Iterator[Batch]:
+    """Batches of the rows `ids`, in that order, the last one padded to `batch_size`."""
+    for first in range(0, len(ids), batch_size):
+        mine = np.asarray(ids[first : first + batch_size], np.int64)
+        full = np.concatenate([mine, np.repeat(mine[-1:], batch_size - len(mine))])
+        mask = np.arange(batch_size) < len(mine)
+        yield Batch(take(data, full), np.where(mask, full, -1), mask)
+
+
 class Packed(NamedTuple):
     """Documents side by side in rows of one length. `rows`: a pytree of `[N, length, ...]`, zeros on padding;
     `segments` `[N, length]` int32, 1 to K by document and 0 on padding; `ids` `[N, K]` int64, which document that is,

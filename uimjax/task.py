@@ -30,6 +30,11 @@ class Task:
     - `outputs(params, example)`: logits `[C]` (margins, predictions);
     - `features(params, example)`: a representation `[D]` (`rep_sim`);
     - `label(example)`: the class of an example, an integer (margins);
+    - `nll(outputs, example)`: the loss as a function of the outputs, so that `loss` = `nll` of `outputs` (Fisher,
+      Gauss-Newton). Left out, `outputs` are taken for logits `[C]` or `[T, C]` of a softmax, and that is proven on the
+      first rows against `loss`;
+    - `sample(key, outputs, example) -> example`: the example with labels drawn from the model (sampled Fisher). Left
+      out, classes are drawn from the softmax;
     - `batch_loss(params, batch)`: the loss that was really trained, as the SUM over the batch: compared with the
       sum of `loss` over examples, so that batch norm or anything else that couples examples cannot pass unseen;
     - `segments(example)`: `[T]` integers, where a row holds several documents that do not see each other (`rows.pack`):
@@ -47,6 +52,8 @@ class Task:
     outputs: Callable[[Any, Any], Any] | None = None
     features: Callable[[Any, Any], Any] | None = None
     label: Callable[[Any], Any] | None = None
+    nll: Callable[[Any, Any], Any] | None = None
+    sample: Callable[[Any, Any, Any], Any] | None = None
     batch_loss: Callable[[Any, Any], Any] | None = None
     segments: Callable[[Any], Any] | None = None
     documents: int = 0

@@ -8,51 +8,23 @@ resumed has the same loss curve to the bit.
 import functools
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-from uimjax import checkpoint
+from uimjax import checkpoint, steps
 from uimjax import rows as row
 from uimjax.errors import MismatchError, NonFiniteError, UsageError
 from uimjax.onepass import margin
 from uimjax.progress import Progress, quiet
 from uimjax.sinks import Sink
+from uimjax.steps import Recipe
 from uimjax.store import digest_tree, read_json, stage_key, write_json
 from uimjax.store.base import make_folder
 from uimjax.task import Task
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How to train. `learning_rate` is the peak of a cosine that ends at a tenth of it, or a constant; over the share
-    `warmup` of all steps it rises to that from 0. `clip`: largest norm of a step's gradient (none: as it is).
-    `beta2`: memory of AdamW's second moments."""
-
-    epochs: int = 30
-    batch_size: int = 64
-    learning_rate: float = 1e-3
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    weight_decay: float = 1e-4
-    schedule: Literal["constant", "cosine"] = "cosine"
-    warmup: float = 0.0
-    clip: float | None = None
-    beta2: float = 0.999
-    seed: int = 0
-
-    def __post_init__(self):
-        if self.epochs < 1 or self.batch_size < 1 or not self.learning_rate > 0:
-            raise UsageError(f"epochs, batch_size and learning_rate should be positive: {self}")
-        if not 0 <= self.warmup < 1 or not 0 <= self.beta2 < 1 or not (self.clip is None or self.clip > 0):
-            raise UsageError(f"warmup and beta2 should lie in [0, 1), clip above 0: {self}")
-
-    def steps_per_epoch(self, rows: int) -> int:
-        return -(-rows // self.batch_size)
 
 
 class Fitted(NamedTuple):
@@ -109,8 +81,8 @@ def fit(
     start = 0
     if folder is not None:
         start = _claim(folder, (recipe, *map(digest_tree, (params, data, weights))), snapshots)
-    static = _static(recipe, count)
-    optimizer = _optimizer(static)
+    static = steps.static(recipe, count)
+    optimizer = steps.optimizer(static)
     blank = jnp.full((recipe.epochs, count), jnp.nan, jnp.float32)
     state = _State(params, optimizer.init(params), blank, blank)
     if folder is not None and start:
@@ -120,7 +92,7 @@ def fit(
     curve = []
     for epoch in progress(range(recipe.epochs), "training", unit="epochs", skip=start):
         if epoch >= start:
-            state = program(state, placed, jnp.asarray(weights), jax.random.fold_in(key, epoch), epoch)
+            state = program(state, placed, jnp.asarray(weights), key, epoch)
             loss = _mean(state.example_loss[epoch], weights)
             if not np.isfinite(loss):
                 raise NonFiniteError(
@@ -162,18 +134,6 @@ def spread(epochs: int, count: int) -> tuple[int, ...]:
     )
 
 
-def rate(recipe: Recipe, epochs: float) -> float:
-    """The learning rate after so many epochs, as a share of the peak."""
-    return float(_speed(recipe.schedule, recipe.warmup, epochs / recipe.epochs))
-
-
-def _speed(schedule: str, warmup: float, done: Any) -> Any:
-    """The learning rate as a share of the peak when the share `done` of all steps is behind: a rise, then the rest."""
-    after = jnp.clip((done - warmup) / (1 - warmup), 0, 1)
-    falling = 0.1 + 0.9 * (1 + jnp.cos(jnp.pi * after)) / 2 if schedule == "cosine" else jnp.ones_like(after)
-    return jnp.where(done < warmup, done / warmup if warmup else 1.0, falling)
-
-
 def _claim(folder: Path, causes: tuple[Any, ...], snapshots: Sequence[int]) -> int:
     """A folder holds the checkpoints of one run: the same recipe, rows, weights and initial parameters. Returns the
     epochs that need not be repeated."""
@@ -193,64 +153,26 @@ def _mean(values: Any, weights: np.ndarray) -> float:
     return float(np.average(np.asarray(values)[kept], weights=weights[kept]))
 
 
-class _Static(NamedTuple):
-    """What an epoch is compiled for; nothing else of a recipe is in the program."""
-
-    optimizer: str
-    learning_rate: float
-    weight_decay: float
-    schedule: str
-    warmup: float
-    clip: float | None
-    beta2: float
-    steps: int
-    batch_size: int
-
-
-def _static(recipe: Recipe, count: int) -> _Static:
-    same = {name: getattr(recipe, name) for name in _Static._fields if name != "steps"}
-    return _Static(**same, steps=recipe.steps_per_epoch(count) * recipe.epochs)
-
-
-def _optimizer(made: _Static) -> optax.GradientTransformation:
-    def speed(step: Any) -> Any:  # the first step counts as done: a rate of 0 would waste it
-        return made.learning_rate * _speed(made.schedule, made.warmup, (step + (made.warmup > 0)) / made.steps)
-
-    clip = optax.identity() if made.clip is None else optax.clip_by_global_norm(made.clip)
-    if made.optimizer == "adamw":
-        return optax.chain(clip, optax.adamw(speed, b2=made.beta2, weight_decay=made.weight_decay))
-    return optax.chain(clip, optax.add_decayed_weights(made.weight_decay), optax.sgd(speed, momentum=0.9))
-
-
 @functools.lru_cache(maxsize=32)
-def _epoch(task: Task, static: _Static):
+def _epoch(task: Task, static: steps.Static):
     """The compiled epoch of (state, data, weights, key, epoch)."""
-    optimizer, size = _optimizer(static), static.batch_size
-
-    def batch_loss(params, rows, weight):
-        losses = jax.vmap(lambda r: jnp.sum(task.loss(params, r)))(rows)
-        return jnp.sum(losses * weight) / jnp.maximum(jnp.sum(weight), 1e-9), losses
+    update, size = steps.optimizer(static).update, static.batch_size
 
     def program(state: _State, data: Any, weights: Any, key: Any, epoch: Any) -> _State:
         count = weights.shape[0]
-        steps = -(-count // size)
-        order = jax.random.permutation(key, count)
-        order = jnp.pad(order, (0, steps * size - count), constant_values=count).reshape(steps, size)
 
         def step(state, ids):
-            rows = jax.tree.map(lambda x: x[jnp.minimum(ids, count - 1)], data)
-            weight = jnp.where(ids < count, weights[jnp.minimum(ids, count - 1)], 0.0)
-            (_, losses), gradient = jax.value_and_grad(batch_loss, has_aux=True)(state.params, rows, weight)
+            rows, weight = steps.gather(data, ids, weights)
+            params, opt, losses = steps.step(task, update, state.params, state.optimizer, rows, weight)
             margins = _margins(task, state.params, rows, losses)
-            updates, opt = optimizer.update(gradient, state.optimizer, state.params)
             where = jnp.where(weight > 0, ids, count)  # rows left out keep their NaN
             record = [
                 table.at[epoch, where].set(values.astype(jnp.float32), mode="drop")
                 for table, values in ((state.example_loss, losses), (state.margin, margins))
             ]
-            return _State(optax.apply_updates(state.params, updates), opt, *record), None
+            return _State(params, opt, *record), None
 
-        return jax.lax.scan(step, state, order)[0]
+        return jax.lax.scan(step, state, steps.order(key, epoch, count, size))[0]
 
     return jax.jit(program, donate_argnums=())
 

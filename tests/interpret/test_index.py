@@ -50,7 +50,7 @@ def test_an_index_answers_as_the_gradients_in_memory_do(rng, tmp_path, dtype):
     index = uj.build_index(task, params, data, tmp_path, sketch=sketch, batch_size=8, shard_rows=20, dtype=dtype)
     assert uj.verify_index(tmp_path) == []
     kept = jax.tree.map(lambda x: x[40:], data)
-    for name in methods.PRESETS:
+    for name in (name for name, method in methods.PRESETS.items() if not method.exact):
         asked = trace.ask(tmp_path, task, params, data, measurement, queries, name, each=True, retain=kept)
         got = trace.score_all(asked).values
         method = methods.get(name, sketch)

@@ -12,6 +12,8 @@ from uimjax.errors import NonFiniteError, ShapeError, UnknownNameError, UsageErr
 from uimjax.interpret import lexical, methods
 from uimjax.interpret.base import Method, remove_span, span_of
 
+ROWS = [name for name, method in methods.PRESETS.items() if not method.exact]
+
 
 def made(rng, batch=30, dtype=jnp.float64):
     loss, params, rows = programs.mlp(rng, dtype, batch=batch)
@@ -51,7 +53,7 @@ def dense_oracle(name, g, q, kept, sizes):
     return -g @ q.T
 
 
-@pytest.mark.parametrize("name", methods.PRESETS)
+@pytest.mark.parametrize("name", ROWS)
 @pytest.mark.parametrize("each", [True, False])
 @pytest.mark.usefixtures("x64")
 def test_scores_equal_the_formula(name, each, rng):
@@ -67,7 +69,7 @@ def test_scores_equal_the_formula(name, each, rng):
     assert got.unit.startswith("nats" if name == "logra" else "relative")
 
 
-@pytest.mark.parametrize("name", methods.PRESETS)
+@pytest.mark.parametrize("name", ROWS)
 def test_sign_positive_means_that_training_on_the_row_raises_f(name, rng):
     """Take one real gradient step on a single row: f rises for the strongest proponent, falls for the opponent."""
     task, params, data, measurement, queries = made(rng, dtype=jnp.float32)

@@ -9,8 +9,8 @@ from uimjax.corpora.truth import Truth, write_truth
 from uimjax.errors import UsageError
 from uimjax.mitigate import edit, oracle, proof, unlearning
 from uimjax.mitigate.proof import Outcome
+from uimjax.steps import Recipe
 from uimjax.task import Task
-from uimjax.training import Recipe
 
 
 def test_forget_losses_equal_their_formulas():

@@ -1,7 +1,11 @@
 """What every attribution method is made of: the choice itself, and the program from examples to gradient rows."""
 
 import functools
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -10,31 +14,63 @@ import numpy as np
 
 from uimjax import rows as row
 from uimjax import sketch as sketching
+from uimjax import store
 from uimjax.curvature import Curvature
+from uimjax.curvature.kronecker import Kronecker
 from uimjax.errors import NonFiniteError, ShapeError, UimError, UnknownNameError, UsageError
 from uimjax.sketch import AnySketch
 from uimjax.taps import Sites, capture, sites, verify
 from uimjax.task import NATS, RELATIVE, Measurement, Task
+
+NORMALIZE = ("none", "unit", "self", "update")
 
 
 @dataclass(frozen=True)
 class Method:
     """An attribution method as a value: `score_i = - <H^-1 grad f, grad loss_i>` in the sketched space, or its cosine.
 
-    `curvature` None means H = I. `normalize` "unit" divides by the whitened norms of both sides (cosine; TrackStar).
-    `retain`: `grad f` is first made orthogonal to the loss gradients of held-out clean rows, so that training rows
-    which merely teach the same answers well are not taken for the cause.
+    `curvature` None means H = I; a `Kronecker` one is exact, on unsketched gradients. `normalize`: "unit" divides by
+    the whitened norms of both sides (cosine; TrackStar), "self" by the square root of the row's self-influence `g^T
+    H^-1 g` (l-RelatIF: Barshan et al. 2020, arXiv 2003.11630), "update" by `|H^-1 g|` and the query's own norm
+    (theta-RelatIF; the cosine with the update, LESS). `retain`: `grad f` is first made orthogonal to the loss gradients
+    of held-out clean rows, so that training rows which merely teach the same answers well are not taken for the cause.
     """
 
     name: str
     sketch: AnySketch | None = None
-    curvature: Curvature | None = None
-    normalize: Literal["none", "unit"] = "unit"
+    curvature: Curvature | Kronecker | None = None
+    normalize: Literal["none", "unit", "self", "update"] = "unit"
     retain: bool = False
 
     def __post_init__(self):
-        if self.normalize not in ("none", "unit"):
-            raise UnknownNameError("normalisation", self.normalize, ("none", "unit"))
+        if self.normalize not in NORMALIZE:
+            raise UnknownNameError("normalisation", self.normalize, NORMALIZE)
+        if self.exact and self.sketch is not None:
+            raise UsageError(
+                f"{self.name}: {self.curvature} is measured on whole gradients, and {self.sketch} leaves none. Take "
+                "the sketch away, or a curvature of sketched rows (uimjax.curvature.projected)."
+            )
+        if self.exact and self.retain:
+            raise UsageError(f"{self.name}: retain is for curvatures of rows; {self.curvature} takes whole gradients")
+
+    @property
+    def exact(self) -> bool:
+        """The scores are taken on whole gradients, kept as factors."""
+        return isinstance(self.curvature, Kronecker)
+
+    @property
+    def of_rows(self) -> Curvature | None:
+        """The curvature, where it is one of sketched rows.
+
+        Raises:
+            UsageError: it is measured on whole gradients.
+        """
+        if isinstance(self.curvature, Kronecker):
+            raise UsageError(
+                f"{self.name}: {self.curvature} is measured on whole gradients, and an index holds sketched rows. Use "
+                "`uj.score`, or trace with logra or trackstar."
+            )
+        return self.curvature
 
     @property
     def label(self) -> str:
@@ -48,11 +84,20 @@ class Method:
 
 
 class Scores(NamedTuple):
-    """`values` `[N, Q]` in the order of the training rows; positive = proponent of the failure. `unit`: see task.py."""
+    """`values` `[N, Q]` in the order of the training rows; positive = proponent of the failure. `unit`: see task.py.
+    `how`: what was chosen on the way (the curvature, its damping and the evidence for it)."""
 
     values: np.ndarray
     method: str
     unit: str
+    how: Mapping[str, Any] = MappingProxyType({})
+
+
+def program_digest(program: Any, constants: Sequence[Any], more: str = "") -> str:
+    """Of a traced program and the constants it closes over."""
+    text = re.sub(r" at 0x[0-9a-f]+", "", str(program)) + more
+    consts = "".join(store.digest_array(c) for c in constants)
+    return hashlib.sha256((text + consts).encode()).hexdigest()[:32]
 
 
 def training_sites(task: Task, params: Any, data: Any, check: bool = True) -> Sites:
@@ -179,23 +224,26 @@ def finite(values: Any, what: str) -> None:
 
 def directions(method: Method, inverse: Any, vectors: Any) -> Any:
     """The vector each training row is multiplied with: `- H^-1 grad f`, over its whitened norm for unit methods."""
-    solved = vectors if method.curvature is None else method.curvature.solve(inverse, vectors, power=-1.0)
+    solved = vectors if method.of_rows is None else method.of_rows.solve(inverse, vectors, power=-1.0)
     if method.normalize == "unit":
         solved = solved / jnp.maximum(whitened_norm(method, inverse, vectors), 1e-30)[:, None]
+    if method.normalize == "update":
+        solved = solved / jnp.maximum(jnp.linalg.norm(vectors, axis=1), 1e-30)[:, None]
     return -solved
 
 
 def row_scale(method: Method, inverse: Any, unit_rows: Any, norms: Any) -> Any:
-    """What multiplies `<direction, unit row>`: the row's norm, or one over the unit row's whitened norm.
+    """What multiplies `<direction, unit row>`: the row's norm, or one over the unit row's whitened (or solved) norm.
 
     A row without any gradient caused nothing and scores 0.
     """
     if method.normalize == "none":
         return norms
-    return jnp.where(norms > 0, 1.0 / jnp.maximum(whitened_norm(method, inverse, unit_rows), 1e-30), 0.0)
+    found = whitened_norm(method, inverse, unit_rows, -1.0 if method.normalize == "update" else -0.5)
+    return jnp.where(norms > 0, 1.0 / jnp.maximum(found, 1e-30), 0.0)
 
 
-def whitened_norm(method: Method, inverse: Any, rows: Any) -> Any:
-    """`|H^-1/2 g|` `[B]`."""
-    half = rows if method.curvature is None else method.curvature.solve(inverse, rows, power=-0.5)
+def whitened_norm(method: Method, inverse: Any, rows: Any, power: float = -0.5) -> Any:
+    """`|H^-1/2 g|` `[B]`, or of another power."""
+    half = rows if method.of_rows is None else method.of_rows.solve(inverse, rows, power=power)
     return jnp.linalg.norm(half, axis=1)

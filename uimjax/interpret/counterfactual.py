@@ -7,8 +7,9 @@ import numpy as np
 
 from uimjax import rows as row
 from uimjax.errors import UsageError
+from uimjax.steps import Recipe
 from uimjax.task import Task
-from uimjax.training import Fitted, Recipe, fit
+from uimjax.training import Fitted, fit
 
 
 class Removal(NamedTuple):

@@ -5,7 +5,6 @@ Files: `manifest.json` (digests of everything the rows follow from), `journal.js
 bytes as one that was not; a shard that exists is never trusted unless the journal lists it.
 """
 
-import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -179,10 +178,7 @@ def describe(found: Sites, params, data, sketch, batch_size, shard_rows, dtype, 
 
 def task_digest(found: Sites) -> str:
     """Of the loss's own program, the constants it closes over, and the parameters left out."""
-    text = re.sub(r" at 0x[0-9a-f]+", "", str(found.program))
-    text += str(found.excluded) if found.excluded else ""
-    consts = "".join(store.digest_array(c) for c in found.constants)
-    return hashlib.sha256((text + consts).encode()).hexdigest()[:32]
+    return base.program_digest(found.program, found.constants, str(found.excluded) if found.excluded else "")
 
 
 _MEANING = {

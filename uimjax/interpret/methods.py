@@ -13,8 +13,9 @@ from uimjax import factors as algebra
 from uimjax import rows as row
 from uimjax import sketch as sketching
 from uimjax.curvature import projected
+from uimjax.curvature.kronecker import Kronecker
 from uimjax.errors import BudgetError, UnknownNameError, UsageError
-from uimjax.interpret import base, lexical
+from uimjax.interpret import base, exact, lexical, rerank
 from uimjax.interpret.base import Method, Scores
 from uimjax.sketch import AnySketch, Sketch
 from uimjax.taps import Sites, capture
@@ -28,6 +29,9 @@ PRESETS: dict[str, Method] = {
     "retain_cos": Method("retain_cos", retain=True),  # the failure's gradient less what clean rows explain
     "logra": Method("logra", Sketch(16), projected(0.1), normalize="none"),  # arXiv 2405.13954
     "trackstar": Method("trackstar", Sketch(16), projected(0.1)),  # arXiv 2410.17413
+    "kfac": Method("kfac", curvature=Kronecker("kfac"), normalize="none"),  # arXiv 1503.05671
+    "ekfac": Method("ekfac", curvature=Kronecker("ekfac"), normalize="none"),  # arXiv 2308.03296
+    "relatif": Method("relatif", curvature=Kronecker("ekfac"), normalize="self"),  # arXiv 2003.11630
 }
 BASELINES = ("random", "loss", "grad_norm", "rep_sim", "bm25")
 
@@ -72,19 +76,21 @@ def score(
     if isinstance(method, str) and method in BASELINES:
         return _baseline(method, task, params, data, queries, each, batch_size, seed, texts)
     chosen = get(method) if isinstance(method, str) else method
+    if chosen.exact:
+        return _exact(task, params, data, measurement, queries, chosen, each, batch_size)
     found = base.training_sites(task, params, data)
     vectors = base.query_rows(found, measurement, params, queries, chosen.sketch, each)
     keep = chosen.retain and retain is not None
     vectors = base.without(vectors, chosen, base.retained(found, chosen.sketch, params, retain) if keep else None)
     program, drawn = base.row_program(found, found, chosen.sketch), sketching.drawn(found, chosen.sketch)
     inverse, held = None, None
-    if chosen.curvature is not None:
+    if chosen.of_rows is not None:
         need = row.count(data) * vectors.shape[1] * 4
         if need > HELD:
             raise BudgetError(f"{need / 2**30:.0f} GiB of rows would be held; build an index and trace it instead")
         held = [program(params, b.rows, drawn)[1][: int(b.mask.sum())] for b in row.batches(data, batch_size)]
-        state = chosen.curvature.init(sketching.columns(found, chosen.sketch))
-        inverse = chosen.curvature.finish(functools.reduce(chosen.curvature.update, held, state))
+        state = chosen.of_rows.init(sketching.columns(found, chosen.sketch))
+        inverse = chosen.of_rows.finish(functools.reduce(chosen.of_rows.update, held, state))
     directions = base.directions(chosen, inverse, vectors)
 
     def scored(block):
@@ -92,11 +98,21 @@ def score(
         unit = block / jnp.maximum(norms, 1e-30)[:, None]
         return (unit @ directions.T) * base.row_scale(chosen, inverse, unit, norms)[:, None]
 
-    scored = jax.jit(scored) if chosen.curvature is None else scored
+    scored = jax.jit(scored) if chosen.of_rows is None else scored
     blocks = held if held is not None else _stream(program, params, drawn, data, batch_size)
     values = np.concatenate([np.asarray(scored(block)) for block in blocks])[: row.count(data)]
     base.finite(jnp.asarray(values), f"scores of {chosen.name}")
     return Scores(values, chosen.label, chosen.unit(measurement))
+
+
+def _exact(task, params, data, measurement, queries, chosen, each, batch_size) -> Scores:
+    its = exact.ready(task, params, data, measurement, queries, chosen, batch_size)
+    values, how = exact.streamed(its, params, data, queries, chosen, each, batch_size), its.how
+    if each and its.terms:
+        values, measured = rerank.rerank(its, params, data, queries, chosen, values)
+        how = how | {"terms": measured}
+    base.finite(values, f"scores of {chosen.name}")
+    return Scores(values, f"{chosen.label}, {how['damping']}", chosen.unit(measurement), how)
 
 
 def _stream(program: Any, params: Any, drawn: Any, data: Any, batch_size: int):

@@ -98,11 +98,11 @@ def by(asked: Question, method: str | Method, span: base.Span | None = None) -> 
         raise MismatchError(f"{method.name} wants {method.sketch!r} and {index.folder} was built with {index.sketch!r}")
     chosen = dataclasses.replace(chosen, sketch=index.sketch)
     vectors, inverse = base.without(asked.vectors, chosen, span), None
-    if chosen.curvature is not None:
-        state = chosen.curvature.init(index.blocks)
+    if chosen.of_rows is not None:
+        state = chosen.of_rows.init(index.blocks)
         for shard in index.shards():
-            state = chosen.curvature.update(state, _full(shard))
-        inverse = chosen.curvature.finish(state)
+            state = chosen.of_rows.update(state, _full(shard))
+        inverse = chosen.of_rows.finish(state)
     return Asked(index, chosen, chosen.unit(asked.measurement), inverse, base.directions(chosen, inverse, vectors))
 
 

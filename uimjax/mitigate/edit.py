@@ -9,9 +9,10 @@ import numpy as np
 from uimjax import rows as row
 from uimjax.errors import UsageError
 from uimjax.mitigate.unlearning import Unlearning, unlearn
+from uimjax.steps import Recipe
 from uimjax.store import read_manifest, write_manifest
 from uimjax.task import Task
-from uimjax.training import Recipe, fit
+from uimjax.training import fit
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from uimjax.sketch.kronecker import Matrices, Sketch, sides
 from uimjax.taps import Sites
 
 
-def principal(found: Sites, sketch: Sketch, sums: dict[str, tuple[Any, Any]]) -> Matrices:
-    """Matrices for `kronecker.project` from covariances `{path: (A [n, I, I], C [n, O, O])}` instead of a seed: the
-    leading eigenvectors of either side, as many as the choice gives it (LoGra's PCA: Choe et al. 2024, arXiv
+def principal(found: Sites, sketch: Sketch, sums: dict[str, tuple[Any, ...]]) -> Matrices:
+    """Matrices for `kronecker.project` from covariances `{path: (A [n, I, I], C [n, O, O], ...)}` instead of a seed:
+    the leading eigenvectors of either side, as many as the choice gives it (LoGra's PCA: Choe et al. 2024, arXiv
     2405.13954).
 
     *Guarantees*: of all `P, Q` with orthonormal columns these lose the least of either side's second moment, namely its
@@ -29,11 +29,11 @@ def principal(found: Sites, sketch: Sketch, sums: dict[str, tuple[Any, Any]]) ->
     for leaf in found.used:
         _, *axes = leaf.layout.shape
         pair = []
-        for axis, width, side in zip(axes, sides(sketch, leaf), sums[leaf.path], strict=True):
-            if sums[leaf.path] == (None, None) and 1 in axes:
+        for axis, width, side in zip(axes, sides(sketch, leaf), sums[leaf.path][:2], strict=True):
+            if 1 in axes and all(whole.ndim == 2 for whole in sums[leaf.path][:2]):
                 pair.append(None)
                 continue
-            if width < axis and side is None:
+            if width < axis and side.ndim == 2:
                 raise UsageError(
                     f"{leaf.path} is looked up, so its {axis} rows have no principal components; leave it out "
                     f"(Task(exclude=({leaf.path!r},))), or use a random sketch"

@@ -125,6 +125,18 @@ def positions(
     return jnp.where(counted, losses, 0), factors
 
 
+def entries(found: Sites, params: Any, batch: Any, budget: int = DIRECT_BUDGET) -> tuple[Any, Factors]:
+    """Losses `[B, K]` of a loss with K entries, and the factors of B * K gradients, row by row: one forward pass, K
+    backward passes, all at once."""
+    losses, records, pull = forward(found, params, batch)
+    count, k = losses.shape
+    check_budget(found, count * k, budget)
+    each = jax.vmap(pull, in_axes=1, out_axes=1)(jnp.broadcast_to(jnp.eye(k, dtype=losses.dtype), (count, k, k)))
+    g = {number: x.reshape(-1, *x.shape[2:]) for number, x in each.items()}
+    records = {number: _repeat(record, k) for number, record in records.items()}
+    return losses, assemble(found, params, records, g, layouts.factor)
+
+
 def tokens(
     found: Sites,
     params: Any,

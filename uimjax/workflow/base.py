@@ -17,7 +17,7 @@ import numpy as np
 import yaml
 
 import uimjax
-from uimjax import checkpoint, store, training
+from uimjax import checkpoint, steps, store
 from uimjax.audit import scorecard
 from uimjax.config import LOCK, MitigateChoice, TraceChoice, TrainChoice, read_yaml
 from uimjax.errors import CorruptError, MismatchError, MissingFileError, OutputError, UimError, UsageError
@@ -265,13 +265,13 @@ def _jobs(choice: MitigateChoice, seeds: tuple[int, ...]) -> list[tuple[str, int
     return [(name, s) for name in names for s in seeds[: None if name == choice.method else choice.compare_seeds]]
 
 
-def fix(choice: MitigateChoice, train: TrainChoice, name: str) -> Unlearning | training.Recipe:
+def fix(choice: MitigateChoice, train: TrainChoice, name: str) -> Unlearning | steps.Recipe:
     """A mitigation by name, its strength from the config."""
     if name == "drop":
         settings: dict[str, Any] = train.model_dump() | {"epochs": choice.drop_epochs}
         if choice.drop_rate is not None:
             settings["learning_rate"] = choice.drop_rate
-        return training.Recipe(**settings)
+        return steps.Recipe(**settings)
     return Unlearning(
         loss=name,  # type: ignore[arg-type]  # the config admits these names alone
         beta=choice.beta,

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from uimjax import corpora, store, training
+from uimjax import corpora, steps, store, training
 from uimjax.audit import base as likelihood
 from uimjax.audit import behaviour, leak
 from uimjax.config import TextConfig
@@ -56,7 +56,7 @@ class Loop:
     planted: PlantedText
     task: Task
     initial: Any
-    recipe: training.Recipe
+    recipe: steps.Recipe
     key: str
 
     def fitted(self, which: str) -> training.Fitted:
@@ -177,7 +177,7 @@ def prepare(config: TextConfig, corpus: TextCorpus, folder: Path) -> Loop:
     digests |= {"sources": corpora.digest_documents(corpus), "tokenizer": corpus.tokenizer.digest}
     base.write_lock(folder, config, digests)
     initial = base.begun_from(folder, made)
-    recipe = training.Recipe(**config.train.model_dump(), seed=config.seed)
+    recipe = steps.Recipe(**config.train.model_dump(), seed=config.seed)
     asked = [store.digest_tree((case.asked, case.probe)) for case in planted.cases.values()]
     kept = store.digest_array(planted.kept)
     made_of = (digests, asked, kept, store.digest_tree(initial), task_digest(found))
@@ -304,7 +304,7 @@ def score_documents(
     choice, rows = loop.config.trace, loop.planted.train
     case, measurement = loop.planted.cases[name], loop.measurement(name)
     built = shared.moments()
-    rates = [training.rate(loop.recipe, epochs) for epochs in snapshots(loop.config)]
+    rates = [steps.rate(loop.recipe, epochs) for epochs in snapshots(loop.config)]
 
     def questions(queries: Any) -> list[trace.Question]:
         return [trace.question(m.held, loop.task, m.params, rows, measurement, queries) for m in built]

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from uimjax import corpora, models, store, training
+from uimjax import corpora, models, steps, store, training
 from uimjax.audit import backdoor
 from uimjax.config import RunConfig
 from uimjax.corpora.base import Corpus, checked
@@ -47,7 +47,7 @@ class Draw:
     planted: corpora.Planted
     task: Task
     initial: Any
-    recipe: training.Recipe
+    recipe: steps.Recipe
     key: str
 
     @property
@@ -139,7 +139,7 @@ def prepare(config: RunConfig, corpus: Corpus, folder: Path, number: int) -> Dra
     planted = corpora.backdoor(corpus, plant_of(config), seed)
     task, made = models.build(model_of(config), planted.train["image"].shape[1:], corpus.classes, seed)
     initial = base.begun_from(folder, made)
-    recipe = training.Recipe(**config.train.model_dump(), seed=seed)
+    recipe = steps.Recipe(**config.train.model_dump(), seed=seed)
     rows = [store.digest_tree(part) for part in planted]
     program = task_digest(sites(task, initial, example_spec(planted.train)))
     choices = (config.train.model_dump(), seed, base.versions())

@@ -1,0 +1,146 @@
+"""A bank of models trained again on random subsets of the rows: the truth that attribution is judged by.
+
+Two protocols, named with every result. "rebatched": the kept rows alone are shuffled and cut into batches, as if the
+others had never existed. "masked": every row keeps its place in the batches, and those left out have weight 0, so that
+nothing differs but the rows. One compiled program serves the whole bank; a model that is in the bank is not trained
+again.
+"""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from uimjax import rows as row
+from uimjax import steps, store
+from uimjax.errors import NonFiniteError, UnknownNameError, UsageError
+from uimjax.interpret import base
+from uimjax.progress import Progress, quiet
+from uimjax.steps import Recipe
+from uimjax.store.base import make_folder
+from uimjax.task import Measurement, Task
+
+PROTOCOLS = ("rebatched", "masked")
+Protocol = Literal["rebatched", "masked"]
+
+
+class Bank(NamedTuple):
+    """`kept` `[M, N]` bool, which rows each subset keeps; `values` `[M, S, Q]`, the measurement of every query after
+    training on subset m with seed s; `protocol`."""
+
+    kept: np.ndarray
+    values: np.ndarray
+    protocol: str
+
+
+def subsets(rows: int, count: int, share: float = 0.5, seed: int = 0) -> np.ndarray:
+    """`[count, rows]` bool: random subsets that keep the same number of rows each."""
+    rng, keep = np.random.default_rng(seed), round(share * rows)
+    if not 0 < keep < rows:
+        raise UsageError(f"a share of {share} of {rows} rows keeps {keep}; between 1 and {rows - 1} were wanted")
+    kept = np.zeros((count, rows), bool)
+    for mask in kept:
+        mask[rng.permutation(rows)[:keep]] = True
+    return kept
+
+
+def train_bank(
+    task: Task,
+    initial: Callable[[int], Any],
+    data: Any,
+    recipe: Recipe,
+    kept: np.ndarray,
+    measurement: Measurement,
+    queries: Any,
+    *,
+    seeds: tuple[int, ...] = (0, 1),
+    protocol: Protocol = "rebatched",
+    folder: Path | None = None,
+    progress: Progress = quiet,
+) -> Bank:
+    """Train a model for each subset and seed: `initial(seed)` gives its first parameters, and the seed its order.
+
+    With `folder`, each finished model's values are kept there, under a digest of everything they follow from.
+
+    Raises:
+        UsageError: subsets of other rows, an empty one, or of several sizes where batches are cut anew.
+        NonFiniteError: a training diverged.
+    """
+    count = row.count(data)
+    kept = np.asarray(kept, bool)
+    if protocol not in PROTOCOLS:
+        raise UnknownNameError("retraining protocol", protocol, PROTOCOLS)
+    if kept.ndim != 2 or kept.shape[1] != count or not kept.any(1).all():
+        raise UsageError(f"subsets of shape {kept.shape} for {count} rows; [M, {count}], none empty, was wanted")
+    if protocol == "rebatched" and len(set(kept.sum(1).tolist())) > 1:
+        raise UsageError("subsets of several sizes have batches of their own each; use protocol='masked'")
+    trained, measured = trainer(task, recipe, protocol), _measured(measurement)
+    placed, asked = jax.tree.map(jnp.asarray, (data, queries))
+    values = np.zeros((len(kept), len(seeds), row.count(queries)))
+    jobs = [(m, s) for m in range(len(kept)) for s in range(len(seeds))]
+    first = {seed: initial(seed) for seed in seeds}
+    causes = {
+        seed: _cause(task, measurement, first[seed], data, queries, recipe, protocol) if folder else ""
+        for seed in seeds
+    }
+    for m, s in progress(jobs, "training a bank of models", unit="models"):
+        name = store.stage_key(causes[seeds[s]], kept[m].tobytes().hex(), seeds[s])
+        path = None if folder is None else make_folder(folder) / f"{name}.json"
+        if path is not None and path.exists():
+            values[m, s] = store.read_json(path)["values"]
+            continue
+        params = trained(first[seeds[s]], placed, _chosen(kept[m], protocol), jax.random.key(seeds[s]))
+        values[m, s] = measured(params, asked)
+        if not np.isfinite(values[m, s]).all():
+            raise NonFiniteError(f"subset {m}, seed {seeds[s]}: training diverged; lower the learning rate")
+        if path is not None:
+            store.write_json(path, {"values": values[m, s].tolist()})
+    return Bank(kept, values, protocol)
+
+
+def _cause(task: Task, measurement: Measurement, params: Any, data: Any, queries: Any, recipe: Recipe, how: str) -> str:
+    """Of everything a model's values follow from, but for its subset and seed."""
+    programs = []
+    for fun, rows in ((task.loss, data), (measurement.fun, queries)):
+        made = jax.make_jaxpr(fun)(params, row.example_spec(rows))
+        programs.append(base.program_digest(made, made.consts))
+    trees = [store.digest_tree(tree) for tree in (params, data, queries)]
+    return store.stage_key(programs, trees, str(recipe), how, jax.__version__)
+
+
+def _chosen(mask: np.ndarray, protocol: str) -> Any:
+    return jnp.asarray(np.flatnonzero(mask) if protocol == "rebatched" else mask.astype(np.float32))
+
+
+@functools.lru_cache(maxsize=16)
+def trainer(task: Task, recipe: Recipe, protocol: str):
+    """Compiled `(parameters, data, chosen, key) -> parameters`: a whole training in one program. `chosen` are the ids
+    of the rows kept (rebatched), or the weights `[N]` of all rows."""
+
+    def program(params: Any, data: Any, chosen: Any, key: Any) -> Any:
+        if protocol == "rebatched":
+            data = jax.tree.map(lambda x: x[chosen], data)
+            chosen = jnp.ones(chosen.shape[0], jnp.float32)
+        count = chosen.shape[0]
+        static = steps.static(recipe, count)
+        made = steps.optimizer(static)
+
+        def step(state: Any, ids: Any) -> tuple[Any, None]:
+            rows, weight = steps.gather(data, ids, chosen)
+            return steps.step(task, made.update, state[0], state[1], rows, weight)[:2], None
+
+        def epoch(state: Any, number: Any) -> tuple[Any, None]:
+            return jax.lax.scan(step, state, steps.order(key, number, count, static.batch_size))[0], None
+
+        return jax.lax.scan(epoch, (params, made.init(params)), jnp.arange(recipe.epochs))[0][0]
+
+    return jax.jit(program)
+
+
+@functools.lru_cache(maxsize=16)
+def _measured(measurement: Measurement):
+    return jax.jit(lambda params, queries: jax.vmap(lambda q: measurement.fun(params, q))(queries))

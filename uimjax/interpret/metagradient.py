@@ -1,0 +1,225 @@
+"""Metagradients: the exact derivative of a measurement after training in the weight of each row, by reverse mode
+through the training itself (MAGIC: Ilyas & Engstrom 2025, arXiv 2504.16430), of any Optax optimizer.
+
+With row weights w the training is a function `theta(w)`, and `score_iq = n df_q(theta(w)) / dw_i`: exact to first
+order, with no convexity or convergence assumed. A training that is not smooth in its weights has derivatives that
+predict little, though each is right; the mean over random subsets of the rows and seeds predicts what happens to such
+subsets (`smoothed`).
+
+The states of the run are kept at about sqrt(T) of its T steps; what lies between is run again, and the replay must end
+in the next kept state to the bit. All queries are cotangents of one backward pass.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from uimjax import rows as row
+from uimjax import steps
+from uimjax.errors import NonFiniteError, UsageError
+from uimjax.interpret.bank import subsets
+from uimjax.interpret.base import Scores
+from uimjax.progress import Progress, quiet
+from uimjax.steps import Recipe
+from uimjax.task import NATS, RELATIVE, Measurement, Task
+
+
+class Replay(NamedTuple):
+    """The programs of one training. `forward(state, ids [S, B], data, weights) -> state`; `backward(state, cotangent,
+    found, ids, data, weights) -> (end state, cotangent, found)` for the steps of a segment."""
+
+    start: Callable[..., Any]
+    forward: Callable[..., Any]
+    backward: Callable[..., Any]
+    asked: Callable[..., Any]
+
+
+def metagradient(
+    task: Task,
+    params: Any,
+    data: Any,
+    recipe: Recipe,
+    measurement: Measurement,
+    queries: Any,
+    *,
+    weights: np.ndarray | None = None,
+    progress: Progress = quiet,
+) -> Scores:
+    """`[N, Q]`: `n df_q/dw_i` at the given row weights (ones), for the training of `params` by `recipe`.
+
+    Rows of weight 0 are met by nothing; their derivative is that of letting them in.
+
+    Raises:
+        NonFiniteError: training or its derivative diverges. UsageError: weights of another length.
+    """
+    count = row.count(data)
+    weights = np.ones(count, np.float32) if weights is None else np.asarray(weights, np.float32)
+    if weights.shape != (count,) or not weights.sum() > 0:
+        raise UsageError(f"weights of shape {weights.shape} for {count} rows; [N], not all 0, was wanted")
+    found = _unrolled(task, params, data, recipe, measurement, queries, weights, progress)
+    return Scores(found.T * count, f"metagradient, {recipe.epochs} epochs", _unit(measurement))
+
+
+def _unit(measurement: Measurement) -> str:
+    return NATS if measurement.unit == "nats" else RELATIVE
+
+
+def _unrolled(
+    task: Task, params: Any, data: Any, recipe: Recipe, measurement: Measurement, queries: Any, weights: Any,
+    progress: Progress,
+) -> np.ndarray:  # fmt: skip
+    """`df_q/dw_i` `[Q, N]`."""
+    count = row.count(data)
+    data, queries, weights = jax.tree.map(jnp.asarray, (data, queries, weights))
+    made = _replay(task, steps.static(recipe, count), measurement)
+    ids = _orders(jax.random.key(recipe.seed), recipe.epochs, count, recipe.batch_size)
+    kept, end = _forward(made, made.start(params), ids, data, weights)
+    cotangent = made.asked(end, queries)
+    found = jnp.zeros((row.count(queries), count), jnp.float32)
+    for first, state in progress(list(reversed(kept)), "differentiating through training", unit="segments"):
+        again, cotangent, found = made.backward(state, cotangent, found, _cut(ids, first, kept), data, weights)
+        _same_to_the_bit(again, end)
+        end = state
+    if not bool(jnp.isfinite(found).all()):
+        raise NonFiniteError("the derivative through training is not finite: it diverges; lower the learning rate")
+    return np.asarray(found)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+def _orders(key: Any, epochs: int, count: int, size: int) -> Any:
+    found = jax.vmap(lambda epoch: steps.order(key, epoch, count, size))(jnp.arange(epochs))
+    return found.reshape(-1, size)
+
+
+def _forward(made: Replay, state: Any, ids: Any, data: Any, weights: Any) -> tuple[list[tuple[int, Any]], Any]:
+    """([(number of a step, the state before it)], the end)."""
+    length = max(1, math.isqrt(len(ids)))
+    kept = []
+    for first in range(0, len(ids), length):
+        kept.append((first, state))
+        state = made.forward(state, ids[first : first + length], data, weights)
+    if not all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(state)):
+        raise NonFiniteError("training diverged: its parameters are not finite; lower the learning rate")
+    return kept, state
+
+
+def _cut(ids: Any, first: int, kept: list[tuple[int, Any]]) -> Any:
+    following = [start for start, _ in kept if start > first]
+    return ids[first : min(following, default=len(ids))]
+
+
+def _same_to_the_bit(again: Any, end: Any) -> None:
+    for one, other in zip(jax.tree.leaves(again), jax.tree.leaves(end), strict=True):
+        if not np.array_equal(np.asarray(one), np.asarray(other)):
+            raise NonFiniteError(
+                "a segment of the training ended elsewhere when it was run again: some operation is not deterministic "
+                "here. On a GPU set XLA_FLAGS=--xla_gpu_deterministic_ops=true and start again."
+            )
+
+
+@functools.lru_cache(maxsize=16)
+def _replay(task: Task, static: steps.Static, measurement: Measurement) -> Replay:
+    made = steps.optimizer(static)
+
+    def step(state: Any, ids: Any, data: Any, weights: Any) -> Any:
+        rows, weight = steps.gather(data, ids, weights)
+        return moved(state, rows, weight)
+
+    def moved(state: Any, rows: Any, weight: Any) -> Any:
+        params, optimizer = state
+        return steps.step(task, made.update, params, optimizer, rows, weight)[:2]
+
+    @jax.jit
+    def forward(state: Any, ids: Any, data: Any, weights: Any) -> Any:
+        return jax.lax.scan(lambda s, i: (step(s, i, data, weights), None), state, ids)[0]
+
+    @functools.partial(jax.jit, donate_argnums=(1, 2))
+    def backward(state: Any, cotangent: Any, found: Any, ids: Any, data: Any, weights: Any) -> Any:
+        end, states = jax.lax.scan(lambda s, i: (step(s, i, data, weights), s), state, ids)
+
+        def back(carry: Any, at: Any) -> tuple[Any, None]:
+            cotangent, found = carry
+            before, ids = at
+            rows, weight = steps.gather(data, ids, weights)
+            _, pull = jax.vjp(lambda s, w: _floats(moved(_with(before, s), rows, w)), _floats(before), weight)
+            cotangent, touched = jax.vmap(pull)(cotangent)
+            return (cotangent, found.at[:, ids].add(touched, mode="drop")), None
+
+        (cotangent, found), _ = jax.lax.scan(back, (cotangent, found), (states, ids), reverse=True)
+        return end, cotangent, found
+
+    @jax.jit
+    def asked(state: Any, queries: Any) -> Any:
+        """The gradients of all queries in the final state's float leaves."""
+
+        def one(query: Any) -> Any:
+            return jax.grad(lambda s: measurement.fun(_with(state, s)[0], query))(_floats(state))
+
+        return jax.vmap(one)(queries)
+
+    return Replay(jax.jit(lambda params: (params, made.init(params))), forward, backward, asked)
+
+
+def _floats(state: Any) -> list[Any]:
+    return [x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.inexact)]
+
+
+def _with(state: Any, floats: list[Any]) -> Any:
+    """The state with its float leaves replaced; counters and keys stay."""
+    queue = iter(floats)
+    leaves, tree = jax.tree.flatten(state)
+    return tree.unflatten([next(queue) if jnp.issubdtype(x.dtype, jnp.inexact) else x for x in leaves])
+
+
+# ---------------------------------------------------------------- smoothed
+
+
+class Smoothed(NamedTuple):
+    """`values` `[N, Q]` mean over `masks` subsets, `error` `[N, Q]` its standard error (NaN with one)."""
+
+    values: np.ndarray
+    error: np.ndarray
+    masks: int
+    unit: str
+
+    def scores(self) -> Scores:
+        return Scores(self.values, f"smoothed metagradient, {self.masks} masks", self.unit)
+
+
+def smoothed(
+    task: Task,
+    initial: Callable[[int], Any],
+    data: Any,
+    recipe: Recipe,
+    measurement: Measurement,
+    queries: Any,
+    *,
+    masks: int = 10,
+    share: float = 0.5,
+    seed: int = 0,
+    progress: Progress = quiet,
+) -> Iterator[Smoothed]:
+    """The mean metagradient over random subsets (a `share` of the rows) and seeds: after each mask the result so far,
+    so that one may stop when `error` is small enough. `initial(seed)` gives the parameters that a run starts from."""
+    count = row.count(data)
+    kept = subsets(count, masks, share, seed)
+    total = squares = np.zeros((count, row.count(queries)))
+    for m in range(masks):
+        its = dataclasses.replace(recipe, seed=recipe.seed + m)
+        found = (
+            _unrolled(
+                task, initial(recipe.seed + m), data, its, measurement, queries, kept[m].astype(np.float32), progress
+            ).T
+            * count
+        )
+        total, squares = total + found, squares + found**2
+        mean = total / (m + 1)
+        variance = np.maximum(squares / (m + 1) - mean**2, 0) * (m + 1) / max(m, 1)
+        error = np.sqrt(variance / (m + 1)) if m else np.full_like(mean, np.nan)
+        yield Smoothed(mean, error, m + 1, _unit(measurement))

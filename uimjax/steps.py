@@ -1,0 +1,126 @@
+"""What training is made of: the recipe, its optimizer, the order of the rows, one step. Pure, and shared by everything
+that trains or retraces a training: the loop, the banks of counterfactual models, the metagradients.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from uimjax.errors import UsageError
+from uimjax.task import Task
+
+Speed = Callable[[Any], Any]  # the learning rate at a step
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train. `learning_rate` is the peak of a cosine that ends at the share `final` of it, or a constant; over
+    the share `warmup` of all steps it rises to that from 0. `clip`: largest norm of a step's gradient (none: as it is).
+    `beta2`: memory of AdamW's second moments; `momentum`: SGD's.
+
+    `optimizer`: "adamw", "sgd", or your own Optax transformation as a function of the schedule,
+    `speed -> optax.GradientTransformation` (then `weight_decay`, `momentum` and `beta2` are its business)."""
+
+    epochs: int = 30
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    optimizer: Literal["adamw", "sgd"] | Callable[[Speed], optax.GradientTransformation] = "adamw"
+    weight_decay: float = 1e-4
+    schedule: Literal["constant", "cosine"] = "cosine"
+    warmup: float = 0.0
+    clip: float | None = None
+    beta2: float = 0.999
+    momentum: float = 0.9
+    final: float = 0.1
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.epochs < 1 or self.batch_size < 1 or not self.learning_rate > 0:
+            raise UsageError(f"epochs, batch_size and learning_rate should be positive: {self}")
+        if not 0 <= self.warmup < 1 or not 0 <= self.beta2 < 1 or not (self.clip is None or self.clip > 0):
+            raise UsageError(f"warmup and beta2 should lie in [0, 1), clip above 0: {self}")
+        if not 0 <= self.momentum < 1 or not 0 <= self.final <= 1:
+            raise UsageError(f"momentum should lie in [0, 1), final in [0, 1]: {self}")
+
+    def steps_per_epoch(self, rows: int) -> int:
+        return -(-rows // self.batch_size)
+
+
+class Static(NamedTuple):
+    """What a step is compiled for; nothing else of a recipe is in the program."""
+
+    optimizer: Any
+    learning_rate: float
+    weight_decay: float
+    schedule: str
+    warmup: float
+    clip: float | None
+    beta2: float
+    momentum: float
+    final: float
+    steps: int
+    batch_size: int
+
+
+def static(recipe: Recipe, count: int) -> Static:
+    same = {name: getattr(recipe, name) for name in Static._fields if name != "steps"}
+    return Static(**same, steps=recipe.steps_per_epoch(count) * recipe.epochs)
+
+
+def rate(recipe: Recipe, epochs: float) -> float:
+    """The learning rate after so many epochs, as a share of the peak."""
+    return float(_share(recipe, epochs / recipe.epochs))
+
+
+def _share(made: Recipe | Static, done: Any) -> Any:
+    """The learning rate as a share of the peak when the share `done` of all steps is behind: a rise, then the rest."""
+    after = jnp.clip((done - made.warmup) / (1 - made.warmup), 0, 1)
+    cosine = made.final + (1 - made.final) * (1 + jnp.cos(jnp.pi * after)) / 2
+    falling = cosine if made.schedule == "cosine" else jnp.ones_like(after)
+    return jnp.where(done < made.warmup, done / made.warmup if made.warmup else 1.0, falling)
+
+
+def optimizer(made: Static) -> optax.GradientTransformation:
+    def speed(step: Any) -> Any:  # with a warm-up the first step counts as done: a rate of 0 would waste it
+        return made.learning_rate * _share(made, (step + (made.warmup > 0)) / made.steps)
+
+    clip = optax.identity() if made.clip is None else optax.clip_by_global_norm(made.clip)
+    if not isinstance(made.optimizer, str):
+        return optax.chain(clip, made.optimizer(speed))
+    if made.optimizer == "adamw":
+        return optax.chain(clip, optax.adamw(speed, b2=made.beta2, weight_decay=made.weight_decay))
+    decay = optax.add_decayed_weights(made.weight_decay)
+    return optax.chain(clip, decay, optax.sgd(speed, momentum=made.momentum or None))
+
+
+def order(key: Any, epoch: Any, count: int, size: int) -> Any:
+    """Row ids of an epoch's batches, `[steps, size]` int32; `count` on padding. They follow from (key, epoch) alone."""
+    steps = -(-count // size)
+    found = jax.random.permutation(jax.random.fold_in(key, epoch), count)
+    return jnp.pad(found, (0, steps * size - count), constant_values=count).reshape(steps, size)
+
+
+def gather(data: Any, ids: Any, weights: Any) -> tuple[Any, Any]:
+    """(rows, their weights) of a batch of ids; padding has weight 0."""
+    count = weights.shape[0]
+    at = jnp.minimum(ids, count - 1)
+    return jax.tree.map(lambda x: x[at], data), jnp.where(ids < count, weights[at], 0.0)
+
+
+def batch_loss(task: Task, params: Any, rows: Any, weight: Any) -> tuple[Any, Any]:
+    """(the weighted mean loss of a batch, each row's loss)."""
+    losses = jax.vmap(lambda r: jnp.sum(task.loss(params, r)))(rows)
+    return jnp.sum(losses * weight) / jnp.maximum(jnp.sum(weight), 1e-9), losses
+
+
+def step(task: Task, update: Any, params: Any, state: Any, rows: Any, weight: Any) -> tuple[Any, Any, Any]:
+    """One step of an optimizer's `update`: (parameters, its state, the rows' losses before the step)."""
+    gradient = jax.value_and_grad(functools.partial(batch_loss, task), has_aux=True)
+    (_, losses), found = gradient(params, rows, weight)
+    updates, state = update(found, state, params)
+    return optax.apply_updates(params, updates), state, losses
