@@ -19,7 +19,21 @@ def made(rng, batch=30, dtype=jnp.float64):
     loss, params, rows = programs.mlp(rng, dtype, batch=batch)
     data = jax.tree.map(np.asarray, rows)
     queries = jax.tree.map(lambda x: x[:3], data)
-    return uj.Task(loss), params, data, uj.Measurement("nll", loss), queries
+    task = uj.Task(loss, outputs=logits, label=lambda e: e["y"])
+    return task, params, data, uj.Measurement("nll", loss), queries
+
+
+def logits(params, example):
+    h = example["x"]
+    for k, layer in enumerate(params["layers"]):
+        h = h @ layer["w"] + layer["b"]
+        h = jax.nn.relu(h) if k < 2 else h
+    return h
+
+
+def log_odds(params, example):
+    p = jax.nn.softmax(logits(params, example))[example["y"]]
+    return jnp.log(p) - jnp.log1p(-p)
 
 
 def brute(loss, params, rows):
@@ -29,16 +43,17 @@ def brute(loss, params, rows):
     return np.asarray(jax.vmap(one)(rows), np.float64)
 
 
-def dense_oracle(name, g, q, kept, sizes):
-    """Scores from formed gradients in numpy: no sketch, block-diagonal empirical Fisher, damping 0.1 x mean."""
+def dense_oracle(name, g, q, kept, sizes, margins):
+    """Scores from formed gradients in numpy: no sketch, block-diagonal second moments of the loss's gradients (of the
+    margins' for TRAK), damping 0.1 x mean."""
     if name == "retain_cos":
         kept = kept / np.linalg.norm(kept, axis=1, keepdims=True)
         q = q - q @ np.linalg.pinv(kept, rcond=1e-4) @ kept
-    if name in ("logra", "trackstar"):
-        power = {"logra": -1.0, "trackstar": -0.5}[name]
+    if name in ("logra", "trackstar", "trak", "grass"):
+        power, rows = (-0.5 if name == "trackstar" else -1.0), (margins if name == "trak" else g)
         start, blocks = 0, []
         for size in sizes:
-            x = g[:, start : start + size]
+            x = rows[:, start : start + size]
             h = x.T @ x / len(x)
             h = h + 0.1 * np.trace(h) / size * np.eye(size)
             values, vectors = np.linalg.eigh(h)
@@ -64,9 +79,9 @@ def test_scores_equal_the_formula(name, each, rng):
     g, q = brute(task.loss, params, data), brute(task.loss, params, queries)
     sizes = [leaf.size for leaf in uj.sites(task, params, jax.tree.map(lambda x: x[0], data)).leaves]
     q = q if each else q.mean(0, keepdims=True)
-    want = dense_oracle(name, g, q, brute(task.loss, params, kept), sizes)
+    want = dense_oracle(name, g, q, brute(task.loss, params, kept), sizes, brute(log_odds, params, data))
     np.testing.assert_allclose(got.values, want, rtol=2e-4, atol=1e-5 * np.abs(want).max())
-    assert got.unit.startswith("nats" if name == "logra" else "relative")
+    assert got.unit.startswith("nats" if name in ("logra", "trak", "grass") else "relative")
 
 
 @pytest.mark.parametrize("name", ROWS)

@@ -2,7 +2,30 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
+
+from uimjax.errors import UnknownNameError, UsageError
+
+SOURCES = ("fisher", "ggn", "empirical", "margin")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Which gradients a curvature is the second moment of (`source.py`); `samples` a row and their `seed` count where
+    labels are drawn."""
+
+    kind: Literal["fisher", "ggn", "empirical", "margin"] = "fisher"
+    samples: int = 16
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.kind not in SOURCES:
+            raise UnknownNameError("source of a curvature", self.kind, SOURCES)
+        if self.samples < 1:
+            raise UsageError(f"{self.samples} samples a row; at least 1 was wanted")
+
+
+EMPIRICAL = Source("empirical")
 
 
 class Spectrum(NamedTuple):
@@ -20,7 +43,7 @@ class Curvature:
 
     `blocks` are (start, stop) column ranges of the rows `[N, D]`; `power` -1 gives H^-1 x, -1/2 whitens. `update` is
     `add(state, batch(blocks, rows), len(rows))`; `batch` is pure and jittable, for programs that compute the rows
-    themselves, and rows of zeros add nothing to it.
+    themselves, and rows of zeros add nothing to it. `source`: whose gradients the rows are.
     """
 
     name: str
@@ -30,3 +53,4 @@ class Curvature:
     add: Callable[[Any, Any, int], Any]
     finish: Callable[[Any], Any]
     solve: Callable[..., Any]
+    source: Source = EMPIRICAL

@@ -1,7 +1,8 @@
 """Gauss-Newton on sketched rows: `H = (1/N) sum_i s_i s_i^T + lambda I`, block by block.
 
-`s_i` are sketched per-example gradients at the true labels, so H is the projected empirical Fisher that stands for the
-Gauss-Newton matrix in LoGra (arXiv 2405.13954) and TrackStar (arXiv 2410.17413). `lambda = damping x mean eigenvalue`
+`s_i` are sketched per-example gradients of a `Source`: at the true labels H is the projected empirical Fisher that
+stands for the Gauss-Newton matrix in LoGra (arXiv 2405.13954) and TrackStar (arXiv 2410.17413), of the margin it is
+TRAK's kernel (arXiv 2303.14186). `lambda = damping x mean eigenvalue`
 of each block, so the damping has no units and needs no rescaling between models.
 """
 
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from uimjax.curvature.base import Curvature, Spectrum
+from uimjax.curvature.base import EMPIRICAL, Curvature, Source, Spectrum
 from uimjax.errors import NonFiniteError, UsageError
 
 
@@ -23,8 +24,10 @@ class Sum(NamedTuple):
     rows: int
 
 
-def projected(damping: float = 0.1) -> Curvature:
-    """*Guarantees*: independent of batch order and split (to float32 rounding of a batch's products); zero rows, such
+def projected(damping: float = 0.1, source: Source = EMPIRICAL, whole: bool = False) -> Curvature:
+    """Block by block of the rows, or with `whole` over all columns at once.
+
+    *Guarantees*: independent of batch order and split (to float32 rounding of a batch's products); zero rows, such
     as padding, count unless left out: pass real rows only.
 
     Raises:
@@ -34,6 +37,7 @@ def projected(damping: float = 0.1) -> Curvature:
         raise UsageError(f"damping {damping} should be above 0: sketched Gauss-Newton matrices are rank deficient")
 
     def init(blocks: tuple[tuple[int, int], ...]) -> Sum:
+        blocks = ((blocks[0][0], blocks[-1][1]),) if whole else blocks
         return Sum(tuple(np.zeros((b - a, b - a)) for a, b in blocks), blocks, 0)
 
     def update(state: Sum, rows: Any) -> Sum:
@@ -41,6 +45,7 @@ def projected(damping: float = 0.1) -> Curvature:
         return add(state, batch(state.blocks, rows), rows.shape[0])
 
     def batch(blocks: tuple[tuple[int, int], ...], rows: Any) -> tuple[Any, ...]:
+        blocks = ((blocks[0][0], blocks[-1][1]),) if whole else blocks
         return tuple(_gram(rows[:, a:b]) for a, b in blocks)
 
     def add(state: Sum, sums: tuple[Any, ...], count: int) -> Sum:
@@ -72,7 +77,8 @@ def projected(damping: float = 0.1) -> Curvature:
             start = stop
         return jnp.concatenate(parts, 1)
 
-    return Curvature(f"projected(damping={damping})", init, update, batch, add, finish, solve)
+    name = f"projected(damping={damping}{', whole' if whole else ''})"
+    return Curvature(name, init, update, batch, add, finish, solve, source)
 
 
 @jax.jit

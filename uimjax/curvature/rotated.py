@@ -25,6 +25,14 @@ class Rotated(NamedTuple):
     damping: dict[str, Any]
 
 
+def identity(laid: Laid) -> Rotated:
+    """H = I: gradients as they are."""
+    paths = blocks.shapes(laid)
+    return Rotated(
+        dict.fromkeys(paths, (None, None)), dict.fromkeys(paths, jnp.ones((1, 1, 1))), dict.fromkeys(paths, 0.0)
+    )
+
+
 class Outer(NamedTuple):
     """A gradient of rank one in the rotated basis, `a (x) g`: a `[B, n, I]`, g `[B, n, O]`."""
 

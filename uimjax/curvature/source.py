@@ -11,37 +11,21 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from uimjax.curvature import blocks
+from uimjax.curvature.base import Source
 from uimjax.curvature.blocks import Block, Laid
-from uimjax.errors import MismatchError, ShapeError, UnknownNameError, UsageError
+from uimjax.errors import MismatchError, ShapeError, UsageError
 from uimjax.rows import example_spec
 from uimjax.taps import Factors, Sites, capture, entries, sites
 from uimjax.task import Task
 
 EXACT = 16  # outputs an example, up to which the Fisher matrix is summed over all classes
-KINDS = ("fisher", "ggn", "empirical", "margin")
-
-
-@dataclass(frozen=True)
-class Source:
-    """A choice; `samples` a row and their `seed` count where labels are drawn."""
-
-    kind: Literal["fisher", "ggn", "empirical", "margin"] = "fisher"
-    samples: int = 16
-    seed: int = 0
-
-    def __post_init__(self):
-        if self.kind not in KINDS:
-            raise UnknownNameError("source of a curvature", self.kind, KINDS)
-        if self.samples < 1:
-            raise UsageError(f"{self.samples} samples a row; at least 1 was wanted")
 
 
 class Gradients(NamedTuple):
@@ -53,10 +37,10 @@ class Gradients(NamedTuple):
 
     def blocks(self, params: Any, rows: Any, ids: Any) -> list[Block]:
         """Of a batch `[B, ...]` with row ids `[B]`: B x `draws` gradients, row by row. Jittable."""
-        return blocks.blocks(self.laid, _factors(self.laid.sites, self.plain, params, rows, ids))
+        return blocks.blocks(self.laid, factors(self.laid.sites, self.plain, params, rows, ids))
 
 
-def _factors(found: Sites, plain: bool, params: Any, rows: Any, ids: Any) -> Factors:
+def factors(found: Sites, plain: bool, params: Any, rows: Any, ids: Any) -> Factors:
     return capture(found, params, rows)[1] if plain else entries(found, params, {"row": rows, "id": ids})[1]
 
 
@@ -72,7 +56,7 @@ def gradients(source: Source, task: Task, laid: Laid, params: Any, data: Any) ->
     pseudo, draws = pseudo_losses(source, task, params, data)
     example = {"row": example_spec(data), "id": jax.ShapeDtypeStruct((), jnp.int32)}
     found, few = sites(pseudo, params, example, like=laid.sites), jax.tree.map(lambda x: x[:2], data)
-    made = jax.jit(_factors, static_argnums=(0, 1))(
+    made = jax.jit(factors, static_argnums=(0, 1))(
         found, False, params, few, np.arange(2)[: len(jax.tree.leaves(few)[0])]
     )
     return Gradients(blocks.lay_out(found, made, laid), draws, False)
@@ -88,7 +72,7 @@ def pseudo_losses(source: Source, task: Task, params: Any, data: Any) -> tuple[T
     if task.segments is not None:
         raise UsageError(f"the {source.kind} curvature takes one document a row, and this task packs several")
     shape = jax.eval_shape(task.outputs, params, example_spec(data)).shape
-    _agrees(task, params, data, shape)
+    check_nll(task, params, data, shape)
     if source.kind == "margin":
         if task.label is None or len(shape) != 1:
             raise UsageError(f"a margin is of a class: give the task label(example) and logits [C], not {list(shape)}")
@@ -132,7 +116,12 @@ def _cross_entropy(label: Callable[[Any], Any]) -> Callable[[Any, Any], Any]:
     return nll
 
 
-def _agrees(task: Task, params: Any, data: Any, shape: tuple[int, ...]) -> None:
+def check_nll(task: Task, params: Any, data: Any, shape: tuple[int, ...]) -> None:
+    """On the first rows, `nll` of the `outputs` (of that shape) is the `loss`.
+
+    Raises:
+        ShapeError, MismatchError
+    """
     if len(shape) not in (0, 1, 2):
         raise ShapeError(f"outputs of one example have shape {list(shape)}; logits [C] or [T, C] were wanted")
     nll = nll_of(task)

@@ -16,31 +16,39 @@ from uimjax import rows as row
 from uimjax import sketch as sketching
 from uimjax import store
 from uimjax.curvature import Curvature
+from uimjax.curvature.adam import Adam
+from uimjax.curvature.harmonic import Harmonic
 from uimjax.curvature.kronecker import Kronecker
+from uimjax.curvature.operator import Operator
 from uimjax.errors import NonFiniteError, ShapeError, UimError, UnknownNameError, UsageError
 from uimjax.sketch import AnySketch
 from uimjax.taps import Sites, capture, sites, verify
 from uimjax.task import NATS, RELATIVE, Measurement, Task
 
 NORMALIZE = ("none", "unit", "self", "update")
+CHECKPOINTS = ("last", "sum", "mean", "segments")
+EXACT = (Kronecker, Operator, Harmonic, Adam)  # curvatures of whole gradients
 
 
 @dataclass(frozen=True)
 class Method:
     """An attribution method as a value: `score_i = - <H^-1 grad f, grad loss_i>` in the sketched space, or its cosine.
 
-    `curvature` None means H = I; a `Kronecker` one is exact, on unsketched gradients. `normalize`: "unit" divides by
-    the whitened norms of both sides (cosine; TrackStar), "self" by the square root of the row's self-influence `g^T
-    H^-1 g` (l-RelatIF: Barshan et al. 2020, arXiv 2003.11630), "update" by `|H^-1 g|` and the query's own norm
-    (theta-RelatIF; the cosine with the update, LESS). `retain`: `grad f` is first made orthogonal to the loss gradients
-    of held-out clean rows, so that training rows which merely teach the same answers well are not taken for the cause.
+    `curvature` None means H = I; a `Kronecker`, `Operator`, `Harmonic` or `Adam` one takes whole gradients.
+    `normalize`: "unit" divides by the whitened norms of both sides (cosine; TrackStar), "self" by the square root of
+    the row's self-influence `g^T H^-1 g` (l-RelatIF: Barshan et al. 2020, arXiv 2003.11630), "update" by `|H^-1 g|` and
+    the query's own norm (theta-RelatIF; the cosine with the update, LESS). `retain`: `grad f` is first made orthogonal
+    to the loss gradients of held-out clean rows, so that training rows which merely teach the same answers well are not
+    taken for the cause. `checkpoints`: what to do with several of a training run: the "last" alone, the "sum" of their
+    scores by learning rate (TracInCP, LESS), their "mean" (TRAK's ensembles), or "segments" of the run (SOURCE).
     """
 
     name: str
     sketch: AnySketch | None = None
-    curvature: Curvature | Kronecker | None = None
+    curvature: Curvature | Kronecker | Operator | Harmonic | Adam | None = None
     normalize: Literal["none", "unit", "self", "update"] = "unit"
     retain: bool = False
+    checkpoints: Literal["last", "sum", "mean", "segments"] = "last"
 
     def __post_init__(self):
         if self.normalize not in NORMALIZE:
@@ -50,13 +58,24 @@ class Method:
                 f"{self.name}: {self.curvature} is measured on whole gradients, and {self.sketch} leaves none. Take "
                 "the sketch away, or a curvature of sketched rows (uimjax.curvature.projected)."
             )
+        if self.checkpoints not in CHECKPOINTS:
+            raise UnknownNameError("way to use checkpoints", self.checkpoints, CHECKPOINTS)
+        if isinstance(self.curvature, Operator | Harmonic) and self.normalize != "none":
+            raise UsageError(
+                f"{self.name}: normalize={self.normalize!r} needs H^-1 of every training row, and {self.curvature} "
+                "would have to be solved for each of them. Take normalize='none', or a Kronecker curvature."
+            )
+        if self.checkpoints == "segments" and not (isinstance(self.curvature, Kronecker) and self.normalize == "none"):
+            raise UsageError(
+                f"{self.name}: segments (SOURCE) work on the eigenvalues of a Kronecker curvature, not normalised"
+            )
         if self.exact and self.retain:
             raise UsageError(f"{self.name}: retain is for curvatures of rows; {self.curvature} takes whole gradients")
 
     @property
     def exact(self) -> bool:
         """The scores are taken on whole gradients, kept as factors."""
-        return isinstance(self.curvature, Kronecker)
+        return isinstance(self.curvature, EXACT)
 
     @property
     def of_rows(self) -> Curvature | None:
@@ -65,7 +84,7 @@ class Method:
         Raises:
             UsageError: it is measured on whole gradients.
         """
-        if isinstance(self.curvature, Kronecker):
+        if isinstance(self.curvature, EXACT):
             raise UsageError(
                 f"{self.name}: {self.curvature} is measured on whole gradients, and an index holds sketched rows. Use "
                 "`uj.score`, or trace with logra or trackstar."

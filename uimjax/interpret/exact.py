@@ -14,13 +14,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from uimjax import rows as row
-from uimjax.curvature import blocks, rotated, separable
+from uimjax.curvature import adam, blocks, rotated, separable
+from uimjax.curvature.adam import Adam
 from uimjax.curvature.blocks import Laid
+from uimjax.curvature.harmonic import Harmonic
 from uimjax.curvature.kronecker import Kronecker
+from uimjax.curvature.operator import Operator
 from uimjax.curvature.rotated import Outer, Rotated
 from uimjax.curvature.separable import Terms, Thin
-from uimjax.interpret import base, curved
+from uimjax.interpret import base, curved, solved
 from uimjax.interpret.base import Method
+from uimjax.interpret.solved import Solver
 from uimjax.taps import capture
 from uimjax.task import Measurement, Task
 
@@ -30,23 +34,34 @@ THIN = 4  # a matrix is worth R terms where they are so many times fewer numbers
 
 class Ready(NamedTuple):
     """A method made ready for a model: the blocks of its loss and of the measurement, the curvature, and what to say.
-    `terms`: `{path: Terms}` of the parameters whose directions stay outer products."""
+    `terms`: `{path: Terms}` of the parameters whose directions stay outer products. `solve`: where the curvature is no
+    diagonal in some basis, from gradients to `H^-1` of them."""
 
     laid: Laid
     asked: Laid
     inverse: Rotated
     terms: dict[str, Terms]
     how: dict[str, Any]
+    solve: Solver | None = None
 
 
 def ready(
-    task: Task, params: Any, data: Any, measurement: Measurement, queries: Any, method: Method, batch_size: int
-) -> Ready:
-    """Measure the curvature, choose its damping, prepare what the scores need. Raises as `methods.score`."""
+    task: Task, params: Any, data: Any, measurement: Measurement, queries: Any, method: Method, batch_size: int,
+    optimizer: Any = None,
+) -> Ready:  # fmt: skip
+    """Measure the curvature, choose its damping, prepare what the scores need; `optimizer`: the state that Adam's
+    metric is read from. Raises as `methods.score`."""
     found = base.training_sites(task, params, data)
     laid = curved.laid_out(found, params, data)
     asked = curved.laid_out(base.query_sites(found, measurement, params, queries), params, queries, laid)
     choice = method.curvature
+    if isinstance(choice, Adam):
+        laid, asked = (Laid(its.sites, ()) for its in (laid, asked))
+        return Ready(laid, asked, adam.metric(choice, laid, optimizer), {}, {"curvature": str(choice)})
+    if isinstance(choice, Operator | Harmonic):
+        solve, how = solved.solver(choice, task, laid, params, data, asked, queries, batch_size)
+        plain, question = (Laid(its.sites, ()) for its in (laid, asked))
+        return Ready(plain, question, rotated.identity(plain), {}, how, solve)
     assert isinstance(choice, Kronecker)
     inverse, chosen = curved.curvature(choice, task, laid, params, data, asked, queries, batch_size)
     terms = {}
@@ -84,15 +99,19 @@ def directions(its: Ready, params: Any, queries: Any, method: Method, each: bool
         inside = jax.tree.map(lambda x, m=batch.mask: x[m], enter(params, batch.rows, its.inverse.bases))
         base.finite(jnp.stack([jnp.sum(x) for x in jax.tree.leaves(inside)]), "gradients of the measurement")
         if each:
-            yield _divided(its.inverse, inside, thin, method)
+            yield _divided(its, inside, thin, method)
             continue
         added = {path: rotated.formed(x).sum(0, keepdims=True) for path, x in inside.items()}
         whole = added if whole is None else jax.tree.map(jnp.add, whole, added)
     if whole is not None:
-        yield _divided(its.inverse, {path: x / row.count(queries) for path, x in whole.items()}, {}, method)
+        yield _divided(its, {path: x / row.count(queries) for path, x in whole.items()}, {}, method)
 
 
-def _divided(inverse: Rotated, inside: dict[str, Any], thin: dict[str, Terms], method: Method) -> dict[str, Any]:
+def _divided(its: Ready, inside: dict[str, Any], thin: dict[str, Terms], method: Method) -> dict[str, Any]:
+    inverse = its.inverse
+    if its.solve is not None:
+        plain = blocks.split(its.laid, {path: rotated.formed(block) for path, block in inside.items()})
+        return {path: -x for path, x in blocks.together(its.laid, its.solve(plain)).items()}
     power = {"unit": -1.0, "update": 0.0}.get(method.normalize)
     scale = jnp.full(jax.tree.leaves(inside)[0].shape[0], -1.0)
     if power is not None:

@@ -6,12 +6,35 @@ being learned, it did.
 """
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from uimjax.errors import UsageError
 from uimjax.interpret.base import Scores
 from uimjax.task import RELATIVE
+
+
+class Checkpoint(NamedTuple):
+    """A moment of a training run: its parameters, the learning `rate` there, how many `steps` it stands for (SOURCE),
+    and the optimizer's state where a method reads it (LESS)."""
+
+    params: Any
+    rate: float = 1.0
+    steps: int = 1
+    optimizer: Any = None
+
+
+def is_run(params: Any) -> bool:
+    """A sequence of checkpoints was passed where parameters may stand."""
+    return isinstance(params, list | tuple) and bool(params) and all(isinstance(x, Checkpoint) for x in params)
+
+
+def run_of(params: Any) -> list[Checkpoint]:
+    """The checkpoints; parameters alone are one."""
+    if isinstance(params, Checkpoint):
+        return [params]
+    return list(params) if is_run(params) else [Checkpoint(params)]
 
 
 def over_checkpoints(scores: Sequence[Scores], rates: Sequence[float]) -> Scores:

@@ -10,6 +10,6 @@ from uimjax.taps.views import from_matrices, to_matrices
 __all__ = [
     "Dense", "Direct", "Factor", "Factors", "Gather", "Layout", "Leaf", "Place", "Site", "Sites",
     "axes_of", "capture", "check_budget", "check_segments", "contract", "convolved", "each_example",
-    "entries", "expand", "factored", "form", "from_matrices", "matrices", "owners", "pair", "positions", "sites", "spread",
-    "to_matrices", "tokens", "verify",
+    "entries", "expand", "factored", "form", "from_matrices", "matrices", "owners", "pair", "positions", "sites",
+    "spread", "to_matrices", "tokens", "verify",
 ]  # fmt: skip

@@ -1,0 +1,67 @@
+"""Directions by solving: a curvature that is applied to the queries' gradients through products with it or passes over
+the rows (CG, LiSSA, Arnoldi, dense; DataInf), instead of being measured once and for all."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from uimjax import rows as row
+from uimjax.curvature import harmonic, operator, source
+from uimjax.curvature.blocks import Laid
+from uimjax.curvature.harmonic import Harmonic
+from uimjax.curvature.kronecker import Kronecker
+from uimjax.curvature.operator import Operator
+from uimjax.curvature.source import Source
+from uimjax.errors import UsageError
+from uimjax.interpret import curved
+from uimjax.task import Task
+
+Gradients = dict[str, Any]  # {path: [Q, *parameter shape]}
+Solver = Callable[[Gradients], Gradients]
+
+
+def solver(
+    choice: Operator | Harmonic, task: Task, laid: Laid, params: Any, data: Any, asked: Laid, queries: Any,
+    batch_size: int,
+) -> tuple[Solver, dict[str, Any]]:  # fmt: skip
+    """(`g -> H^-1 g`, what to say of it: filled in as it is used).
+
+    Raises: as `operator.solve` and `harmonic.solve`; UsageError: the damping cannot be chosen for this task.
+    """
+    if isinstance(choice, Harmonic):
+        batches = lambda: row.batches(data, batch_size)  # noqa: E731  # a stream for each of two passes
+        return lambda g: harmonic.solve(laid.sites, params, batches, g, choice.damping), {"damping": str(choice)}
+    value, why = _damping(choice, task, laid, params, data, asked, queries, batch_size)
+    how: dict[str, Any] = {"curvature": str(choice), "damping": f"damping {value:.3g} ({why})", "solves": []}
+
+    def solve(gradients: Gradients) -> Gradients:
+        found, said = operator.solve(choice, laid.sites, task, params, data, gradients, batch_size, value)
+        how["solves"].append({key: np.asarray(x).tolist() for key, x in said.items() if key != "curvature"})
+        return found
+
+    return solve, how
+
+
+def _damping(
+    choice: Operator, task: Task, laid: Laid, params: Any, data: Any, asked: Laid, queries: Any, batch_size: int
+) -> tuple[float, str]:
+    """(an absolute damping, why that). Left open it is EK-FAC's by the agreement of halves: its eigenvalues are those
+    of the same matrix, and two halves of a solve would have to be solved again for every value tried."""
+    if choice.damping is not None:
+        mean = operator.mean_eigenvalue(choice, laid.sites, task, params, data, batch_size)
+        if not mean > 0:
+            raise UsageError(
+                f"the mean eigenvalue of the {choice.matrix} is {mean:.3g}, so a multiple of it is no damping; take "
+                "matrix='ggn'"
+            )
+        return choice.damping * mean, f"{choice.damping:g} x mean eigenvalue"
+    if task.outputs is None:
+        raise UsageError(
+            f"{choice}: its damping is chosen by EK-FAC's Fisher matrix, which needs the model's outputs. Give the "
+            "task outputs(params, example) -> logits, or choose a damping (a multiple of the mean eigenvalue)."
+        )
+    made = source.gradients(Source("fisher"), task, laid, params, data)
+    del made  # refused here, if at all, in the words of the source
+    inverse, chosen = curved.curvature(Kronecker("ekfac"), task, laid, params, data, asked, queries, batch_size)
+    return next(iter(inverse.damping.values())), f"EK-FAC's, {chosen}"
