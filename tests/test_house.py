@@ -35,7 +35,8 @@ INSIDE = {
     "uimjax.store": ["base", "digest", "manifest", "journal", "shards", "stage"],
     "uimjax.interpret": [
         "base", "trajectory", "lexical", "representation", "baselines", "curved", "solved", "exact", "segments",
-        "rerank", "self_influence", "methods", "index", "trace", "positions", "bank", "metagradient", "counterfactual",
+        "rerank", "self_influence", "methods", "index", "trace", "positions", "bank", "judge",
+        "metagradient", "counterfactual",
     ],
     "uimjax.corpora": ["base", "truth", "digits", "files", "plants", "tokenizer", "documents", "stdlib", "text_plants"],
     "uimjax.mitigate": ["unlearning", "edit", "oracle", "proof"],
