@@ -27,6 +27,12 @@ def _norm(x, scale):
 
 def gpt_loss(params, tokens, heads=4):
     """Mean nats per token of one sequence `[T + 1]`."""
+    logits = gpt_logits(params, tokens, heads)
+    return -jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[1:, None], 1).mean()
+
+
+def gpt_logits(params, tokens, heads=4):
+    """`[T, vocab]` of one sequence `[T + 1]`."""
     t = tokens.shape[0] - 1
     h = params["token"][tokens[:-1]] + params["position"][:t]
     mask = jnp.tril(jnp.ones((t, t), bool))
@@ -37,8 +43,7 @@ def gpt_loss(params, tokens, heads=4):
         mixed = jnp.einsum("hts,shc->thc", jax.nn.softmax(jnp.where(mask, scores, -1e9)), v)
         h = h + mixed.reshape(t, -1) @ block["o"]
         h = h + jax.nn.gelu(_norm(h, block["ln2"]) @ block["up"]) @ block["down"]
-    logits = _norm(h, params["ln"]) @ params["token"].T
-    return -jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[1:, None], 1).mean()
+    return _norm(h, params["ln"]) @ params["token"].T
 
 
 def scanned_params(key, layers, d, vocab, dtype):
@@ -83,11 +88,20 @@ def mlp_params(key, widths=(784, 512, 512, 10)):
 
 
 def mlp_loss(params, example):
-    h, label = example
-    for k, layer in enumerate(params):
-        h = h @ layer["w"] + layer["b"]
-        h = jax.nn.relu(h) if k < len(params) - 1 else h
-    return -jax.nn.log_softmax(h)[label]
+    return -jax.nn.log_softmax(mlp_logits(params, example))[example[1]]
+
+
+def mlp_logits(params, example):
+    h = mlp_features(params, example)
+    return h @ params[-1]["w"] + params[-1]["b"]
+
+
+def mlp_features(params, example):
+    """The last hidden layer of one (vector, label)."""
+    h = example[0]
+    for layer in params[:-1]:
+        h = jax.nn.relu(h @ layer["w"] + layer["b"])
+    return h
 
 
 def resnet_params(key, width=16, classes=10):

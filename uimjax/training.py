@@ -180,4 +180,10 @@ def _epoch(task: Task, static: steps.Static):
 def _margins(task: Task, params: Any, rows: Any, losses: Any) -> Any:
     if task.outputs is None or task.label is None:
         return jnp.full_like(losses, jnp.nan)
-    return jax.vmap(lambda r: margin(task.outputs(params, r), task.label(r)))(rows)  # type: ignore[misc]  # checked above
+
+    def one(row: Any) -> Any:
+        logits = task.outputs(params, row)  # type: ignore[misc]  # checked above
+        # a margin is of one class a row; of a sequence's logits [T, C] there is none
+        return margin(logits, task.label(row)) if logits.ndim == 1 else jnp.nan  # type: ignore[misc]
+
+    return jax.vmap(one)(rows) * jnp.ones_like(losses)
