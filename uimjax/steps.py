@@ -112,15 +112,18 @@ def gather(data: Any, ids: Any, weights: Any) -> tuple[Any, Any]:
     return jax.tree.map(lambda x: x[at], data), jnp.where(ids < count, weights[at], 0.0)
 
 
-def batch_loss(task: Task, params: Any, rows: Any, weight: Any) -> tuple[Any, Any]:
-    """(the weighted mean loss of a batch, each row's loss)."""
+def batch_loss(task: Task, params: Any, rows: Any, weight: Any, size: int | None = None) -> tuple[Any, Any]:
+    """(the weighted mean loss of a batch, each row's loss); with `size` the weighted sum over that."""
     losses = jax.vmap(lambda r: jnp.sum(task.loss(params, r)))(rows)
-    return jnp.sum(losses * weight) / jnp.maximum(jnp.sum(weight), 1e-9), losses
+    total = jnp.maximum(jnp.sum(weight), 1e-9) if size is None else size
+    return jnp.sum(losses * weight) / total, losses
 
 
-def step(task: Task, update: Any, params: Any, state: Any, rows: Any, weight: Any) -> tuple[Any, Any, Any]:
+def step(
+    task: Task, update: Any, params: Any, state: Any, rows: Any, weight: Any, size: int | None = None
+) -> tuple[Any, Any, Any]:
     """One step of an optimizer's `update`: (parameters, its state, the rows' losses before the step)."""
-    gradient = jax.value_and_grad(functools.partial(batch_loss, task), has_aux=True)
+    gradient = jax.value_and_grad(functools.partial(batch_loss, task, size=size), has_aux=True)
     (_, losses), found = gradient(params, rows, weight)
     updates, state = update(found, state, params)
     return optax.apply_updates(params, updates), state, losses

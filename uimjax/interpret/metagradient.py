@@ -14,7 +14,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,12 +22,15 @@ import numpy as np
 
 from uimjax import rows as row
 from uimjax import steps
-from uimjax.errors import NonFiniteError, UsageError
+from uimjax.errors import NonFiniteError, UnknownNameError, UsageError
 from uimjax.interpret.bank import subsets
 from uimjax.interpret.base import Scores
 from uimjax.progress import Progress, quiet
 from uimjax.steps import Recipe
 from uimjax.task import NATS, RELATIVE, Measurement, Task
+
+Divide = Literal["weights", "batch"]
+DIVIDE = ("weights", "batch")
 
 
 class Replay(NamedTuple):
@@ -49,11 +52,14 @@ def metagradient(
     queries: Any,
     *,
     weights: np.ndarray | None = None,
+    divide: Divide = "weights",
     progress: Progress = quiet,
 ) -> Scores:
     """`[N, Q]`: `n df_q/dw_i` at the given row weights (ones), for the training of `params` by `recipe`.
 
-    Rows of weight 0 are met by nothing; their derivative is that of letting them in.
+    Rows of weight 0 are met by nothing; their derivative is that of letting them in. `divide`: a batch's loss is its
+    weighted sum over the sum of its "weights" (as `training.fit` and the banks have it), or over the size of the
+    "batch", so that lower weights take shorter steps.
 
     Raises:
         NonFiniteError: training or its derivative diverges. UsageError: weights of another length.
@@ -62,7 +68,7 @@ def metagradient(
     weights = np.ones(count, np.float32) if weights is None else np.asarray(weights, np.float32)
     if weights.shape != (count,) or not weights.sum() > 0:
         raise UsageError(f"weights of shape {weights.shape} for {count} rows; [N], not all 0, was wanted")
-    found = _unrolled(task, params, data, recipe, measurement, queries, weights, progress)
+    found = _unrolled(task, params, data, recipe, measurement, queries, weights, divide, progress)
     return Scores(found.T * count, f"metagradient, {recipe.epochs} epochs", _unit(measurement))
 
 
@@ -72,12 +78,14 @@ def _unit(measurement: Measurement) -> str:
 
 def _unrolled(
     task: Task, params: Any, data: Any, recipe: Recipe, measurement: Measurement, queries: Any, weights: Any,
-    progress: Progress,
+    divide: Divide, progress: Progress,
 ) -> np.ndarray:  # fmt: skip
     """`df_q/dw_i` `[Q, N]`."""
+    if divide not in DIVIDE:
+        raise UnknownNameError("way to divide a batch's loss", divide, DIVIDE)
     count = row.count(data)
     data, queries, weights = jax.tree.map(jnp.asarray, (data, queries, weights))
-    made = _replay(task, steps.static(recipe, count), measurement)
+    made = _replay(task, steps.static(recipe, count), measurement, divide == "batch")
     ids = _orders(jax.random.key(recipe.seed), recipe.epochs, count, recipe.batch_size)
     kept, end = _forward(made, made.start(params), ids, data, weights)
     cotangent = made.asked(end, queries)
@@ -124,7 +132,7 @@ def _same_to_the_bit(again: Any, end: Any) -> None:
 
 
 @functools.lru_cache(maxsize=16)
-def _replay(task: Task, static: steps.Static, measurement: Measurement) -> Replay:
+def _replay(task: Task, static: steps.Static, measurement: Measurement, fixed: bool) -> Replay:
     made = steps.optimizer(static)
 
     def step(state: Any, ids: Any, data: Any, weights: Any) -> Any:
@@ -133,7 +141,8 @@ def _replay(task: Task, static: steps.Static, measurement: Measurement) -> Repla
 
     def moved(state: Any, rows: Any, weight: Any) -> Any:
         params, optimizer = state
-        return steps.step(task, made.update, params, optimizer, rows, weight)[:2]
+        size = static.batch_size if fixed else None
+        return steps.step(task, made.update, params, optimizer, rows, weight, size)[:2]
 
     @jax.jit
     def forward(state: Any, ids: Any, data: Any, weights: Any) -> Any:
@@ -203,21 +212,21 @@ def smoothed(
     masks: int = 10,
     share: float = 0.5,
     seed: int = 0,
+    divide: Divide = "batch",
     progress: Progress = quiet,
 ) -> Iterator[Smoothed]:
     """The mean metagradient over random subsets (a `share` of the rows) and seeds: after each mask the result so far,
-    so that one may stop when `error` is small enough. `initial(seed)` gives the parameters that a run starts from."""
+    so that one may stop when `error` is small enough. `initial(seed)` gives the parameters that a run starts from.
+    Divided by the size of the batch, a run on half of the rows takes half steps and is smoother: on MNIST single runs
+    had an LDS of .30 to .42 so, and of .20 to .35 divided by the weights.
+    """
     count = row.count(data)
     kept = subsets(count, masks, share, seed)
     total = squares = np.zeros((count, row.count(queries)))
     for m in range(masks):
         its = dataclasses.replace(recipe, seed=recipe.seed + m)
-        found = (
-            _unrolled(
-                task, initial(recipe.seed + m), data, its, measurement, queries, kept[m].astype(np.float32), progress
-            ).T
-            * count
-        )
+        start, weights = initial(recipe.seed + m), kept[m].astype(np.float32)
+        found = _unrolled(task, start, data, its, measurement, queries, weights, divide, progress).T * count
         total, squares = total + found, squares + found**2
         mean = total / (m + 1)
         variance = np.maximum(squares / (m + 1) - mean**2, 0) * (m + 1) / max(m, 1)
