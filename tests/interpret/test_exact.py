@@ -1,0 +1,313 @@
+"""Scores by K-FAC, EK-FAC and diagonals against dense matrices in numpy: a small perceptron differentiated by hand."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import uimjax as uj
+from uimjax import rows as row
+from uimjax.curvature import damping as rule
+from uimjax.curvature.kronecker import Kronecker
+from uimjax.curvature.source import Source
+from uimjax.errors import NonFiniteError, UsageError
+from uimjax.interpret import curved, exact, rerank
+from uimjax.interpret.base import Method
+from uimjax.sketch import Sketch
+from uimjax.task import Measurement, Task
+
+pytestmark = pytest.mark.usefixtures("x64")
+N, Q = 20, 3
+BLOCKS = ("one", "two")
+EKFAC = Kronecker("ekfac", damping=0.1)
+
+
+def outputs(p, e):
+    """Of one example `[6]`, or of every position of `[T, 6]`."""
+    h = jnp.tanh(e["x"].reshape(-1, 6) @ p["one"]["w"] + p["one"]["b"][None])
+    return (h @ p["two"]["w"] + p["two"]["b"][None]).reshape(*e["x"].shape[:-1], 3)
+
+
+def loss(p, e):
+    return -jnp.take_along_axis(jax.nn.log_softmax(outputs(p, e)), e["y"][..., None], -1).sum()
+
+
+TASK = Task(loss, outputs=outputs, label=lambda e: e["y"])
+NLL = Measurement("nll", loss)
+
+
+class Case(NamedTuple):
+    params: dict
+    data: dict
+    queries: dict
+
+    def score(self, method, measurement=NLL, data=None, batch_size=8, **more):
+        data = self.data if data is None else data
+        return uj.score(TASK, self.params, data, measurement, self.queries, method, batch_size=batch_size, **more)
+
+
+def made(shape):
+    rng, sizes = np.random.default_rng(0), {"one": (6, 5), "two": (5, 3)}
+    params = {name: {"w": rng.normal(size=s), "b": rng.normal(size=s[1])} for name, s in sizes.items()}
+    rows = {"x": rng.normal(size=(N + Q, *shape)), "y": rng.integers(3, size=(N + Q, *shape[:-1]))}
+    return Case(params, row.take(rows, np.arange(N)), row.take(rows, N + np.arange(Q)))
+
+
+CASE, SHARED = made((6,)), made((4, 6))
+
+
+# ---------------------------------------------------------------- by hand
+
+
+class Gradients(NamedTuple):
+    """Of each block `a` `[N, T, I]` (with a 1 for the bias) and, of several labels, `g` `[K, N, T, O]`, whose gradients
+    count with `weight` `[K, N]`."""
+
+    a: dict
+    g: dict
+    weight: np.ndarray
+
+    def of(self, name):
+        return np.einsum("nti,knto->knio", self.a[name], self.g[name])
+
+    def flat(self):
+        """`[K, N, P]`."""
+        return np.concatenate([self.of(name).reshape(*self.weight.shape, -1) for name in BLOCKS], -1)
+
+
+def one_more(x):
+    return np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, 1)], constant_values=1)
+
+
+def by_hand(case, rows, source="empirical"):
+    """Of the true labels, or of each label by its probability (one position)."""
+    w, v = (np.concatenate([case.params[name]["w"], case.params[name]["b"][None]]) for name in BLOCKS)
+    x = one_more(rows["x"].reshape(len(rows["x"]), -1, 6))
+    h = one_more(np.tanh(x @ w))
+    share = np.exp(h @ v) / np.exp(h @ v).sum(-1, keepdims=True)
+    if source == "empirical":
+        labels, weight = np.eye(3)[rows["y"].reshape(len(x), -1)][None], np.ones((1, len(x)))
+    else:
+        labels, weight = np.eye(3)[:, None, None], share[:, 0].T
+    upper = share[None] - labels
+    return Gradients({"one": x, "two": h}, {"one": upper @ v[:-1].T * (1 - h**2)[None, ..., :-1], "two": upper}, weight)
+
+
+def matrix(kind, case, source, rows=None):
+    """The undamped curvature `[P, P]` of both blocks."""
+    its, parts = by_hand(case, case.data if rows is None else rows, source), []
+    count, length = its.a["one"].shape[:2]
+    for name in BLOCKS:
+        a, g = its.a[name], its.g[name]
+        left = np.einsum("nti,ntj->ij", a, a) / (count * length)
+        right = np.einsum("kn,knto,kntp->op", its.weight, g, g) / count
+        one, two = (np.linalg.eigh(x)[1] if kind == "ekfac" else np.eye(len(x)) for x in (left, right))
+        values = np.einsum("kn,knio->io", its.weight, (one.T @ its.of(name) @ two) ** 2) / count
+        q = np.kron(one, two)
+        parts.append(np.kron(left, right) if kind == "kfac" else (q * values.reshape(1, -1)) @ q.T)
+    whole, start = np.zeros((sum(map(len, parts)),) * 2), len(parts[0])
+    whole[:start, :start], whole[start:, start:] = parts
+    return whole
+
+
+def by_the_book(h, damping, normalize, g, q):
+    """`- <H^-1 q, g>` `[N, Q]`, normalised; damping in units of the mean eigenvalue."""
+    inverse = np.linalg.inv(h + damping * np.trace(h) / len(h) * np.eye(len(h)))
+    row_norm, query_norm = (np.sqrt(np.einsum("np,pq,nq->n", x, inverse, x)) for x in (g, q))
+    over = {
+        "none": 1,
+        "unit": row_norm[:, None] * query_norm[None],
+        "self": row_norm[:, None],
+        "update": np.linalg.norm(g @ inverse, axis=1)[:, None] * np.linalg.norm(q, axis=1)[None],
+    }
+    return -g @ inverse @ q.T / over[normalize]
+
+
+def vectors(case):
+    """Gradients of the rows and of the queries."""
+    return [by_hand(case, rows).flat()[0] for rows in (case.data, case.queries)]
+
+
+def close(got, want, rtol=1e-5):
+    np.testing.assert_allclose(got, want, rtol=rtol, atol=rtol * np.abs(want).max())
+
+
+FEW = [("none", True), ("unit", False), ("self", True), ("update", True)]
+ALL = [*FEW, ("unit", True), ("none", False)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "source", "case", "how"),
+    [
+        ("ekfac", "fisher", CASE, ALL),
+        ("kfac", "fisher", CASE, FEW),
+        ("diagonal", "fisher", CASE, FEW),
+        ("ekfac", "empirical", CASE, FEW),
+        ("kfac", "empirical", CASE, FEW),
+        ("diagonal", "empirical", CASE, FEW),
+        ("ekfac", "empirical", SHARED, FEW[1:3]),
+        ("kfac", "empirical", SHARED, FEW[:1]),
+    ],
+    ids=lambda x: x if isinstance(x, str) else "over positions" if x is SHARED else "",
+)
+def test_scores_equal_the_dense_formula(kind, source, case, how):
+    (g, q), h = vectors(case), matrix(kind, case, source)
+    for normalize, each in how:
+        method = Method("mine", curvature=Kronecker(kind, Source(source), damping=0.1), normalize=normalize)
+        got = case.score(method, each=each)
+        close(got.values, by_the_book(h, 0.1, normalize, g, q if each else q.mean(0, keepdims=True)))
+        assert got.unit.startswith("nats" if normalize == "none" else "relative")
+        assert got.how == {"curvature": f"{kind}({source})", "damping": rule.given(0.1)}
+
+
+def test_a_measurement_of_a_part_of_a_block_is_scored_there():
+    """Its gradient is that of one bias alone, which stands in a block with a matrix."""
+    alone = Measurement("bias", lambda p, e: jnp.sum(p["two"]["b"] * e["x"][:3]))
+    g, _ = vectors(CASE)
+    q = np.zeros((Q, g.shape[1]))
+    q[:, -3:] = CASE.queries["x"][:, :3]
+    got = CASE.score(Method("mine", curvature=EKFAC, normalize="update"), alone, each=True).values
+    close(got, by_the_book(matrix("ekfac", CASE, "fisher"), 0.1, "update", g, q))
+
+
+def test_batch_size_padding_order_and_chunks_of_queries_change_nothing(rng, monkeypatch):
+    method, order = Method("mine", curvature=EKFAC, normalize="self"), rng.permutation(N)
+    one = CASE.score(method, each=True).values
+    monkeypatch.setattr(exact, "DIRECTION_BYTES", 1)  # query by query
+    close(CASE.score(method, each=True, batch_size=7).values, one, 1e-7)
+    moved = CASE.score(method, data=row.take(CASE.data, order), each=True, batch_size=7).values
+    close(moved, one[order], 1e-7)
+
+
+def test_sign_positive_means_that_training_on_the_row_raises_f():
+    """Take one real gradient step on a single row: f rises for the strongest proponent, falls for the opponent."""
+    scores = CASE.score("ekfac").values[:, 0]
+
+    @jax.jit
+    def after(at):
+        p = jax.tree.map(lambda p, g: p - 1e-4 * g, CASE.params, jax.grad(loss)(CASE.params, at))
+        return jax.vmap(lambda e: loss(p, e))(CASE.queries).mean()
+
+    def stepped(k):
+        return float(after(row.take(CASE.data, k)))
+
+    before = np.mean([-np.log(np.exp(z - z.max()) / np.exp(z - z.max()).sum())[y] for z, y in logits(CASE.queries)])
+    assert scores.max() > 0 > scores.min()
+    assert stepped(scores.argmax()) > before > stepped(scores.argmin())
+
+
+def logits(rows):
+    w, v = (np.concatenate([CASE.params[name]["w"], CASE.params[name]["b"][None]]) for name in BLOCKS)
+    return zip(one_more(np.tanh(one_more(rows["x"]) @ w)) @ v, rows["y"], strict=True)
+
+
+def test_a_row_without_gradient_scores_zero():
+    task = Task(lambda w, e: jnp.sum((e["x"] @ w - e["y"]) ** 2))
+    data = {"x": np.eye(3), "y": np.array([[1.0, 2.0], [1.0, 1.0], [4.0, 0.0]])}
+    for normalize in ("unit", "self", "update"):
+        method = Method("mine", curvature=Kronecker(source=Source("empirical"), damping=0.1), normalize=normalize)
+        measurement = Measurement("f", lambda w, e: jnp.sum(w) * e["x"].sum())
+        values = uj.score(task, jnp.ones((3, 2)), data, measurement, data, method, batch_size=3).values
+        assert values[1, 0] == 0 != values[0, 0]
+
+
+# ---------------------------------------------------------------- the damping
+
+
+def test_the_damping_is_chosen_by_the_agreement_of_halves():
+    """What was tried, and how far the scores of two halves agreed, equals dense algebra; so do the scores after it."""
+    got = CASE.score("ekfac", each=True)
+    (g, q), chosen = vectors(CASE), got.how["damping"]
+    order = np.random.default_rng(curved.SEED).permutation(N)
+    halves = [row.take(CASE.data, np.sort(part)) for part in (order[: N // 2], order[N // 2 :])]
+    one, two = (matrix("ekfac", CASE, "fisher", half) for half in halves)
+    for value, agreement in chosen.tried:
+        seen = [by_the_book(h, value, "none", g, q) for h in (one, two)]
+        want = np.median([np.corrcoef(seen[0][:, k], seen[1][:, k])[0, 1] for k in range(Q)])
+        np.testing.assert_allclose(agreement, want, rtol=1e-4, atol=1e-5)
+    assert len(chosen.tried) > 2
+    assert chosen.reached
+    assert dict(chosen.tried)[chosen.value] >= rule.THRESHOLD["fisher"]
+    close(got.values, by_the_book(matrix("ekfac", CASE, "fisher"), chosen.value, "none", g, q))
+    assert f"damping {chosen.value:.3g} x mean eigenvalue (halves agree at" in got.method
+    other = CASE.score("ekfac", batch_size=7).how["damping"]
+    assert other.value == chosen.value
+    np.testing.assert_allclose(other.tried, chosen.tried, rtol=1e-6, atol=1e-6)
+
+
+# ---------------------------------------------------------------- few terms
+
+
+@pytest.fixture
+def thin(monkeypatch):
+    """Few terms stand for matrices however small."""
+    monkeypatch.setattr(exact, "THIN", 0)
+
+
+@pytest.mark.usefixtures("thin")
+def test_all_terms_give_the_exact_scores():
+    (g, q), h = vectors(CASE), matrix("ekfac", CASE, "fisher")
+    method = Method("mine", curvature=Kronecker(damping=0.1, terms=5), normalize="self")
+    ready = exact.ready(TASK, CASE.params, CASE.data, NLL, CASE.queries, method, 8)
+    assert set(ready.terms) == {"one/w", "two/w"}
+    close(exact.streamed(ready, CASE.params, CASE.data, CASE.queries, method, True, 8),
+          by_the_book(h, 0.1, "self", g, q))  # fmt: skip
+
+
+@pytest.mark.usefixtures("thin")
+def test_with_few_terms_the_strongest_rows_are_exact_and_the_error_is_measured(monkeypatch):
+    (g, q), h = vectors(CASE), matrix("ekfac", CASE, "fisher")
+    want = by_the_book(h, 0.1, "unit", g, q)
+    method = Method("mine", curvature=Kronecker(damping=0.1, terms=1), normalize="unit")
+    ready = exact.ready(TASK, CASE.params, CASE.data, NLL, CASE.queries, method, 8)
+    thin = exact.streamed(ready, CASE.params, CASE.data, CASE.queries, method, True, 8)
+    off = np.sqrt(np.mean((thin - want) ** 2) / np.mean(want**2))
+    assert 1e-3 < off < 0.5  # one term is not enough, and not nonsense
+    got = CASE.score(method, each=True)
+    close(got.values, want)  # the pairs that the error is measured on are exact as well, and here these are all
+    np.testing.assert_allclose(got.how["terms"][:2], [np.corrcoef(thin.ravel(), want.ravel())[0, 1], off], rtol=1e-4)
+    assert got.how["terms"][2:] == (N * Q, N * Q)
+    monkeypatch.setattr(rerank, "CANDIDATES", 2)
+    monkeypatch.setattr(rerank, "SAMPLED", 5)
+    monkeypatch.setattr(rerank, "PAIRS", 4)  # four pairs at once, of at most two rows
+    monkeypatch.setattr(rerank, "ROWS", 2)
+    rerank._program.cache_clear()
+    values, measured = rerank.rerank(ready, CASE.params, CASE.data, CASE.queries, method, thin)
+    same = np.isclose(values, want, rtol=1e-5, atol=1e-6 * np.abs(want).max())
+    assert 4 * Q <= measured.rescored <= 4 * Q + 5
+    assert np.isclose(values, thin, rtol=1e-9).sum() >= N * Q - measured.rescored
+    assert same.sum() >= measured.rescored
+    order = np.argsort(thin, axis=0)
+    for strongest in (order[:2], order[-2:]):
+        assert np.take_along_axis(same, strongest, 0).all()
+
+
+def test_each_parameter_has_its_part_of_the_scores():
+    (g, q), h = vectors(CASE), matrix("ekfac", CASE, "fisher")
+    method = Method("mine", curvature=EKFAC, normalize="none")
+    ready = exact.ready(TASK, CASE.params, CASE.data, NLL, CASE.queries, method, 8)
+    (parts,) = exact.by_parameter(ready, CASE.params, CASE.data, CASE.queries, method, True, 8)
+    start, inverse = 7 * 5, np.linalg.inv(h + 0.1 * np.trace(h) / len(h) * np.eye(len(h)))
+    close(parts["one/w"], -g[:, :start] @ inverse[:start, :start] @ q[:, :start].T)
+    close(parts["two/w"], -g[:, start:] @ inverse[start:, start:] @ q[:, start:].T)
+
+
+# ---------------------------------------------------------------- refusals
+
+
+def test_refusals():
+    with pytest.raises(UsageError, match=r"mine: ekfac\(fisher\) is measured on whole gradients, and .* leaves none"):
+        Method("mine", Sketch(4), EKFAC)
+    with pytest.raises(UsageError, match="mine: retain is for curvatures of rows"):
+        Method("mine", curvature=EKFAC, retain=True)
+    bare = Task(loss)
+    with pytest.raises(UsageError, match="give the task outputs"):
+        uj.score(bare, CASE.params, CASE.data, NLL, CASE.queries, "ekfac")
+    bad = {**CASE.data, "x": CASE.data["x"] * np.where(np.arange(N) == 4, np.nan, 1)[:, None]}
+    with pytest.raises(NonFiniteError, match=r"training rows: x holds 6 .* first at index \(4, 0\)"):
+        CASE.score("ekfac", data=bad)
+    hot = Measurement("log", lambda p, e: jnp.log(jnp.sum(e["x"]) * 0.0 * p["one"]["b"][0]))
+    with pytest.raises(NonFiniteError, match="gradients of the measurement"):
+        CASE.score(Method("mine", curvature=Kronecker(source=Source("empirical"), damping=0.1)), hot)

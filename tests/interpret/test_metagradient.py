@@ -1,0 +1,193 @@
+"""Derivatives through a training against central differences of training again, in float64, by a loop written apart."""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from uimjax.errors import NonFiniteError, UnknownNameError, UsageError
+from uimjax.interpret import bank, metagradient
+from uimjax.interpret.metagradient import smoothed
+from uimjax.steps import Recipe
+from uimjax.task import Measurement, Task
+
+pytestmark = pytest.mark.usefixtures("x64")
+N, Q, SHIFT = 7, 2, 1e-4
+SGD = Recipe(epochs=5, batch_size=4, learning_rate=0.1, optimizer="sgd", weight_decay=0.02, momentum=0.9, seed=3)
+
+
+def outputs(p, x):
+    return jnp.tanh(x @ p["w"] + p["b"]) @ p["v"]
+
+
+TASK = Task(lambda p, e: jnp.sum((outputs(p, e["x"]) - e["y"]) ** 2))
+ASKED = Measurement("answer", lambda p, e: jnp.sum(jnp.sin(outputs(p, e["x"]))), unit="answer")
+
+
+class Case(NamedTuple):
+    params: dict
+    data: dict
+    queries: dict
+
+    def scores(self, recipe, **more):
+        more = {"params": self.params, "queries": self.queries} | more
+        return metagradient.metagradient(
+            TASK, more.pop("params"), self.data, recipe, ASKED, more.pop("queries"), **more
+        )
+
+
+def drawn(dtype):
+    rng = np.random.default_rng(0)
+    params = {"w": rng.normal(size=(3, 4)), "b": rng.normal(size=4), "v": rng.normal(size=(4, 2))}
+    rows = [{"x": rng.normal(size=(n, 3)), "y": rng.normal(size=(n, 2))} for n in (N, Q)]
+    return Case(*jax.tree.map(lambda x: np.asarray(x, dtype), (params, *rows)))
+
+
+CASE = drawn(np.float64)
+
+
+def speed(recipe, steps):
+    """A rise, then half a cosine down to a tenth."""
+
+    def rate(k):
+        if not recipe.warmup:
+            return recipe.learning_rate * (0.1 + 0.45 * (1 + jnp.cos(jnp.pi * k / steps)))
+        done = (k + 1) / steps
+        after = (done - recipe.warmup) / (1 - recipe.warmup)
+        late = 0.1 + 0.45 * (1 + jnp.cos(jnp.pi * jnp.maximum(after, 0)))
+        return recipe.learning_rate * jnp.where(done < recipe.warmup, done / recipe.warmup, late)
+
+    return rate
+
+
+def made_of(recipe, steps):
+    """The recipe's optimizer, put together anew."""
+    rate = speed(recipe, steps)
+    if not isinstance(recipe.optimizer, str):
+        return recipe.optimizer(rate)
+    if recipe.optimizer == "adamw":
+        return optax.adamw(rate, b2=recipe.beta2, weight_decay=recipe.weight_decay)
+    parts = [optax.add_decayed_weights(recipe.weight_decay), optax.sgd(rate, momentum=recipe.momentum)]
+    return optax.chain(*parts) if recipe.clip is None else optax.chain(optax.clip_by_global_norm(recipe.clip), *parts)
+
+
+def differences(recipe, weights=None, divide="weights", case=CASE):
+    """`n df_q/dw_i` `[N, Q]` by central differences of 2 N trainings with all row weights but one as they are."""
+    count = len(case.data["x"])
+    weights = np.ones(count) if weights is None else weights
+    size, steps = recipe.batch_size, recipe.epochs * -(-count // recipe.batch_size)
+    optimizer, key = made_of(recipe, steps), jax.random.key(recipe.seed)
+    orders = [np.asarray(jax.random.permutation(jax.random.fold_in(key, e), count)) for e in range(recipe.epochs)]
+    ids = np.stack([np.pad(order[k : k + size], (0, max(0, k + size - count)), constant_values=-1)
+                    for order in orders for k in range(0, count, size)])  # fmt: skip
+
+    def answers(weights):
+        def mean(p, at):
+            mine = jnp.where(at >= 0, weights[at], 0)
+            each = jax.vmap(lambda x, y: jnp.sum((outputs(p, x) - y) ** 2))(case.data["x"][at], case.data["y"][at])
+            return (mine * each).sum() / (mine.sum() if divide == "weights" else size)
+
+        def step(carry, at):
+            p, state = carry
+            updates, state = optimizer.update(jax.grad(mean)(p, at), state, p)
+            return (optax.apply_updates(p, updates), state), None
+
+        (p, _), _ = jax.lax.scan(step, (case.params, optimizer.init(case.params)), ids)
+        return jax.vmap(lambda x: jnp.sum(jnp.sin(outputs(p, x))))(case.queries["x"])
+
+    moved = weights[None] + SHIFT * np.concatenate([np.eye(count), -np.eye(count)])
+    case = jax.tree.map(jnp.asarray, case)
+    up, down = np.split(np.asarray(jax.jit(jax.vmap(answers))(jnp.asarray(moved))), 2)
+    return count * (up - down) / (2 * SHIFT)
+
+
+RECIPES = {
+    "momentum, weight decay, a cosine": SGD,
+    "warm-up and clipped gradients": dataclasses.replace(SGD, warmup=0.3, clip=0.5, momentum=0.0),
+    "adamw": Recipe(epochs=5, batch_size=4, learning_rate=0.03, weight_decay=0.1, beta2=0.95),
+    "rmsprop": Recipe(epochs=4, batch_size=4, learning_rate=0.02, optimizer=lambda rate: optax.rmsprop(rate)),
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_scores_are_the_derivative_of_training_again(name):
+    """Ten steps in segments of three: the last is shorter. The last batch of each epoch is, too."""
+    got, want = CASE.scores(RECIPES[name]), differences(RECIPES[name])
+    np.testing.assert_allclose(got.values, want, rtol=1e-4, atol=1e-5 * np.abs(want).max())
+    assert np.abs(want).min() > 1e-4
+    assert got.method == f"metagradient, {RECIPES[name].epochs} epochs"
+    assert got.unit.startswith("relative")
+
+
+def test_a_row_that_was_left_out_has_the_derivative_of_letting_it_in():
+    weights = np.array([1, 0, 1, 0.5, 2, 1, 1.0])
+    for divide in metagradient.DIVIDE:
+        got = CASE.scores(SGD, weights=weights, divide=divide).values
+        want = differences(SGD, weights, divide)
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5 * np.abs(want).max())
+        assert np.abs(got[1]).max() > 1e-2
+
+
+def test_queries_are_answered_alone_and_every_run_gives_the_same_bits():
+    whole = CASE.scores(SGD).values
+    np.testing.assert_array_equal(CASE.scores(SGD).values, whole)
+    assert whole.shape == (N, Q)
+    for q in range(Q):
+        alone = CASE.scores(SGD, queries=jax.tree.map(lambda x, q=q: x[q : q + 1], CASE.queries)).values
+        np.testing.assert_allclose(alone[:, 0], whole[:, q], rtol=1e-6)
+
+
+def test_another_seed_is_another_order_of_the_rows():
+    other = dataclasses.replace(SGD, seed=4)
+    np.testing.assert_allclose(CASE.scores(other).values, differences(other), rtol=1e-3, atol=1e-4)
+    assert np.abs(CASE.scores(other).values - CASE.scores(SGD).values).max() > 1e-2
+
+
+def test_a_training_that_does_not_repeat_to_the_bit_is_refused():
+    rng = np.random.default_rng(0)
+
+    def noisy(rate):
+        def update(g, state, _params=None):
+            noise = jax.pure_callback(lambda: rng.normal() * 1e-9, jax.ShapeDtypeStruct((), jnp.float64))
+            return jax.tree.map(lambda x: -rate(state) * (x + noise), g), state + 1
+
+        return optax.GradientTransformation(lambda _: jnp.zeros((), jnp.int32), update)
+
+    with pytest.raises(NonFiniteError, match="ended elsewhere when it was run again.*deterministic_ops"):
+        CASE.scores(dataclasses.replace(SGD, optimizer=noisy))
+
+
+def test_smoothed_is_the_mean_over_subsets_and_seeds_with_its_standard_error():
+    def initial(seed):
+        return jax.tree.map(lambda x: x * (1 + 0.1 * seed), CASE.params)
+
+    kept = bank.subsets(N, 3, 0.7, seed=5)
+    runs = smoothed(TASK, initial, CASE.data, SGD, ASKED, CASE.queries, masks=3, share=0.7, seed=5)
+    single = []
+    for m, found in enumerate(runs):
+        its = dataclasses.replace(SGD, seed=SGD.seed + m)
+        single.append(CASE.scores(its, params=initial(its.seed), weights=kept[m], divide="batch").values)
+        np.testing.assert_allclose(found.values, np.mean(single, 0), rtol=1e-6, atol=1e-9)
+        if m:
+            np.testing.assert_allclose(found.error, np.std(single, 0, ddof=1) / np.sqrt(m + 1), rtol=1e-5, atol=1e-8)
+        else:
+            assert np.isnan(found.error).all()
+        assert found.masks == m + 1
+    assert m == 2
+    assert found.scores().method == "smoothed metagradient, 3 masks"
+    np.testing.assert_array_equal(found.scores().values, found.values)
+
+
+def test_refusals():
+    with pytest.raises(UsageError, match=r"weights of shape \(3,\) for 7 rows; \[N\], not all 0"):
+        CASE.scores(SGD, weights=np.ones(3))
+    with pytest.raises(UsageError, match="not all 0"):
+        CASE.scores(SGD, weights=np.zeros(N))
+    with pytest.raises(UnknownNameError, match="divide a batch's loss 'weight'. Did you mean 'weights'"):
+        CASE.scores(SGD, divide="weight")
+    with pytest.raises(NonFiniteError, match="training diverged.*lower the learning rate"):
+        CASE.scores(SGD, params=jax.tree.map(lambda x: x * 1e200, CASE.params))
