@@ -135,20 +135,20 @@ def close(got, want, rtol=1e-5):
 
 
 FEW = [("none", True), ("unit", False), ("self", True), ("update", True)]
-ALL = [*FEW, ("unit", True), ("none", False)]
+ALL = [*FEW, ("none", False)]
 
 
 @pytest.mark.parametrize(
     ("kind", "source", "case", "how"),
     [
         ("ekfac", "fisher", CASE, ALL),
-        ("kfac", "fisher", CASE, FEW),
-        ("diagonal", "fisher", CASE, FEW),
-        ("ekfac", "empirical", CASE, FEW),
-        ("kfac", "empirical", CASE, FEW),
-        ("diagonal", "empirical", CASE, FEW),
-        ("ekfac", "empirical", SHARED, FEW[1:3]),
-        ("kfac", "empirical", SHARED, FEW[:1]),
+        ("kfac", "fisher", CASE, FEW[1:2]),
+        ("diagonal", "fisher", CASE, FEW[1:2]),
+        ("ekfac", "empirical", CASE, FEW[:2]),
+        ("kfac", "empirical", CASE, FEW[:2]),
+        ("diagonal", "empirical", CASE, FEW[1:2]),
+        ("ekfac", "empirical", SHARED, FEW[1:2]),
+        ("kfac", "empirical", SHARED, FEW[1:2]),
     ],
     ids=lambda x: x if isinstance(x, str) else "over positions" if x is SHARED else "",
 )
@@ -206,11 +206,10 @@ def logits(rows):
 def test_a_row_without_gradient_scores_zero():
     task = Task(lambda w, e: jnp.sum((e["x"] @ w - e["y"]) ** 2))
     data = {"x": np.eye(3), "y": np.array([[1.0, 2.0], [1.0, 1.0], [4.0, 0.0]])}
-    for normalize in ("unit", "self", "update"):
-        method = Method("mine", curvature=Kronecker(source=Source("empirical"), damping=0.1), normalize=normalize)
-        measurement = Measurement("f", lambda w, e: jnp.sum(w) * e["x"].sum())
-        values = uj.score(task, jnp.ones((3, 2)), data, measurement, data, method, batch_size=3).values
-        assert values[1, 0] == 0 != values[0, 0]
+    method = Method("mine", curvature=Kronecker(source=Source("empirical"), damping=0.1), normalize="update")
+    measurement = Measurement("f", lambda w, e: jnp.sum(w) * e["x"].sum())
+    values = uj.score(task, jnp.ones((3, 2)), data, measurement, data, method, batch_size=3).values
+    assert values[1, 0] == 0 != values[0, 0]
 
 
 # ---------------------------------------------------------------- the damping
@@ -265,15 +264,14 @@ def test_with_few_terms_the_strongest_rows_are_exact_and_the_error_is_measured(m
     thin = exact.streamed(ready, CASE.params, CASE.data, CASE.queries, method, True, 8)
     off = np.sqrt(np.mean((thin - want) ** 2) / np.mean(want**2))
     assert 1e-3 < off < 0.5  # one term is not enough, and not nonsense
+    monkeypatch.setattr(rerank, "PAIRS", 4)  # four pairs at once, of at most two rows
+    monkeypatch.setattr(rerank, "ROWS", 2)
     got = CASE.score(method, each=True)
     close(got.values, want)  # the pairs that the error is measured on are exact as well, and here these are all
     np.testing.assert_allclose(got.how["terms"][:2], [np.corrcoef(thin.ravel(), want.ravel())[0, 1], off], rtol=1e-4)
     assert got.how["terms"][2:] == (N * Q, N * Q)
     monkeypatch.setattr(rerank, "CANDIDATES", 2)
     monkeypatch.setattr(rerank, "SAMPLED", 5)
-    monkeypatch.setattr(rerank, "PAIRS", 4)  # four pairs at once, of at most two rows
-    monkeypatch.setattr(rerank, "ROWS", 2)
-    rerank._program.cache_clear()
     values, measured = rerank.rerank(ready, CASE.params, CASE.data, CASE.queries, method, thin)
     same = np.isclose(values, want, rtol=1e-5, atol=1e-6 * np.abs(want).max())
     assert 4 * Q <= measured.rescored <= 4 * Q + 5

@@ -15,6 +15,7 @@ import pytest
 
 import uimjax as uj
 from tests import programs
+from tests.interpret.test_methods import ROWS
 from uimjax import mesh
 from uimjax.errors import (
     CorruptError,
@@ -50,7 +51,7 @@ def test_an_index_answers_as_the_gradients_in_memory_do(rng, tmp_path, dtype):
     index = uj.build_index(task, params, data, tmp_path, sketch=sketch, batch_size=8, shard_rows=20, dtype=dtype)
     assert uj.verify_index(tmp_path) == []
     kept = jax.tree.map(lambda x: x[40:], data)
-    for name in (name for name, method in methods.PRESETS.items() if not method.exact):
+    for name in (name for name in ROWS if name != "trak"):
         asked = trace.ask(tmp_path, task, params, data, measurement, queries, name, each=True, retain=kept)
         got = trace.score_all(asked).values
         method = methods.get(name, sketch)
@@ -64,6 +65,14 @@ def test_an_index_answers_as_the_gradients_in_memory_do(rng, tmp_path, dtype):
     one = uj.trace(index, task, params, data, measurement, queries, k=99)
     assert one.proponents.shape == (1, 50)
     assert sorted(one.proponents[0]) == list(range(50))
+
+
+def test_an_index_refuses_methods_that_need_other_gradients(rng, tmp_path):
+    task, params, data, measurement, queries = made(rng)
+    uj.build_index(task, params, data, tmp_path, sketch=uj.Sketch(4), batch_size=8)
+    for name, reason in (("trak", "made of margin gradients, and an index holds"), ("ekfac", "measured on whole grad")):
+        with pytest.raises(UsageError, match=reason):
+            trace.ask(tmp_path, task, params, data, measurement, queries, name)
 
 
 def test_losses_and_norms_are_stored(rng, tmp_path):

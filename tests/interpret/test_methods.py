@@ -10,9 +10,9 @@ from tests import programs
 from uimjax.curvature import projected
 from uimjax.errors import NonFiniteError, ShapeError, UnknownNameError, UsageError
 from uimjax.interpret import lexical, methods
-from uimjax.interpret.base import Method, remove_span, span_of
+from uimjax.interpret.base import EXACT, Method, remove_span, span_of
 
-ROWS = [name for name, method in methods.PRESETS.items() if not method.exact]
+ROWS = [name for name, method in methods.PRESETS.items() if not isinstance(method.curvature, EXACT)]
 
 
 def made(rng, batch=30, dtype=jnp.float64):

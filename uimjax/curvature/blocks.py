@@ -152,6 +152,19 @@ def _joined(whole: Block | None, bias: Block | None, join: Join) -> Block:
     return Block(join.matrix, join.shape, (), jnp.concatenate(parts, 2 + join.side))
 
 
+def arrays(made: list[Block]) -> Any:
+    """The arrays of blocks alone, `[B, ...]` each, to be cut and mapped over."""
+    return [(tuple(use for use, _ in block.uses), block.plain) for block in made]
+
+
+def rebuilt(made: list[Block], held: Any) -> list[Block]:
+    """The blocks with other `arrays`."""
+    return [
+        block._replace(uses=tuple((use, where) for use, (_, where) in zip(uses, block.uses, strict=True)), plain=plain)
+        for block, (uses, plain) in zip(made, held, strict=True)
+    ]
+
+
 def formed(block: Block) -> Any:
     """The gradients themselves, `[B, n, I, O]`."""
     total = block.plain

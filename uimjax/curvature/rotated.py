@@ -29,7 +29,9 @@ def identity(laid: Laid) -> Rotated:
     """H = I: gradients as they are."""
     paths = blocks.shapes(laid)
     return Rotated(
-        dict.fromkeys(paths, (None, None)), dict.fromkeys(paths, jnp.ones((1, 1, 1))), dict.fromkeys(paths, 0.0)
+        dict.fromkeys(paths, (None, None)),
+        {path: jnp.ones(shape) for path, shape in paths.items()},
+        dict.fromkeys(paths, 0.0),
     )
 
 
@@ -86,8 +88,14 @@ def products(inside: dict[str, Inside], directions: dict[str, Any]) -> dict[str,
     """`<x_b, v_q>` by parameter, `{path: [B, Q]}`, of rotated gradients and formed directions `[Q, n, I, O]`."""
     out = {}
     for path, v in directions.items():
-        if path in inside:
-            x = formed(inside[path])
+        if path not in inside:
+            continue
+        x = inside[path]
+        if isinstance(x, Outer) and v.shape[0] < v.shape[2]:  # fewer queries than rows of the matrix: smaller than G
+            half = jnp.einsum("bni,qnio->bnqo", x.a, v)
+            out[path] = (half * x.g[:, :, None]).sum((1, 3))
+        else:
+            x = formed(x)
             out[path] = x.reshape(x.shape[0], -1) @ v.reshape(v.shape[0], -1).T
     return out
 

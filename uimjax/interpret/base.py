@@ -53,7 +53,7 @@ class Method:
     def __post_init__(self):
         if self.normalize not in NORMALIZE:
             raise UnknownNameError("normalisation", self.normalize, NORMALIZE)
-        if self.exact and self.sketch is not None:
+        if isinstance(self.curvature, EXACT) and self.sketch is not None:
             raise UsageError(
                 f"{self.name}: {self.curvature} is measured on whole gradients, and {self.sketch} leaves none. Take "
                 "the sketch away, or a curvature of sketched rows (uimjax.curvature.projected)."
@@ -69,13 +69,14 @@ class Method:
             raise UsageError(
                 f"{self.name}: segments (SOURCE) work on the eigenvalues of a Kronecker curvature, not normalised"
             )
-        if self.exact and self.retain:
+        if isinstance(self.curvature, EXACT) and self.retain:
             raise UsageError(f"{self.name}: retain is for curvatures of rows; {self.curvature} takes whole gradients")
 
     @property
     def exact(self) -> bool:
-        """The scores are taken on whole gradients, kept as factors."""
-        return isinstance(self.curvature, EXACT)
+        """The scores are taken on whole gradients, kept as factors; so they are without a sketch or a curvature."""
+        plain = self.curvature is None and self.sketch is None and not self.retain
+        return plain or isinstance(self.curvature, EXACT)
 
     @property
     def of_rows(self) -> Curvature | None:

@@ -6,6 +6,7 @@ may be kept as few outer products instead (`separable`), all queries at once.
 """
 
 import functools
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ import numpy as np
 from uimjax import rows as row
 from uimjax.curvature import adam, blocks, rotated, separable
 from uimjax.curvature.adam import Adam
-from uimjax.curvature.blocks import Laid
+from uimjax.curvature.blocks import Block, Laid
 from uimjax.curvature.harmonic import Harmonic
 from uimjax.curvature.kronecker import Kronecker
 from uimjax.curvature.operator import Operator
@@ -29,6 +30,7 @@ from uimjax.taps import capture
 from uimjax.task import Measurement, Task
 
 DIRECTION_BYTES = 256 << 20  # of directions held at once
+FORMED_BYTES = 64 << 20  # of training gradients formed at once, where they are no outer products
 THIN = 4  # a matrix is worth R terms where they are so many times fewer numbers than it
 
 
@@ -43,6 +45,7 @@ class Ready(NamedTuple):
     terms: dict[str, Terms]
     how: dict[str, Any]
     solve: Solver | None = None
+    question: str = ""  # the measurement's name
 
 
 def ready(
@@ -55,6 +58,9 @@ def ready(
     laid = curved.laid_out(found, params, data)
     asked = curved.laid_out(base.query_sites(found, measurement, params, queries), params, queries, laid)
     choice = method.curvature
+    if choice is None:
+        laid, asked = (Laid(its.sites, ()) for its in (laid, asked))
+        return Ready(laid, asked, rotated.identity(laid), {}, {})
     if isinstance(choice, Adam):
         laid, asked = (Laid(its.sites, ()) for its in (laid, asked))
         return Ready(laid, asked, adam.metric(choice, laid, optimizer), {}, {"curvature": str(choice)})
@@ -97,7 +103,9 @@ def directions(its: Ready, params: Any, queries: Any, method: Method, each: bool
     enter, whole = curved.entering(its.asked), None
     for batch in row.batches(queries, chunk):
         inside = jax.tree.map(lambda x, m=batch.mask: x[m], enter(params, batch.rows, its.inverse.bases))
-        base.finite(jnp.stack([jnp.sum(x) for x in jax.tree.leaves(inside)]), "gradients of the measurement")
+        base.finite(
+            jnp.stack([jnp.sum(x) for x in jax.tree.leaves(inside)]), f"gradients of the measurement {its.question!r}"
+        )
         if each:
             yield _divided(its, inside, thin, method)
             continue
@@ -159,7 +167,24 @@ def scored(laid: Laid, normalize: str, added: bool):
     power = {"unit": -1.0, "self": -1.0, "update": -2.0}.get(normalize)
 
     def program(params: Any, rows: Any, inverse: Rotated, chunk: Any) -> Any:
-        inside = curved.inside(laid, params, rows, inverse.bases)
+        made = blocks.blocks(laid, capture(laid.sites, params, rows)[1])
+        size = made[0].examples
+        wide = sum(math.prod(block.shape) for block in made if not block.rank_one)
+        some = int(np.clip(FORMED_BYTES // (4 * max(wide, 1)), 1, size))
+        if some == size:
+            return products_of(made, inverse, chunk)
+
+        def cut(x: Any) -> Any:  # rows beyond the last are zeros, and cut off again
+            return jnp.pad(x, [(0, -size % some)] + [(0, 0)] * (x.ndim - 1)).reshape(-1, some, *x.shape[1:])
+
+        found = jax.lax.map(
+            lambda held: products_of(blocks.rebuilt(made, held), inverse, chunk),
+            jax.tree.map(cut, blocks.arrays(made)),
+        )
+        return jax.tree.map(lambda x: x.reshape(-1, x.shape[-1])[:size], found)
+
+    def products_of(made: list[Block], inverse: Rotated, chunk: Any) -> Any:
+        inside = rotated.enter(made, inverse.bases)
         thin = {path: v for path, v in chunk.items() if isinstance(v, Thin)}
         products = rotated.products(inside, {path: v for path, v in chunk.items() if path not in thin})
         products |= {path: separable.products(inside[path], v) for path, v in thin.items()}

@@ -105,6 +105,7 @@ def score(
 
 def _exact(task, its: Checkpoint, data, measurement, queries, chosen: Method, each, batch_size, _retain) -> Scores:
     ready = exact.ready(task, its.params, data, measurement, queries, chosen, batch_size, its.optimizer)
+    ready = ready._replace(question=measurement.name)
     values, how = exact.streamed(ready, its.params, data, queries, chosen, each, batch_size), ready.how
     if each and ready.terms:
         values, measured = rerank.rerank(ready, its.params, data, queries, chosen, values)

@@ -98,6 +98,11 @@ def by(asked: Question, method: str | Method, span: base.Span | None = None) -> 
         raise MismatchError(f"{method.name} wants {method.sketch!r} and {index.folder} was built with {index.sketch!r}")
     chosen = dataclasses.replace(chosen, sketch=index.sketch)
     vectors, inverse = base.without(asked.vectors, chosen, span), None
+    if chosen.of_rows is not None and chosen.of_rows.source.kind != "empirical":
+        raise UsageError(
+            f"{chosen.name}: its curvature is made of {chosen.of_rows.source.kind} gradients, and an index holds those "
+            "of the loss alone. Use `uj.score`, or trace with logra or trackstar."
+        )
     if chosen.of_rows is not None:
         state = chosen.of_rows.init(index.blocks)
         for shard in index.shards():
