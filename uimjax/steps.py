@@ -89,13 +89,24 @@ def optimizer(made: Static) -> optax.GradientTransformation:
     def speed(step: Any) -> Any:  # with a warm-up the first step counts as done: a rate of 0 would waste it
         return made.learning_rate * _share(made, (step + (made.warmup > 0)) / made.steps)
 
-    clip = optax.identity() if made.clip is None else optax.clip_by_global_norm(made.clip)
+    clip = optax.identity() if made.clip is None else _clip(made.clip)
     if not isinstance(made.optimizer, str):
         return optax.chain(clip, made.optimizer(speed))
     if made.optimizer == "adamw":
-        return optax.chain(clip, optax.adamw(speed, b2=made.beta2, weight_decay=made.weight_decay))
+        return optax.chain(clip, optax.adamw(speed, b2=made.beta2, weight_decay=made.weight_decay, eps_root=1e-30))
     decay = optax.add_decayed_weights(made.weight_decay)
     return optax.chain(clip, decay, optax.sgd(speed, momentum=made.momentum or None))
+
+
+def _clip(most: float) -> optax.GradientTransformation:
+    """As `optax.clip_by_global_norm`; its derivative is 0 where the gradient is 0, not NaN."""
+
+    def update(found: Any, state: Any, _params: Any = None) -> tuple[Any, Any]:
+        square = sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(found))
+        share = jnp.where(square > most**2, most / jnp.sqrt(jnp.where(square > most**2, square, 1.0)), 1.0)
+        return jax.tree.map(lambda x: x * share.astype(x.dtype), found), state
+
+    return optax.GradientTransformation(lambda _: optax.EmptyState(), update)  # pyright: ignore[reportArgumentType]  # names alone differ
 
 
 def order(key: Any, epoch: Any, count: int, size: int) -> Any:
@@ -115,7 +126,8 @@ def gather(data: Any, ids: Any, weights: Any) -> tuple[Any, Any]:
 def batch_loss(task: Task, params: Any, rows: Any, weight: Any, size: int | None = None) -> tuple[Any, Any]:
     """(the weighted mean loss of a batch, each row's loss); with `size` the weighted sum over that."""
     losses = jax.vmap(lambda r: jnp.sum(task.loss(params, r)))(rows)
-    total = jnp.maximum(jnp.sum(weight), 1e-9) if size is None else size
+    total = jnp.sum(weight)  # of a batch of rows that are all left out the derivative is that of one row let in
+    total = jnp.where(total > 0, total, 1.0) if size is None else size
     return jnp.sum(losses * weight) / total, losses
 
 

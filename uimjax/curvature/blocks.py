@@ -99,6 +99,8 @@ def _sides(leaf: Leaf, bias: Leaf, factors: Factors) -> list[int]:
     (use, *more), (other, *others) = factors[leaf.path], factors[bias.path]
     if more or others or not isinstance(use, Dense) or not isinstance(other, Direct):
         return []
+    if bias.through or len(bias.sites) != 1 or leaf.sites[0].number not in bias.sites[0].behind:
+        return []  # equal on these rows, perhaps, but not whatever the data
     n, i, o = leaf.layout.shape
     vector = 1 in bias.layout.shape[1:] and bias.layout.shape[0] == n
     if not vector or min(i, o) == 1 or pair(leaf, [use])[0][1] is not None:

@@ -47,7 +47,7 @@ Inside = Any  # one block's rotated gradients: `Outer`, or formed `[B, n, I, O]`
 
 def enter(made: Sequence[Block], bases: dict[str, Pair]) -> dict[str, Inside]:
     """Gradients in the rotated basis."""
-    return {block.path: _enter(block, bases[block.path]) for block in made}
+    return {block.path: _enter(block, bases[block.path]) for block in made if block.path in bases}
 
 
 def _enter(block: Block, bases: Pair) -> Inside:

@@ -112,7 +112,7 @@ def _forward(made: Replay, state: Any, ids: Any, data: Any, weights: Any) -> tup
     for first in range(0, len(ids), length):
         kept.append((first, state))
         state = made.forward(state, ids[first : first + length], data, weights)
-    if not all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(state)):
+    if not all(bool(jnp.isfinite(x).all()) for x in _floats(state)):
         raise NonFiniteError("training diverged: its parameters are not finite; lower the learning rate")
     return kept, state
 
@@ -122,8 +122,13 @@ def _cut(ids: Any, first: int, kept: list[tuple[int, Any]]) -> Any:
     return ids[first : min(following, default=len(ids))]
 
 
+def _bits(state: Any) -> Any:
+    """Typed random keys as their data."""
+    return jax.tree.map(lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x, state)
+
+
 def _same_to_the_bit(again: Any, end: Any) -> None:
-    for one, other in zip(jax.tree.leaves(again), jax.tree.leaves(end), strict=True):
+    for one, other in zip(*(jax.tree.leaves(_bits(x)) for x in (again, end)), strict=True):
         if not np.array_equal(np.asarray(one), np.asarray(other)):
             raise NonFiniteError(
                 "a segment of the training ended elsewhere when it was run again: some operation is not deterministic "

@@ -55,6 +55,8 @@ class Site(NamedTuple):
     `kind`: dense, conv, embed (factored) or scale, bias, direct (the gradient itself, in the parameter's shape).
     `value_shape` is that of the weight at the point of use, for one scan iteration; `tap_shape` that of the zero
     added there, for one example with the enclosing scans' lengths in front. `detail` is the equation's layout.
+    `behind`: of a bias, the sites of the matrices whose outputs it is added to, where nothing else reads these: all
+    have one cotangent, whatever the data.
     """
 
     number: int
@@ -66,6 +68,7 @@ class Site(NamedTuple):
     tap_dtype: Any
     detail: Any
     line: str
+    behind: tuple[int, ...] = ()
 
     @property
     def levels(self) -> int:

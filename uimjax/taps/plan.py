@@ -6,6 +6,7 @@ a slice, a normalised weight); their gradients are pulled back afterwards. An eq
 an action; a control-flow equation that parameters enter gets a plan of its own.
 """
 
+import collections
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -119,6 +120,9 @@ def _walk(opened: _compat.Opened, classes: Sequence[Any], state: State, levels: 
     env.update(zip(opened.constvars, map(_const_class, opened.consts), strict=True))
     env.update(zip(opened.invars, classes, strict=True))
     plan = Plan(opened)
+    origin: dict[Any, Any] = {}  # values that are matrices' outputs, rearranged or added: their sites
+    reads = collections.Counter(v for eqn in opened.eqns for v in eqn.invars if not _compat.is_literal(v))
+    reads.update(v for v in opened.outvars if not _compat.is_literal(v))
     for index, eqn in enumerate(opened.eqns):
         ins = [read(v) for v in eqn.invars]
         action, outs, derived = _visit(eqn, ins, state, levels)
@@ -126,8 +130,27 @@ def _walk(opened: _compat.Opened, classes: Sequence[Any], state: State, levels: 
             plan.actions[index] = action
         if derived:
             plan.derived[index] = derived
+        _note_origin(eqn, ins, action, origin, reads, state)
         env.update(zip(eqn.outvars, outs, strict=True))
     return plan, [read(v) for v in opened.outvars]
+
+
+PASSED = frozenset({"reshape", "transpose", "squeeze", "expand_dims", "convert_element_type", "copy", "add"})
+
+
+def _note_origin(eqn: Any, ins: list[Any], action: Any, origin: dict[Any, Any], reads: Any, state: State) -> None:
+    """Follow matrices' outputs, while nothing else reads them, to the bias that is added to them."""
+    vars_ = [v for v in eqn.invars if not _compat.is_literal(v)]
+    alone = tuple(site for v in vars_ if reads[v] == 1 for site in origin.get(v, ()))
+    if isinstance(action, Tap):
+        site = state.sites[action.site]
+        if site.kind in ("dense", "conv"):
+            origin[eqn.outvars[0]] = (site.number,)
+        elif site.kind == "bias":
+            state.sites[site.number] = site._replace(behind=alone)
+            origin[eqn.outvars[0]] = alone
+    elif eqn.primitive.name in PASSED and len(eqn.outvars) == 1 and DATA in ins:
+        origin[eqn.outvars[0]] = alone
 
 
 def _visit(eqn: Any, ins: list[Any], state: State, levels: tuple[int, ...]):
