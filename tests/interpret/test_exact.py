@@ -181,6 +181,18 @@ def test_batch_size_padding_order_and_chunks_of_queries_change_nothing(rng, monk
     close(moved, one[order], 1e-7)
 
 
+@pytest.mark.parametrize(
+    ("case", "terms", "normalize"), [(CASE, 3, "none"), (CASE, 3, "unit"), (SHARED, 0, "none"), (SHARED, 0, "unit")]
+)
+def test_directions_made_and_rows_met_one_by_one_give_the_same_scores(case, terms, normalize, thin, monkeypatch):
+    method = Method("mine", curvature=Kronecker("ekfac", damping=0.1, terms=terms), normalize=normalize)
+    whole, mean = case.score(method, each=True).values, case.score(method).values
+    monkeypatch.setattr(exact, "FORMED_BYTES", 1)
+    exact.scored.cache_clear()
+    close(case.score(method, each=True, batch_size=7).values, whole, 1e-7)
+    close(case.score(method, batch_size=7).values, mean, 1e-7)
+
+
 def test_sign_positive_means_that_training_on_the_row_raises_f():
     """Take one real gradient step on a single row: f rises for the strongest proponent, falls for the opponent."""
     scores = CASE.score("ekfac").values[:, 0]

@@ -86,6 +86,7 @@ def run_pass(what: str, made: Gradients, params: Any, batches: Callable[[], Iter
     program, total, examples = _pass(made, what), None, 0
     for batch in batches():
         total = program(params, batch.rows, np.maximum(batch.ids, 0), batch.mask, bases, total)
+        jax.block_until_ready(total)  # or, on a CPU, all batches stand in memory at once
         examples += int(batch.mask.sum())
     if not examples:
         raise NonFiniteError("a curvature of no rows was asked for")

@@ -94,33 +94,80 @@ def _rank_one(laid: Laid, params: Any, rows: Any) -> set[str]:
 
 
 def directions(its: Ready, params: Any, queries: Any, method: Method, each: bool) -> Iterator[dict[str, Any]]:
-    """`- H^-1 grad f` in the rotated basis, over the query's own norm where the method normalises it: `{path: formed
-    [Q, n, I, O], or Thin}`, a chunk of queries after the other; of their mean without `each`."""
+    """`- H^-1 grad f` in the basis where rows are `met`, over the query's own norm where the method normalises it:
+    `{path: formed [Q, n, I, O], or Thin}`, a chunk of queries after the other; of their mean without `each`."""
     thin = its.terms if each else {}
-    size = 4 * sum(x.size for path, x in its.inverse.values.items() if path not in thin)
-    size += 4 * sum(its.terms[path].u.shape[1] * sum(its.inverse.values[path].shape[1:]) for path in thin)
+    wide = 4 * sum(x.size for path, x in its.inverse.values.items() if path not in thin)
+    size = wide + 4 * sum(its.terms[path].u.shape[1] * sum(its.inverse.values[path].shape[1:]) for path in thin)
     chunk = int(np.clip(DIRECTION_BYTES // max(size, 1), 1, row.count(queries)))
-    enter, whole = curved.entering(its.asked), None
-    for batch in row.batches(queries, chunk):
-        inside = jax.tree.map(lambda x, m=batch.mask: x[m], enter(params, batch.rows, its.inverse.bases))
-        base.finite(
-            jnp.stack([jnp.sum(x) for x in jax.tree.leaves(inside)]), f"gradients of the measurement {its.question!r}"
+    piece = int(np.clip(FORMED_BYTES // max(wide, 1), 1, chunk))  # what is formed on the way is a multiple of it
+    if not each:
+        yield _finish(
+            its, {path: x / row.count(queries) for path, x in _sums(its, params, queries, piece).items()}, method
         )
-        if each:
-            yield _divided(its, inside, thin, method)
-            continue
-        added = {path: rotated.formed(x).sum(0, keepdims=True) for path, x in inside.items()}
+        return
+    program = _program(its.asked, method.normalize, its.solve is not None)
+    for first in range(0, row.count(queries), chunk):
+        some = row.take(queries, np.arange(first, min(first + chunk, row.count(queries))))
+        parts = []
+        for batch in row.batches(some, piece):
+            found, total = program(params, batch.rows, its.inverse, thin)
+            base.finite(total, f"gradients of the measurement {its.question!r}")
+            parts.append(found if batch.mask.all() else _first(found, int(batch.mask.sum())))
+        together = {path: _joined([part.pop(path) for part in parts]) for path in list(parts[0])}
+        yield together if its.solve is None else _finish(its, together, method)
+
+
+def _sums(its: Ready, params: Any, queries: Any, piece: int) -> dict[str, Any]:
+    """The measurement's gradients added up over the queries, `{path: [1, n, I, O]}`."""
+    program, whole = _program(its.asked, "", True), None
+    for batch in row.batches(queries, piece):
+        found, total = program(params, batch.rows, its.inverse, {})
+        base.finite(total, f"gradients of the measurement {its.question!r}")
+        added = {path: x[: batch.mask.sum()].sum(0, keepdims=True) for path, x in found.items()}
         whole = added if whole is None else jax.tree.map(jnp.add, whole, added)
-    if whole is not None:
-        yield _divided(its, {path: x / row.count(queries) for path, x in whole.items()}, {}, method)
+    assert whole is not None
+    return whole
 
 
-def _divided(its: Ready, inside: dict[str, Any], thin: dict[str, Terms], method: Method) -> dict[str, Any]:
-    inverse = its.inverse
-    if its.solve is not None:
-        plain = blocks.split(its.laid, {path: rotated.formed(block) for path, block in inside.items()})
-        return {path: -x for path, x in blocks.together(its.laid, its.solve(plain)).items()}
-    power = {"unit": -1.0, "update": 0.0}.get(method.normalize)
+def _first(found: dict[str, Any], count: int) -> dict[str, Any]:
+    """Of directions those of real queries, which come before the padding."""
+    return {
+        path: jax.tree.map(lambda x: x[:, :, :count], v) if isinstance(v, Thin) else v[:count]
+        for path, v in found.items()
+    }
+
+
+def _joined(parts: list[Any]) -> Any:
+    if len(parts) == 1:
+        return parts[0]
+    axis = 2 if isinstance(parts[0], Thin) else 0
+    return jax.tree.map(lambda *x: jnp.concatenate(x, axis), *parts)
+
+
+@functools.lru_cache(maxsize=32)
+def _program(asked: Laid, normalize: str, plain: bool):
+    """Compiled `(params, queries, inverse, terms) -> (directions, or the formed gradients alone; sums to check)`."""
+
+    def program(params: Any, rows: Any, inverse: Rotated, thin: dict[str, Terms]) -> Any:
+        inside = curved.inside(asked, params, rows, inverse.bases)
+        total = jnp.stack([jnp.sum(x) for x in jax.tree.leaves(inside)])
+        formed = {path: rotated.formed(x) for path, x in inside.items()}
+        return (formed if plain else _divided(inverse, inside, thin, normalize)), total
+
+    return jax.jit(program)
+
+
+def _finish(its: Ready, formed: dict[str, Any], method: Method) -> dict[str, Any]:
+    """Directions of formed gradients."""
+    if its.solve is None:
+        return _divided(its.inverse, formed, {}, method.normalize)
+    plain = blocks.split(its.laid, formed)
+    return {path: -x for path, x in blocks.together(its.laid, its.solve(plain)).items()}
+
+
+def _divided(inverse: Rotated, inside: dict[str, Any], thin: dict[str, Terms], normalize: str) -> dict[str, Any]:
+    power = {"unit": -1.0, "update": 0.0}.get(normalize)
     scale = jnp.full(jax.tree.leaves(inside)[0].shape[0], -1.0)
     if power is not None:
         scale = scale / jnp.maximum(jnp.sqrt(sum(rotated.square(inverse, inside, power).values())), 1e-30)
@@ -128,10 +175,21 @@ def _divided(its: Ready, inside: dict[str, Any], thin: dict[str, Terms], method:
     for path, block in inside.items():
         if path in thin and isinstance(block, Outer):
             out[path] = separable.thin(Outer(block.a * scale[:, None, None], block.g), thin[path])
-        else:
-            divided = rotated.formed(block) * rotated.weights(inverse, path, -1.0)[None]
-            out[path] = divided * scale[:, None, None, None]
+            continue
+        divided = rotated.formed(block) * rotated.weights(inverse, path, -1.0)[None] * scale[:, None, None, None]
+        out[path] = divided if normalize != "none" else rotated.turn(inverse.bases, {path: divided}, back=True)[path]
     return out
+
+
+def met(its: Ready, method: Method, chunk: dict[str, Any]) -> Rotated:
+    """The curvature with the bases that training rows are rotated into. Where no norm of theirs is asked for, formed
+    directions are turned back instead: once, not once a row."""
+    if method.normalize != "none":
+        return its.inverse
+    thin = {path for path, v in chunk.items() if isinstance(v, Thin)}
+    return its.inverse._replace(
+        bases={path: basis if path in thin else (None, None) for path, basis in its.inverse.bases.items()}
+    )
 
 
 def by_parameter(
@@ -140,9 +198,9 @@ def by_parameter(
     """Each parameter's part of the scores, `{path: [N, q]}`, for one chunk of queries after the other."""
     program = scored(its.laid, method.normalize, False)
     for chunk in directions(its, params, queries, method, each):
-        parts = []
+        parts, inverse = [], met(its, method, chunk)
         for batch in row.batches(data, batch_size):
-            found = program(params, batch.rows, its.inverse, chunk)
+            found = program(params, batch.rows, inverse, chunk)
             parts.append({path: np.asarray(x)[batch.mask] for path, x in found.items()})
         yield {path: np.concatenate([part[path] for part in parts]) for path in parts[0]}
 
@@ -153,8 +211,9 @@ def streamed(
     """`[N, Q]`, or `[N, 1]` of the queries' mean."""
     program, columns = scored(its.laid, method.normalize, True), []
     for chunk in directions(its, params, queries, method, each):
+        inverse = met(its, method, chunk)
         parts = [
-            np.asarray(program(params, batch.rows, its.inverse, chunk))[batch.mask]
+            np.asarray(program(params, batch.rows, inverse, chunk))[batch.mask]
             for batch in row.batches(data, batch_size)
         ]
         columns.append(np.concatenate(parts))
@@ -169,8 +228,8 @@ def scored(laid: Laid, normalize: str, added: bool):
     def program(params: Any, rows: Any, inverse: Rotated, chunk: Any) -> Any:
         made = blocks.blocks(laid, capture(laid.sites, params, rows)[1])
         size = made[0].examples
-        wide = sum(math.prod(block.shape) for block in made if not block.rank_one)
-        some = int(np.clip(FORMED_BYTES // (4 * max(wide, 1)), 1, size))
+        wide = max((math.prod(block.shape) for block in made if not block.rank_one), default=1)  # one stands at a time
+        some = -(-size // -(-size // int(np.clip(FORMED_BYTES // (4 * wide), 1, size))))  # parts of equal length
         if some == size:
             return products_of(made, inverse, chunk)
 
