@@ -164,7 +164,7 @@ def test_a_training_that_does_not_repeat_to_the_bit_is_refused():
         CASE.scores(dataclasses.replace(SGD, optimizer=noisy))
 
 
-def test_smoothed_is_the_mean_over_subsets_and_seeds_with_its_standard_error():
+def test_smoothed_is_the_mean_of_runs_made_of_equal_size_with_its_standard_error():
     def initial(seed):
         return jax.tree.map(lambda x: x * (1 + 0.1 * seed), CASE.params)
 
@@ -174,9 +174,12 @@ def test_smoothed_is_the_mean_over_subsets_and_seeds_with_its_standard_error():
     for m, found in enumerate(runs):
         its = dataclasses.replace(SGD, seed=SGD.seed + m)
         single.append(CASE.scores(its, params=initial(its.seed), weights=kept[m], divide="batch").values)
-        np.testing.assert_allclose(found.values, np.mean(single, 0), rtol=1e-6, atol=1e-9)
+        spread = np.std(single, 1)  # [masks, Q], over rows
+        equal, size = single / spread[:, None], np.median(spread, 0)
+        np.testing.assert_allclose(found.values, size * equal.mean(0), rtol=1e-6, atol=1e-9)
         if m:
-            np.testing.assert_allclose(found.error, np.std(single, 0, ddof=1) / np.sqrt(m + 1), rtol=1e-5, atol=1e-8)
+            error = size * equal.std(0, ddof=1) / np.sqrt(m + 1)
+            np.testing.assert_allclose(found.error, error, rtol=1e-5, atol=1e-8)
         else:
             assert np.isnan(found.error).all()
         assert found.masks == m + 1

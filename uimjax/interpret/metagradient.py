@@ -195,7 +195,7 @@ def _with(state: Any, floats: list[Any]) -> Any:
 
 
 class Smoothed(NamedTuple):
-    """`values` `[N, Q]` mean over `masks` subsets, `error` `[N, Q]` its standard error (NaN with one)."""
+    """`values` `[N, Q]` over `masks` subsets, `error` `[N, Q]` their standard error (NaN with one)."""
 
     values: np.ndarray
     error: np.ndarray
@@ -220,20 +220,28 @@ def smoothed(
     divide: Divide = "batch",
     progress: Progress = quiet,
 ) -> Iterator[Smoothed]:
-    """The mean metagradient over random subsets (a `share` of the rows) and seeds: after each mask the result so far,
+    """Metagradients averaged over random subsets (a `share` of the rows) and seeds: after each mask the result so far,
     so that one may stop when `error` is small enough. `initial(seed)` gives the parameters that a run starts from.
+
+    With `X_m` `[N, Q]` the metagradient of mask m and `s_m` `[Q]` its standard deviation over the rows,
+    `values = median_m(s_m) mean_m(X_m / s_m)`: every run has the same say about a query. The size of a derivative
+    through a training that is not smooth varies tenfold between runs, and tells nothing; in a plain mean the largest
+    would decide (Fashion-MNIST, 6 masks: an LDS of .57, and of .67 so).
+
     Divided by the size of the batch, a run on half of the rows takes half steps and is smoother: on MNIST single runs
     had an LDS of .30 to .42 so, and of .20 to .35 divided by the weights.
     """
-    count = row.count(data)
+    count, sizes = row.count(data), []
     kept = subsets(count, masks, share, seed)
     total = squares = np.zeros((count, row.count(queries)))
     for m in range(masks):
         its = dataclasses.replace(recipe, seed=recipe.seed + m)
         start, weights = initial(recipe.seed + m), kept[m].astype(np.float32)
         found = _unrolled(task, start, data, its, measurement, queries, weights, divide, progress).T * count
+        sizes.append(found.std(0))
+        found = found / np.maximum(sizes[-1], 1e-30)
         total, squares = total + found, squares + found**2
-        mean = total / (m + 1)
+        mean, size = total / (m + 1), np.median(sizes, axis=0)
         variance = np.maximum(squares / (m + 1) - mean**2, 0) * (m + 1) / max(m, 1)
         error = np.sqrt(variance / (m + 1)) if m else np.full_like(mean, np.nan)
-        yield Smoothed(mean, error, m + 1, _unit(measurement))
+        yield Smoothed(mean * size, error * size, m + 1, _unit(measurement))
