@@ -10,7 +10,7 @@ tinyshakespeare, 40 halves x 2 seeds. Retraining is "rebatched": the kept rows a
 
 import argparse
 import dataclasses
-import resource
+import sys
 import tempfile
 import time
 import warnings
@@ -23,7 +23,7 @@ import numpy as np
 
 from benchmarks import lds_sets
 from benchmarks.lds_sets import Judged
-from benchmarks.timing import machine, report
+from benchmarks.timing import Peak, machine, report
 from uimjax import rows as row
 from uimjax import steps, training
 from uimjax.errors import UimError
@@ -60,6 +60,7 @@ def judged(made: Judged, only: list[str] | None, masks: int, kept: Path, scratch
         made.task, made.initial, made.data, made.recipe, subsets, made.measurement, made.queries, folder=kept / "bank"
     )
     banked = time.perf_counter() - start
+    print(f"{truth.values[..., 0].size} models after {banked:.0f} s", file=sys.stderr, flush=True)
     agreement, ceiling = judge.noise_ceiling(truth)
     run = trained(made, scratch)
     table = {}
@@ -106,7 +107,7 @@ def second_moments(made: Judged, params: Any) -> Any:
 
 
 def one(name: str, made: Judged, run: list[Checkpoint], truth: bank.Bank) -> dict[str, Any]:
-    start = time.perf_counter()
+    start, peak = time.perf_counter(), Peak()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", RuntimeWarning)
@@ -118,10 +119,10 @@ def one(name: str, made: Judged, run: list[Checkpoint], truth: bank.Bank) -> dic
     except UimError as error:
         return {"error": f"{type(error).__name__}: {error}"}
     taken, its = time.perf_counter() - start, judge.lds(found.values, truth)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(f"{name:16} {taken:6.1f} s  {its}", file=sys.stderr, flush=True)
     return {
         "lds": round(its.value, 3), "low": round(its.low, 3), "high": round(its.high, 3), "seconds": round(taken, 1),
-        "peak_mib_so_far": round(peak), "how": found.method,
+        "peak_mib": round(peak.mib()), "how": found.method,
     }  # fmt: skip
 
 
@@ -137,6 +138,7 @@ def smoothed(made: Judged, truth: bank.Bank, masks: int) -> dict[str, Any]:
     ):
         if found.masks in (1, 2, 5, 10, 20, 30):
             its = judge.lds(found.values, some)
+            print(f"{found.masks:3} masks {time.perf_counter() - start:6.0f} s  {its}", file=sys.stderr, flush=True)
             curve[found.masks] = {
                 "lds": round(its.value, 3), "low": round(its.low, 3), "high": round(its.high, 3),
                 "seconds": round(time.perf_counter() - start, 1), "error": float(found.error.mean()),

@@ -5,12 +5,17 @@ gains by that as well.
 """
 
 import argparse
+import ctypes
+import gc
 import json
 import platform
+import re
+import resource
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -38,6 +43,29 @@ def interleaved(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, 
             jax.block_until_ready(call())
             times[name].append(time.perf_counter() - start)
     return {name: statistics.median(taken) for name, taken in times.items()}
+
+
+class Peak:
+    """The most memory taken from here on, MiB above what is held: what was freed before is handed back first. Linux
+    alone can start anew; elsewhere it is the rise of the most since the process began."""
+
+    def __init__(self):
+        if sys.platform == "linux":
+            gc.collect()
+            ctypes.CDLL(None).malloc_trim(0)
+            Path("/proc/self/clear_refs").write_text("5")
+        self.held = _most_resident()
+
+    def mib(self) -> float:
+        return _most_resident() - self.held
+
+
+def _most_resident() -> float:
+    if sys.platform == "linux":
+        found = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
+        assert found is not None
+        return int(found[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def machine() -> dict[str, str]:

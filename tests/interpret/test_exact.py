@@ -181,10 +181,17 @@ def test_batch_size_padding_order_and_chunks_of_queries_change_nothing(rng, monk
     close(moved, one[order], 1e-7)
 
 
+@pytest.fixture
+def thin(monkeypatch):
+    """Few terms stand for matrices however small."""
+    monkeypatch.setattr(exact, "THIN", 0)
+
+
+@pytest.mark.usefixtures("thin")
 @pytest.mark.parametrize(
     ("case", "terms", "normalize"), [(CASE, 3, "none"), (CASE, 3, "unit"), (SHARED, 0, "none"), (SHARED, 0, "unit")]
 )
-def test_directions_made_and_rows_met_one_by_one_give_the_same_scores(case, terms, normalize, thin, monkeypatch):
+def test_directions_made_and_rows_met_one_by_one_give_the_same_scores(case, terms, normalize, monkeypatch):
     method = Method("mine", curvature=Kronecker("ekfac", damping=0.1, terms=terms), normalize=normalize)
     whole, mean = case.score(method, each=True).values, case.score(method).values
     monkeypatch.setattr(exact, "FORMED_BYTES", 1)
@@ -249,12 +256,6 @@ def test_the_damping_is_chosen_by_the_agreement_of_halves():
 
 
 # ---------------------------------------------------------------- few terms
-
-
-@pytest.fixture
-def thin(monkeypatch):
-    """Few terms stand for matrices however small."""
-    monkeypatch.setattr(exact, "THIN", 0)
 
 
 @pytest.mark.usefixtures("thin")
