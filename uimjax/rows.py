@@ -89,6 +89,11 @@ def batches(data: Any, batch_size: int, start: int = 0, stop: int | None = None)
         yield Batch(rows, np.where(mask, index, -1), mask)
 
 
+def spread(rows: Any, most: int) -> Any:
+    """At most so many rows, evenly spaced over all of them."""
+    return take(rows, np.linspace(0, count(rows) - 1, min(most, count(rows))).astype(int))
+
+
 def selected(data: Any, ids: np.ndarray, batch_size: int) -> Iterator[Batch]:
     """Batches of the rows `ids`, in that order, the last one padded to `batch_size`."""
     for first in range(0, len(ids), batch_size):

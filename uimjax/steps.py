@@ -123,7 +123,7 @@ def gather(data: Any, ids: Any, weights: Any) -> tuple[Any, Any]:
     return jax.tree.map(lambda x: x[at], data), jnp.where(ids < count, weights[at], 0.0)
 
 
-def batch_loss(task: Task, params: Any, rows: Any, weight: Any, size: int | None = None) -> tuple[Any, Any]:
+def batch_loss(task: Task, params: Any, rows: Any, weight: Any, size: Any = None) -> tuple[Any, Any]:
     """(the weighted mean loss of a batch, each row's loss); with `size` the weighted sum over that."""
     losses = jax.vmap(lambda r: jnp.sum(task.loss(params, r)))(rows)
     total = jnp.sum(weight)  # of a batch of rows that are all left out the derivative is that of one row let in
@@ -132,7 +132,7 @@ def batch_loss(task: Task, params: Any, rows: Any, weight: Any, size: int | None
 
 
 def step(
-    task: Task, update: Any, params: Any, state: Any, rows: Any, weight: Any, size: int | None = None
+    task: Task, update: Any, params: Any, state: Any, rows: Any, weight: Any, size: Any = None
 ) -> tuple[Any, Any, Any]:
     """One step of an optimizer's `update`: (parameters, its state, the rows' losses before the step)."""
     gradient = jax.value_and_grad(functools.partial(batch_loss, task, size=size), has_aux=True)

@@ -133,6 +133,39 @@ def normed(p, e):
     return jnp.sum(jnp.tanh(h * p["scale"] + p["b"]) ** 2)
 
 
+def masked(p, e):
+    """On some rows the bias counts once, and its gradient is the sum it should be; on others twice, or not at all."""
+    return jnp.sum((jnp.tanh(e["x"] @ p["w"] + e["k"] * p["b"]) - e["y"]) ** 2)
+
+
+def test_which_bias_is_behind_a_matrix_follows_from_the_program_and_rows_may_be_silent(rng):
+    params = draw(rng, w=(3, 3), b=(3,))
+    rows = {"x": jnp.asarray(rng.normal(size=(4, 3))), "y": jnp.zeros((4, 3)), "k": jnp.array([1, 1, 0, 2])}
+    laid, factors = laid_out(masked, params, rows)
+    assert laid.joins == ()
+    np.testing.assert_allclose(
+        blocks.split(laid, formed(laid, factors))["b"], brute(masked, params, rows)["b"], rtol=1e-9, atol=1e-13
+    )
+
+    def quiet(p, e):  # the first rows have no gradient at all
+        return e["k"] * jnp.sum(jnp.tanh(e["x"] @ p["w"] + p["b"]) ** 2)
+
+    assert joined(laid_out(quiet, params, rows | {"k": jnp.array([0, 0, 1, 2])})[0]) == {"b": ("w", 0, (1, 4, 3))}
+    some = blocks.some(laid.sites, {"k": np.arange(100)})["k"]
+    assert len(some) == blocks.SEEN
+    assert some[0] == 0
+    assert some[-1] == 99
+
+
+def test_a_coarse_type_rounds_and_is_joined_all_the_same(rng):
+    def loss(p, e):
+        return jnp.sum(jnp.tanh(e["x"] @ p["w"] + p["b"][None]).astype(jnp.float32) ** 2)
+
+    half = {name: x.astype(jnp.bfloat16) for name, x in draw(rng, w=(3, 4), b=(4,)).items()}
+    rows = {"x": jnp.asarray(rng.normal(size=(4, 9, 3)), jnp.bfloat16)}
+    assert joined(laid_out(loss, half, rows)[0]) == {"b": ("w", 0, (1, 4, 4))}
+
+
 @pytest.mark.parametrize("loss", [twice, after, at_one_position, tied, normed], ids=lambda f: f.__name__)
 def test_a_bias_whose_gradient_is_not_the_sum_over_positions_stays_alone(loss, rng):
     params = draw(rng, w=(3, 3), b=(3,))

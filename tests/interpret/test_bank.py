@@ -6,6 +6,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from uimjax import rows as row
@@ -124,6 +125,26 @@ def scaled(factor):
     return Task(lambda p, e: factor * 0.5 * (e["x"] @ p["w"] + p["b"] - e["y"]) ** 2)
 
 
+def own_rule(slope):
+    @jax.custom_vjp
+    def same(x):
+        return x * 1.0
+
+    same.defvjp(lambda x: (same(x), None), lambda _, g: (slope * g,))
+    return Task(lambda p, e: 0.5 * (same(e["x"] @ p["w"] + p["b"]) - e["y"]) ** 2)
+
+
+def inside(factor):
+    """The constant belongs to a program within the loss's own."""
+    k = jnp.full(1, factor)
+    inner = jax.jit(lambda z: jnp.sum(z * k))
+    return Task(lambda p, e: 0.5 * (inner(e["x"] @ p["w"] + p["b"]) - e["y"]) ** 2)
+
+
+def decaying(share):
+    return lambda rate: optax.chain(optax.add_decayed_weights(share), optax.sgd(rate))
+
+
 def test_a_folder_never_answers_for_another_bank(data, queries, tmp_path):
     """Another recipe, loss, measurement, rows, queries, first parameters, protocol, subset or seed: other numbers."""
     kept = bank.subsets(N, 1, 0.7)
@@ -139,6 +160,12 @@ def test_a_folder_never_answers_for_another_bank(data, queries, tmp_path):
         {"measurement": Measurement("answer", lambda p, x: 2 * (x @ p["w"]), unit="answer")},
         {"measurement": Measurement("answer", lambda p, x: (x + shift) @ p["w"], unit="answer")},
         {"measurement": Measurement("answer", lambda p, x: (x + 2 * shift) @ p["w"], unit="answer")},
+        {"task": own_rule(0.7)},
+        {"task": own_rule(0.4)},  # the same program with another derivative
+        {"task": inside(0.9)},
+        {"task": inside(0.6)},
+        {"recipe": dataclasses.replace(RECIPE, optimizer=decaying(0.1))},
+        {"recipe": dataclasses.replace(RECIPE, optimizer=decaying(0.2))},
         {"data": data | {"y": data["y"] + 0.1}},
         {"queries": queries + 1},
         {"initial": lambda seed: initial(seed + 1)},

@@ -1,5 +1,6 @@
 """Scores by K-FAC, EK-FAC and diagonals against dense matrices in numpy: a small perceptron differentiated by hand."""
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -12,7 +13,7 @@ from uimjax import rows as row
 from uimjax.curvature import damping as rule
 from uimjax.curvature.kronecker import Kronecker
 from uimjax.curvature.source import Source
-from uimjax.errors import NonFiniteError, UsageError
+from uimjax.errors import NonFiniteError, ShapeError, UsageError
 from uimjax.interpret import curved, exact, rerank
 from uimjax.interpret.base import Method
 from uimjax.sketch import Sketch
@@ -306,6 +307,37 @@ def test_each_parameter_has_its_part_of_the_scores():
 
 
 # ---------------------------------------------------------------- refusals
+
+
+def test_a_measurement_of_what_the_loss_does_not_use_has_no_culprits():
+    params = CASE.params | {"more": {"u": np.ones(3)}}
+    asked = Measurement("more", lambda p, e: jnp.sum(outputs(p, e) * p["more"]["u"]))
+    alone = Measurement("logits", lambda p, e: jnp.sum(outputs(p, e)))
+    method = Method("mine", curvature=EKFAC, normalize="none")
+    got, want = (
+        uj.score(TASK, p, CASE.data, f, CASE.queries, method).values for p, f in ((params, asked), (CASE.params, alone))
+    )
+    close(got, want)
+
+
+def test_a_label_may_be_a_plain_number_and_numbers_without_classes_are_refused():
+    task = Task(lambda p, e: -jax.nn.log_softmax(outputs(p, e))[0], outputs=outputs, label=lambda _: 0)
+    asked = Measurement("first", task.loss)
+    values = uj.score(task, CASE.params, CASE.data, asked, CASE.queries, "ekfac").values
+    same = dataclasses.replace(task, label=lambda _: jnp.zeros((), int))
+    np.testing.assert_array_equal(values, uj.score(same, CASE.params, CASE.data, asked, CASE.queries, "ekfac").values)
+    one = Task(lambda p, e: outputs(p, e)[0], outputs=lambda p, e: outputs(p, e)[0], label=lambda _: 0)
+    with pytest.raises(ShapeError, match=r"one number, no logits \[C\]: give the task nll"):
+        uj.score(one, CASE.params, CASE.data, asked, CASE.queries, "ekfac")
+
+
+@pytest.mark.usefixtures("thin")
+def test_scores_that_are_all_equal_are_right_without_a_warning():
+    data, queries = (row.take(x, np.zeros(6, int)) for x in (CASE.data, CASE.queries))
+    method = Method("mine", curvature=Kronecker(damping=0.1, terms=1), normalize="none")
+    found = uj.score(TASK, CASE.params, data, NLL, queries, method, each=True)
+    assert np.ptp(found.values) <= 1e-12 * np.abs(found.values).max()
+    assert found.how["terms"].correlation in (0.0, 1.0) or np.isfinite(found.how["terms"].correlation)
 
 
 def test_refusals():

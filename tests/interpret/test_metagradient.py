@@ -77,7 +77,7 @@ def made_of(recipe, steps):
     )
 
 
-def differences(recipe, weights=None, divide="weights", case=CASE):
+def differences(recipe, weights=None, divide="weights", case=CASE, shift=SHIFT):
     """`n df_q/dw_i` `[N, Q]` by central differences of 2 N trainings with all row weights but one as they are."""
     count = len(case.data["x"])
     weights = np.ones(count) if weights is None else weights
@@ -91,7 +91,7 @@ def differences(recipe, weights=None, divide="weights", case=CASE):
         def mean(p, at):
             mine = jnp.where(at >= 0, weights[at], 0)
             each = jax.vmap(lambda x, y: jnp.sum((outputs(p, x) - y) ** 2))(case.data["x"][at], case.data["y"][at])
-            return (mine * each).sum() / (mine.sum() if divide == "weights" else size)
+            return (mine * each).sum() / (mine.sum() if divide == "weights" else (at >= 0).sum())
 
         def step(carry, at):
             p, state = carry
@@ -101,10 +101,10 @@ def differences(recipe, weights=None, divide="weights", case=CASE):
         (p, _), _ = jax.lax.scan(step, (case.params, optimizer.init(case.params)), ids)
         return jax.vmap(lambda x: jnp.sum(jnp.sin(outputs(p, x))))(case.queries["x"])
 
-    moved = weights[None] + SHIFT * np.concatenate([np.eye(count), -np.eye(count)])
+    moved = weights[None] + shift * np.concatenate([np.eye(count), -np.eye(count)])
     case = jax.tree.map(jnp.asarray, case)
     up, down = np.split(np.asarray(jax.jit(jax.vmap(answers))(jnp.asarray(moved))), 2)
-    return count * (up - down) / (2 * SHIFT)
+    return count * (up - down) / (2 * shift)
 
 
 RECIPES = {
@@ -173,7 +173,9 @@ def test_smoothed_is_the_mean_of_runs_made_of_equal_size_with_its_standard_error
     single = []
     for m, found in enumerate(runs):
         its = dataclasses.replace(SGD, seed=SGD.seed + m)
-        single.append(CASE.scores(its, params=initial(its.seed), weights=kept[m], divide="batch").values)
+        single.append(
+            CASE.scores(its, params=initial(its.seed), weights=kept[m], divide="batch").values.astype(np.float64)
+        )
         spread = np.std(single, 1)  # [masks, Q], over rows
         equal, size = single / spread[:, None], np.median(spread, 0)
         np.testing.assert_allclose(found.values, size * equal.mean(0), rtol=1e-6, atol=1e-9)
@@ -186,6 +188,27 @@ def test_smoothed_is_the_mean_of_runs_made_of_equal_size_with_its_standard_error
     assert m == 2
     assert found.scores().method == "smoothed metagradient, 3 masks"
     np.testing.assert_array_equal(found.scores().values, found.values)
+
+
+def test_where_the_gradient_is_zero_the_derivative_is_finite():
+    """An input that is always 0 under AdamW; a batch of one row that is left out, with clipping; a random key held by
+    the optimizer."""
+    still = {**CASE.data, "x": CASE.data["x"] * np.array([1.0, 0, 1])}
+    adamw = dataclasses.replace(RECIPES["adamw, a warm-up"], weight_decay=0.0, epochs=2)
+    got = metagradient.metagradient(TASK, CASE.params, still, adamw, ASKED, CASE.queries).values
+    want = differences(adamw, case=CASE._replace(data=still), shift=1e-7)  # Adam bends where a gradient is small
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5 * np.abs(want).max())
+
+    alone = dataclasses.replace(SGD, epochs=1, batch_size=6, momentum=0.0, weight_decay=0.0, clip=0.5)
+    last = int(metagradient._orders(jax.random.key(alone.seed), 1, N, 6)[-1, 0])
+    got = CASE.scores(alone, weights=np.arange(N) != last).values
+    assert np.isfinite(got).all()
+    assert np.abs(got[last]).max() > 0
+
+    noise = dataclasses.replace(
+        SGD, optimizer=lambda rate: optax.chain(optax.add_noise(1e-3, 0.5, jax.random.key(0)), optax.sgd(rate))
+    )
+    assert np.isfinite(CASE.scores(noise).values).all()
 
 
 def test_refusals():

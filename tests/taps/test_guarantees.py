@@ -262,6 +262,21 @@ def test_constants_inside_a_jit_count(rng):
     assert len(digests) == 2
 
 
+def test_a_functions_own_backward_rule_counts():
+    """Two losses that differ only in how a custom function is differentiated are two tasks."""
+    from uimjax.interpret.index import task_digest
+
+    def digest(slope):
+        @jax.custom_vjp
+        def rounded(x):
+            return jnp.round(x)
+
+        rounded.defvjp(lambda x: (rounded(x), None), lambda _, g: (slope * g,))
+        return task_digest(sites(Task(lambda w, x: jnp.sum(rounded(x @ w) ** 2)), jnp.ones((3, 2)), jnp.ones(3)))
+
+    assert digest(1.0) == digest(1.0) != digest(2.0)
+
+
 def test_mixed_precision_passes(rng):
     loss, params, batch = programs.mlp(rng, jnp.float32)
 

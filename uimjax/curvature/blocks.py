@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from uimjax import rows as row
 from uimjax.taps import (
     Dense,
     Direct,
@@ -26,7 +27,9 @@ from uimjax.taps import (
     to_matrices,
 )
 
-SAME = 1e-4  # relative difference up to which two gradients are the same but for rounding
+SAME = 1e-4  # relative difference up to which two gradients are the same but for rounding of float32
+SEEN, SEEN_BYTES = 8, 64 << 20  # rows that show it, and what their gradients may take where they must be formed
+COARSE = 4  # and so many units of a coarser type
 
 
 class Join(NamedTuple):
@@ -69,6 +72,12 @@ class Block(NamedTuple):
         return where is None and isinstance(use, Dense) and use.g.shape[2] == 1
 
 
+def some(found: Sites, rows: Any, draws: int = 1) -> Any:
+    """Rows to lay out by: of one or two there may be no gradient at all."""
+    fits = SEEN_BYTES // (4 * draws * max(sum(leaf.size for leaf in found.used), 1))
+    return row.spread(rows, int(np.clip(fits, 2, SEEN)))
+
+
 def lay_out(found: Sites, factors: Factors, like: Laid | None = None) -> Laid:
     """The blocks of a loss: which biases stand behind which matrices is read off the gradients of a few rows (arrays,
     not tracers). `like`: those of the loss whose blocks they shall be; a join that these factors do not share is kept,
@@ -107,8 +116,10 @@ def _sides(leaf: Leaf, bias: Leaf, factors: Factors) -> list[int]:
         return []
     whole = np.asarray(to_matrices(other.gradient, bias.layout), np.float64).reshape(other.examples, n, -1)
     size, use = np.linalg.norm(whole), expand(use)
+    kinds = (other.gradient.dtype, use.a.dtype, use.g.dtype)
+    near = max(SAME, *(COARSE * float(jnp.finfo(kind).eps) for kind in kinds)) * size
     sums = [np.asarray(x, np.float64).sum(2) for x in (use.g, use.a)]  # [B, n, O], [B, n, I]
-    same = [x.shape == whole.shape and np.linalg.norm(x - whole) <= SAME * size for x in sums]
+    same = [x.shape == whole.shape and np.linalg.norm(x - whole) <= near for x in sums]
     return [side for side in (0, 1) if size > 0 and same[side]]
 
 

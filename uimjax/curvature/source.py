@@ -21,7 +21,7 @@ from uimjax.curvature import blocks
 from uimjax.curvature.base import Source
 from uimjax.curvature.blocks import Block, Laid
 from uimjax.errors import MismatchError, ShapeError, UsageError
-from uimjax.rows import example_spec
+from uimjax.rows import count, example_spec
 from uimjax.taps import Factors, Sites, capture, entries, sites
 from uimjax.task import Task
 
@@ -55,10 +55,8 @@ def gradients(source: Source, task: Task, laid: Laid, params: Any, data: Any) ->
         return Gradients(laid, 1, True)
     pseudo, draws = pseudo_losses(source, task, params, data)
     example = {"row": example_spec(data), "id": jax.ShapeDtypeStruct((), jnp.int32)}
-    found, few = sites(pseudo, params, example, like=laid.sites), jax.tree.map(lambda x: x[:2], data)
-    made = jax.jit(factors, static_argnums=(0, 1))(
-        found, False, params, few, np.arange(2)[: len(jax.tree.leaves(few)[0])]
-    )
+    found, few = sites(pseudo, params, example, like=laid.sites), blocks.some(laid.sites, data, draws)
+    made = jax.jit(factors, static_argnums=(0, 1))(found, False, params, few, np.arange(count(few)))
     return Gradients(blocks.lay_out(found, made, laid), draws, False)
 
 
@@ -77,9 +75,9 @@ def pseudo_losses(source: Source, task: Task, params: Any, data: Any) -> tuple[T
         if task.label is None or len(shape) != 1:
             raise UsageError(f"a margin is of a class: give the task label(example) and logits [C], not {list(shape)}")
         return dataclasses.replace(task, loss=_cached(_margin, task)), 1
-    count = int(np.prod(shape))
-    if count <= EXACT:
-        return dataclasses.replace(task, loss=_cached(_roots, task)), count
+    numbers = int(np.prod(shape))
+    if numbers <= EXACT:
+        return dataclasses.replace(task, loss=_cached(_roots, task)), numbers
     if source.kind == "ggn":
         raise ShapeError(
             f"outputs of shape {list(shape)}: the exact Gauss-Newton matrix is taken for at most {EXACT} numbers an "
@@ -111,7 +109,8 @@ def _cached(make: Callable[..., Any], *choice: Any) -> Callable[..., Any]:
 
 def _cross_entropy(label: Callable[[Any], Any]) -> Callable[[Any, Any], Any]:
     def nll(outputs: Any, example: Any) -> Any:
-        return -jnp.take_along_axis(jax.nn.log_softmax(outputs), label(example)[..., None], -1).sum()
+        right = jnp.asarray(label(example))[..., None]
+        return -jnp.take_along_axis(jax.nn.log_softmax(outputs), right, -1).sum()
 
     return nll
 
@@ -124,19 +123,25 @@ def check_nll(task: Task, params: Any, data: Any, shape: tuple[int, ...]) -> Non
     """
     if len(shape) not in (0, 1, 2):
         raise ShapeError(f"outputs of one example have shape {list(shape)}; logits [C] or [T, C] were wanted")
-    nll = nll_of(task)
-    first = jax.tree.map(lambda x: x[:4], data)
-
-    def both(row: Any) -> Any:
-        return jnp.sum(task.loss(params, row)), jnp.sum(nll(task.outputs(params, row), row))  # type: ignore[misc]
-
-    loss, other = (np.asarray(x) for x in jax.jit(jax.vmap(both))(first))
+    if not shape and task.nll is None:
+        raise ShapeError("outputs of one example are one number, no logits [C]: give the task nll(outputs, example)")
+    loss, other = (np.asarray(x) for x in _cached(_both, task)(params, jax.tree.map(lambda x: x[:4], data)))
     if not np.allclose(loss, other, rtol=1e-3, atol=1e-4):
         what = "nll of the outputs" if task.nll is not None else "the softmax cross-entropy of the outputs"
         raise MismatchError(
             f"the first rows' losses are {loss.tolist()} and {what} {other.tolist()}. The curvature would be another "
             "loss's: give the task nll(outputs, example) with loss = nll of outputs, or Source('empirical')."
         )
+
+
+def _both(task: Task) -> Callable[[Any, Any], Any]:
+    """Compiled `(params, rows) -> (loss, nll of the outputs)` `[B]` each."""
+    nll = nll_of(task)
+
+    def one(params: Any, row: Any) -> Any:
+        return jnp.sum(task.loss(params, row)), jnp.sum(nll(task.outputs(params, row), row))  # type: ignore[misc]
+
+    return jax.jit(jax.vmap(one, (None, 0)))
 
 
 def _roots(task: Task) -> Callable[[Any, Any], Any]:
@@ -157,8 +162,8 @@ def _roots(task: Task) -> Callable[[Any, Any], Any]:
 
 
 def _sampled(task: Task, samples: int, seed: int) -> Callable[[Any, Any], Any]:
-    """`nll` of labels drawn from the model, `[samples]`, over the square root of their number; the draws follow from
-    the seed and the row's id alone."""
+    """`[samples]` losses with the gradients of `nll` of labels drawn from the model, over the square root of their
+    number; the draws follow from the seed and the row's id alone."""
     nll = nll_of(task)
 
     def drawn(key: Any, fixed: Any, row: Any, z: Any) -> Any:
@@ -171,8 +176,9 @@ def _sampled(task: Task, samples: int, seed: int) -> Callable[[Any, Any], Any]:
         z = task.outputs(params, example["row"])  # type: ignore[misc]  # checked above
         fixed = jax.lax.stop_gradient(z)
         keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), example["id"]), samples)
-        values = jax.vmap(lambda key: drawn(key, fixed, example["row"], z))(keys)
-        return values / jnp.sqrt(jnp.asarray(samples, values.dtype))
+        slope = jax.grad(lambda at, key: drawn(key, fixed, example["row"], at))
+        slopes = jax.vmap(slope, (None, 0))(fixed, keys)  # at once: each loss apart would be K backward passes of K
+        return jnp.tensordot(jax.lax.stop_gradient(slopes), z, z.ndim) / jnp.sqrt(jnp.asarray(samples, z.dtype))
 
     return losses
 
@@ -180,7 +186,7 @@ def _sampled(task: Task, samples: int, seed: int) -> Callable[[Any, Any], Any]:
 def _margin(task: Task) -> Callable[[Any, Any], Any]:
     def losses(params: Any, example: Any) -> Any:
         z = task.outputs(params, example["row"])  # type: ignore[misc]  # checked above
-        right = jnp.arange(z.shape[0]) == task.label(example["row"])  # type: ignore[misc]
+        right = jnp.arange(z.shape[0]) == jnp.asarray(task.label(example["row"]))  # type: ignore[misc]
         chosen = jnp.where(right, z, 0).sum()
         return (chosen - jax.scipy.special.logsumexp(jnp.where(right, -jnp.inf, z)))[None]
 

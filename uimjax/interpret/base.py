@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 
@@ -22,7 +23,7 @@ from uimjax.curvature.kronecker import Kronecker
 from uimjax.curvature.operator import Operator
 from uimjax.errors import NonFiniteError, ShapeError, UimError, UnknownNameError, UsageError
 from uimjax.sketch import AnySketch
-from uimjax.taps import Sites, capture, sites, verify
+from uimjax.taps import Sites, _compat, capture, sites, verify
 from uimjax.task import NATS, RELATIVE, Measurement, Task
 
 NORMALIZE = ("none", "unit", "self", "update")
@@ -118,6 +119,20 @@ def program_digest(program: Any, constants: Sequence[Any], more: str = "") -> st
     text = re.sub(r" at 0x[0-9a-f]+", "", str(program)) + more
     consts = "".join(store.digest_array(c) for c in constants)
     return hashlib.sha256((text + consts).encode()).hexdigest()[:32]
+
+
+def own_rules(program: Any) -> str:
+    """The reverse rules of a program's `custom_vjp` functions, as the program of its derivative; they are no part of
+    the program itself."""
+    if "custom_vjp" not in str(program):
+        return ""
+
+    def backward(*inputs: Any) -> Any:
+        out, pull = jax.vjp(jax.extend.core.jaxpr_as_fun(program), *inputs)
+        return [x for x in pull([jnp.ones_like(x) for x in out]) if x.dtype != jax.dtypes.float0]
+
+    made = jax.make_jaxpr(backward)(*program.in_avals)
+    return program_digest(made, _compat.constants(made))
 
 
 def training_sites(task: Task, params: Any, data: Any, check: bool = True) -> Sites:

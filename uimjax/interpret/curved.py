@@ -36,7 +36,7 @@ def curvature(
         inverse = kronecker.measure(choice, made, params, lambda: row.batches(data, batch_size))
         return damped(inverse, choice.damping), rule.given(choice.damping)
     whole, one, other = _halves(choice, made, params, data, batch_size)
-    rows, some = _few(laid, data, ROWS), _few(laid, queries, QUERIES)
+    rows, some = _few(laid.sites, data, ROWS), _few(laid.sites, queries, QUERIES)
     seen = [(half, entering(laid)(params, rows, half.bases), entering(asked)(params, some, half.bases))
             for half in (one, other)]  # fmt: skip
 
@@ -47,11 +47,10 @@ def curvature(
     return damped(whole, chosen.value), chosen
 
 
-def _few(laid: Laid, rows: Any, most: int) -> Any:
+def _few(found: Sites, rows: Any, most: int) -> Any:
     """At most so many rows, evenly spaced, and no more than fit where their gradients are formed."""
-    fits = max(2, FORMED_BYTES // (4 * sum(leaf.size for leaf in laid.sites.used)))
-    count = min(most, fits, row.count(rows))
-    return row.take(rows, np.linspace(0, row.count(rows) - 1, count).astype(int))
+    fits = max(2, FORMED_BYTES // (4 * sum(leaf.size for leaf in found.used)))
+    return row.spread(rows, min(most, fits))
 
 
 _between = jax.jit(rotated.between)
@@ -95,8 +94,8 @@ def _together(halves: list[Sums]) -> Sums:
 
 
 def laid_out(found: Sites, params: Any, rows: Any, like: Laid | None = None) -> Laid:
-    """The blocks of a loss, read off its first rows."""
-    return blocks.lay_out(found, _captured(found)(params, jax.tree.map(lambda x: x[:2], rows)), like)
+    """The blocks of a loss, read off a few of its rows."""
+    return blocks.lay_out(found, _captured(found)(params, blocks.some(found, rows)), like)
 
 
 @functools.lru_cache(maxsize=32)

@@ -178,7 +178,8 @@ def describe(found: Sites, params, data, sketch, batch_size, shard_rows, dtype, 
 
 def task_digest(found: Sites) -> str:
     """Of the loss's own program, the constants it closes over, and the parameters left out."""
-    return base.program_digest(found.program, found.constants, str(found.excluded) if found.excluded else "")
+    excluded = str(found.excluded) if found.excluded else ""
+    return base.program_digest(found.program, found.constants, excluded + base.own_rules(found.program))
 
 
 _MEANING = {

@@ -85,7 +85,7 @@ def _unrolled(
         raise UnknownNameError("way to divide a batch's loss", divide, DIVIDE)
     count = row.count(data)
     data, queries, weights = jax.tree.map(jnp.asarray, (data, queries, weights))
-    made = _replay(task, steps.static(recipe, count), measurement, divide == "batch")
+    made = _replay(task, steps.static(recipe, count), measurement, count, divide == "batch")
     ids = _orders(jax.random.key(recipe.seed), recipe.epochs, count, recipe.batch_size)
     kept, end = _forward(made, made.start(params), ids, data, weights)
     cotangent = made.asked(end, queries)
@@ -96,7 +96,7 @@ def _unrolled(
         end = state
     if not bool(jnp.isfinite(found).all()):
         raise NonFiniteError("the derivative through training is not finite: it diverges; lower the learning rate")
-    return np.asarray(found)
+    return np.asarray(found, np.float64)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3))
@@ -137,16 +137,15 @@ def _same_to_the_bit(again: Any, end: Any) -> None:
 
 
 @functools.lru_cache(maxsize=16)
-def _replay(task: Task, static: steps.Static, measurement: Measurement, fixed: bool) -> Replay:
+def _replay(task: Task, static: steps.Static, measurement: Measurement, count: int, fixed: bool) -> Replay:
     made = steps.optimizer(static)
 
     def step(state: Any, ids: Any, data: Any, weights: Any) -> Any:
-        rows, weight = steps.gather(data, ids, weights)
-        return moved(state, rows, weight)
+        return moved(state, ids, *steps.gather(data, ids, weights))
 
-    def moved(state: Any, rows: Any, weight: Any) -> Any:
+    def moved(state: Any, ids: Any, rows: Any, weight: Any) -> Any:
         params, optimizer = state
-        size = static.batch_size if fixed else None
+        size = jnp.sum(ids < count) if fixed else None  # a short last batch has its own size
         return steps.step(task, made.update, params, optimizer, rows, weight, size)[:2]
 
     @jax.jit
@@ -161,7 +160,7 @@ def _replay(task: Task, static: steps.Static, measurement: Measurement, fixed: b
             cotangent, found = carry
             before, ids = at
             rows, weight = steps.gather(data, ids, weights)
-            _, pull = jax.vjp(lambda s, w: _floats(moved(_with(before, s), rows, w)), _floats(before), weight)
+            _, pull = jax.vjp(lambda s, w: _floats(moved(_with(before, s), ids, rows, w)), _floats(before), weight)
             cotangent, touched = jax.vmap(pull)(cotangent)
             return (cotangent, found.at[:, ids].add(touched, mode="drop")), None
 

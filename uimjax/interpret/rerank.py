@@ -46,7 +46,8 @@ def rerank(
     exact = values.ravel()[sample] + change[np.searchsorted(wanted, sample)]
     off = exact - values.ravel()[sample]
     spread = np.sqrt(np.mean(exact**2))
-    related = np.corrcoef(exact, values.ravel()[sample])[0, 1] if blind > 1 else 1.0
+    varies = min(exact.std(), values.ravel()[sample].std()) > 0
+    related = np.corrcoef(exact, values.ravel()[sample])[0, 1] if varies else 1.0 - float(off.any())
     values = values.copy()
     values.ravel()[wanted] += change
     error = float(np.sqrt(np.mean(off**2)) / spread) if spread else 0.0
