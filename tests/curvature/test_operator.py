@@ -147,6 +147,29 @@ def test_every_solver_equals_the_direct_solve(case, choice):
         assert residual.max() < 1e-6
 
 
+def test_preconditioned_gradients_reach_the_same_answer_in_fewer_products(case):
+    h, damping = case.ggn, 1e-3
+    basis, values = np.linalg.eigh(h + damping * np.eye(len(h)))[::-1]
+    noisy = values * np.exp(0.3 * np.random.default_rng(0).normal(size=len(values)))  # near, as EK-FAC is
+    shapes = [(path, x.shape[1:]) for path, x in case.split(case.v).items()]
+
+    def near(inverse, v):
+        flat = inverse @ jnp.concatenate([v[path].ravel() for path, _ in shapes])
+        parts = jnp.split(flat, np.cumsum([int(np.prod(shape)) for _, shape in shapes])[:-1])
+        return {path: x.reshape(shape) for (path, shape), x in zip(shapes, parts, strict=True)}
+
+    help = operator.Precondition(near, jnp.asarray((basis / noisy) @ basis.T))
+    few, many = (Operator("cg", iterations=count, tolerance=1e-9) for count in (12, 200))
+    args = case.found, case.task, case.params, case.data, case.split(case.v), 5, damping
+    x, info = operator.solve(many, *args, help)
+    np.testing.assert_allclose(
+        case.flat(x), direct(h, damping, case.v), rtol=1e-5, atol=1e-7 * np.abs(case.v).max() / damping
+    )
+    assert info["residual"].max() < 1e-8
+    assert operator.solve(few, *args, help)[1]["residual"].max() < 1e-5
+    assert operator.solve(few, *args)[1]["residual"].min() > 1e-2
+
+
 def test_lissa_equals_the_direct_solve(small):
     damping = 0.1 * np.linalg.eigvalsh(small.ggn)[-1]
     got, info = small.solve(Operator("lissa", iterations=200), damping)

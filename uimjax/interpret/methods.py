@@ -42,7 +42,7 @@ PRESETS: dict[str, Method] = {
     "source": Method("source", curvature=Kronecker("ekfac"), normalize="none", checkpoints="segments"),  # 2405.12186
     "datainf": Method("datainf", curvature=Harmonic(), normalize="none"),  # arXiv 2310.00902
     "arnoldi": Method("arnoldi", curvature=Operator("arnoldi"), normalize="none"),  # arXiv 2112.03052
-    "cg": Method("cg", curvature=Operator("cg"), normalize="none"),  # arXiv 1703.04730
+    "cg": Method("cg", curvature=Operator("cg", iterations=50), normalize="none"),  # arXiv 1703.04730
     "lissa": Method("lissa", curvature=Operator("lissa"), normalize="none"),  # arXiv 1602.03943
 }
 BASELINES = baselines.NAMES

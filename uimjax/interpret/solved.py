@@ -1,17 +1,19 @@
 """Directions by solving: a curvature that is applied to the queries' gradients through products with it or passes over
 the rows (CG, LiSSA, Arnoldi, dense; DataInf), instead of being measured once and for all."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from uimjax import rows as row
-from uimjax.curvature import harmonic, operator, source
+from uimjax.curvature import harmonic, operator, rotated, source
 from uimjax.curvature.blocks import Laid
 from uimjax.curvature.harmonic import Harmonic
 from uimjax.curvature.kronecker import Kronecker
-from uimjax.curvature.operator import Operator
+from uimjax.curvature.operator import Operator, Precondition
+from uimjax.curvature.rotated import Rotated
 from uimjax.curvature.source import Source
 from uimjax.errors import UsageError
 from uimjax.interpret import curved
@@ -32,11 +34,11 @@ def solver(
     if isinstance(choice, Harmonic):
         batches = lambda: row.batches(data, batch_size)  # noqa: E731  # a stream for each of two passes
         return lambda g: harmonic.solve(laid.sites, params, batches, g, choice.damping), {"damping": str(choice)}
-    value, why = _damping(choice, task, laid, params, data, asked, queries, batch_size)
+    value, why, near = _damping(choice, task, laid, params, data, asked, queries, batch_size)
     how: dict[str, Any] = {"curvature": str(choice), "damping": f"damping {value:.3g} ({why})", "solves": []}
 
     def solve(gradients: Gradients) -> Gradients:
-        found, said = operator.solve(choice, laid.sites, task, params, data, gradients, batch_size, value)
+        found, said = operator.solve(choice, laid.sites, task, params, data, gradients, batch_size, value, *near)
         how["solves"].append({key: np.asarray(x).tolist() for key, x in said.items() if key != "curvature"})
         return found
 
@@ -45,9 +47,10 @@ def solver(
 
 def _damping(
     choice: Operator, task: Task, laid: Laid, params: Any, data: Any, asked: Laid, queries: Any, batch_size: int
-) -> tuple[float, str]:
-    """(an absolute damping, why that). Left open it is EK-FAC's by the agreement of halves: its eigenvalues are those
-    of the same matrix, and two halves of a solve would have to be solved again for every value tried."""
+) -> tuple[float, str, tuple[Precondition, ...]]:
+    """(an absolute damping, why that, EK-FAC to precondition with where it is at hand). Left open it is EK-FAC's by the
+    agreement of halves: its eigenvalues are those of the same matrix, and two halves of a solve would have to be solved
+    again for every value tried."""
     if choice.damping is not None:
         mean = operator.mean_eigenvalue(choice, laid.sites, task, params, data, batch_size)
         if not mean > 0:
@@ -55,7 +58,7 @@ def _damping(
                 f"the mean eigenvalue of the {choice.matrix} is {mean:.3g}, so a multiple of it is no damping; take "
                 "matrix='ggn'"
             )
-        return choice.damping * mean, f"{choice.damping:g} x mean eigenvalue"
+        return choice.damping * mean, f"{choice.damping:g} x mean eigenvalue", ()
     if task.outputs is None:
         raise UsageError(
             f"{choice}: its damping is chosen by EK-FAC's Fisher matrix, which needs the model's outputs. Give the "
@@ -64,4 +67,14 @@ def _damping(
     made = source.gradients(Source("fisher"), task, laid, params, data)
     del made  # refused here, if at all, in the words of the source
     inverse, chosen = curved.curvature(Kronecker("ekfac"), task, laid, params, data, asked, queries, batch_size)
-    return next(iter(inverse.damping.values())), f"EK-FAC's, {chosen}"
+    near = Precondition(_divided(laid), inverse)
+    return next(iter(inverse.damping.values())), f"EK-FAC's, {chosen}", (near,)
+
+
+@functools.lru_cache(maxsize=16)
+def _divided(laid: Laid) -> Callable[[Rotated, Gradients], Gradients]:
+    def divided(inverse: Rotated, v: Gradients) -> Gradients:
+        found = rotated.solve(laid, inverse, {path: x[None] for path, x in v.items()})
+        return {path: found[path][0].astype(x.dtype) for path, x in v.items()}
+
+    return divided
