@@ -13,25 +13,20 @@ import dataclasses
 import sys
 import tempfile
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import lds_sets
 from benchmarks.lds_sets import Judged
 from benchmarks.timing import Peak, machine, report
 from uimjax import rows as row
-from uimjax import steps, training
-from uimjax.errors import UimError
-from uimjax.interpret import bank, judge, metagradient, methods
-from uimjax.interpret.trajectory import Checkpoint
+from uimjax.interpret import bank, check, judge, metagradient, methods
+from uimjax.interpret.trajectory import Checkpoint, record
 
-SKIPPED = ("retain_cos",)  # asks for held-out rows to keep, and answers another question
 CHECKPOINTS = 6
+MODELS, BY_MODEL = 4, ("kfac", "ekfac")  # what the chance of one training does to the score
 MASKS, QUICK_MASKS, SLOW_QUERIES = 30, 2, 20
 
 
@@ -60,70 +55,45 @@ def judged(made: Judged, only: list[str] | None, masks: int, kept: Path, scratch
         made.task, made.initial, made.data, made.recipe, subsets, made.measurement, made.queries, folder=kept / "bank"
     )
     banked = time.perf_counter() - start
-    print(f"{truth.values[..., 0].size} models after {banked:.0f} s", file=sys.stderr, flush=True)
+    say(f"{truth.values[..., 0].size} models after {banked:.0f} s")
     agreement, ceiling = judge.noise_ceiling(truth)
-    run = trained(made, scratch)
-    table = {}
-    for name in only or [*methods.PRESETS, *methods.BASELINES]:
-        if name in SKIPPED or (name in ("bm25", "ngram") and made.texts is None):
-            continue
-        table[name] = one(name, made, run, truth)
+    asked = check.Asked(*(getattr(made, name) for name in check.Asked._fields))
+    runs = [record(made.task, made.initial(0), made.data, made.recipe, CHECKPOINTS, seed=0, folder=scratch / "train")]
+    table = {name: one(name, asked, runs[0], truth) for name in only or names(made)}
     result = {
         "rows": row.count(made.data), "queries": row.count(made.queries), "models": truth.values[..., 0].size,
         "protocol": truth.protocol, "agreement": round(agreement, 3), "ceiling": round(ceiling, 3),
         "bank_s": round(banked, 1), "methods": table, "total_s": round(time.perf_counter() - start, 1),
     }  # fmt: skip
+    for seed in range(1, MODELS):
+        runs.append(record(made.task, made.initial(seed), made.data, made.recipe, 1, seed=seed))
+    for name in BY_MODEL if only is None else ():
+        found = [check.judged(name, asked, run[-1:], truth) for run in runs]
+        result[f"{name}_by_model"] = [round(its.lds.value, 3) for its in found if its.lds]
+        say(f"{name} of {MODELS} models: {result[f'{name}_by_model']}")
     return result | ({"smoothed": smoothed(made, truth, masks)} if masks else {})
 
 
-def trained(made: Judged, scratch: Path) -> list[Checkpoint]:
-    """A training on all rows, as seed 0's models are trained, with checkpoints along the way."""
-    recipe, params = made.recipe, made.initial(0)
-    epochs = sorted({*training.spread(recipe.epochs, min(CHECKPOINTS, recipe.epochs) - 1), recipe.epochs})
-    count = row.count(made.data)
-    # the same order of rows as a bank's model: the key of the seed
-    training.fit(made.task, params, made.data, recipe, folder=scratch / "train", snapshots=epochs)
-    per, peak = recipe.steps_per_epoch(count), recipe.learning_rate
-    momentum = 1 - recipe.momentum if recipe.optimizer == "sgd" else 1.0
-    run = []
-    for before, epoch in zip([0, *epochs], epochs, strict=False):
-        rate = peak * steps.rate(recipe, (before + epoch) / 2) / momentum
-        state = training.snapshot(scratch / "train", params, epoch)
-        moments = second_moments(made, state) if recipe.optimizer == "adamw" else None
-        run.append(Checkpoint(state, rate, per * (epoch - before), moments))
-    return run
+def names(made: Judged) -> list[str]:
+    unfit = {"retain_cos"}  # asks for rows to retain, and answers another question
+    unfit |= {"bm25", "ngram"} if made.texts is None else set()
+    return [name for name in (*methods.PRESETS, *methods.BASELINES) if name not in unfit]
 
 
-def second_moments(made: Judged, params: Any) -> Any:
-    """Mean squared batch gradients at a checkpoint, which is what Adam's moments average."""
-
-    def squared(params: Any, rows: Any) -> Any:
-        gradient = jax.grad(lambda p: jax.vmap(lambda r: jnp.sum(made.task.loss(p, r)))(rows).mean())(params)
-        return jax.tree.map(jnp.square, gradient)
-
-    program = jax.jit(squared)
-    found = [program(params, b.rows) for b in row.batches(made.data, made.recipe.batch_size) if b.mask.all()]
-    return jax.tree.map(lambda *x: sum(x) / len(x), *found)
-
-
-def one(name: str, made: Judged, run: list[Checkpoint], truth: bank.Bank) -> dict[str, Any]:
-    start, peak = time.perf_counter(), Peak()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", RuntimeWarning)
-            if name == "less" and run[-1].optimizer is None:
-                run = [c._replace(optimizer=second_moments(made, c.params)) for c in run]
-            found = methods.score(
-                made.task, run, made.data, made.measurement, made.queries, name, each=True, texts=made.texts
-            )
-    except UimError as error:
-        return {"error": f"{type(error).__name__}: {error}"}
-    taken, its = time.perf_counter() - start, judge.lds(found.values, truth)
-    print(f"{name:16} {taken:6.1f} s  {its}", file=sys.stderr, flush=True)
+def one(name: str, asked: check.Asked, run: list[Checkpoint], truth: bank.Bank) -> dict[str, Any]:
+    peak = Peak()
+    found = check.judged(name, asked, run, truth)
+    say(f"{name:16} {found.seconds:6.1f} s  {found.lds or found.error}")
+    if found.lds is None:
+        return {"error": found.error}
     return {
-        "lds": round(its.value, 3), "low": round(its.low, 3), "high": round(its.high, 3), "seconds": round(taken, 1),
-        "peak_mib": round(peak.mib()), "how": found.method,
+        "lds": round(found.lds.value, 3), "low": round(found.lds.low, 3), "high": round(found.lds.high, 3),
+        "seconds": round(found.seconds, 1), "peak_mib": round(peak.mib()), "how": found.said,
     }  # fmt: skip
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def smoothed(made: Judged, truth: bank.Bank, masks: int) -> dict[str, Any]:
@@ -138,7 +108,7 @@ def smoothed(made: Judged, truth: bank.Bank, masks: int) -> dict[str, Any]:
     ):
         if found.masks in (1, 2, 5, 10, 20, 30):
             its = judge.lds(found.values, some)
-            print(f"{found.masks:3} masks {time.perf_counter() - start:6.0f} s  {its}", file=sys.stderr, flush=True)
+            say(f"{found.masks:3} masks {time.perf_counter() - start:6.0f} s  {its}")
             curve[found.masks] = {
                 "lds": round(its.value, 3), "low": round(its.low, 3), "high": round(its.high, 3),
                 "seconds": round(time.perf_counter() - start, 1), "error": float(found.error.mean()),

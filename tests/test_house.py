@@ -36,11 +36,11 @@ INSIDE = {
     "uimjax.interpret": [
         "base", "trajectory", "lexical", "representation", "baselines", "curved", "solved", "exact", "segments",
         "rerank", "self_influence", "methods", "index", "trace", "positions", "bank", "judge",
-        "metagradient", "counterfactual",
+        "metagradient", "counterfactual", "check",
     ],
     "uimjax.corpora": ["base", "truth", "digits", "files", "plants", "tokenizer", "documents", "stdlib", "text_plants"],
     "uimjax.mitigate": ["unlearning", "edit", "oracle", "proof"],
-    "uimjax.report": ["tables", "summary", "markup", "charts", "page"],
+    "uimjax.report": ["tables", "summary", "judgements", "markup", "charts", "page"],
     "uimjax.audit": ["base", "backdoor", "behaviour", "leak", "scorecard"],
     "uimjax.sketch": ["base", "kronecker", "dense", "sparse", "truncated", "unsketched"],
     "uimjax.curvature": [

@@ -48,8 +48,10 @@ def parser() -> argparse.ArgumentParser:
     build.add_argument("target", help="a YAML config (`uimjax new index`)")
     verify = _command(actions, "verify", "check every byte of an index", out="")
     verify.add_argument("target", help="the folder of an index")
+    check = _command(commands, "check", "judge attribution methods by retraining your own small task", out=None)
+    check.add_argument("target", help="a YAML config (`uimjax new check`)")
     new = commands.add_parser("new", help="write a commented config into this folder")
-    new.add_argument("kind", help="run, text or index")
+    new.add_argument("kind", help="run, text, index or check")
     topic = commands.add_parser("help", help="print a page of the shipped docs")
     topic.add_argument("topic", nargs="?", help="the page; without it, the list")
     return top
@@ -66,7 +68,7 @@ def _command(commands: Any, name: str, what: str, out: str | None) -> argparse.A
 def main(argv: list[str] | None = None) -> None:
     """Entry point; ends the process with the exit code of what happened."""
     args, rest = parser().parse_known_args(argv)
-    takes_settings = args.command in ("demo", "run", *STAGES) or getattr(args, "action", "") == "build"
+    takes_settings = args.command in ("demo", "run", "check", *STAGES) or getattr(args, "action", "") == "build"
     if rest and not takes_settings:
         parser().error(f"unrecognised: {' '.join(rest)}")
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM):
@@ -222,6 +224,36 @@ def _index(args: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
+def _check(args: argparse.Namespace, rest: list[str]) -> int:
+    from uimjax import steps
+    from uimjax.config import CheckConfig, read_yaml
+    from uimjax.interpret import check
+    from uimjax.progress import quiet, shown
+    from uimjax.report import judgements
+
+    config = _override(CheckConfig, read_yaml(Path(args.target)), rest)
+    found = _loaded(config.load, "(uimjax.Task, initial, rows, uimjax.Measurement, queries)", 5)
+    task, initial, rows, measurement, queries = found
+    asked = check.Asked(task, initial, rows, steps.Recipe(**config.train.model_dump()), measurement, queries)
+    result = check.check(
+        asked,
+        config.methods,
+        halves=config.halves,
+        seeds=tuple(range(config.seeds)),
+        protocol=config.protocol,
+        removals=config.removals,
+        checkpoints=config.checkpoints,
+        batch_size=config.batch_size,
+        folder=Path(args.out or Path(args.target).with_suffix(".check")),
+        progress=quiet if args.json else shown,
+    )
+    if args.json:
+        print(json.dumps(judgements.document(result), indent=1))
+    else:
+        judgements.show(result)
+    return 0
+
+
 def _loaded(reference: str, wanted: str, count: int) -> tuple[Any, ...]:
     """What the reader's own function returns, the first of it a Task."""
     from uimjax.task import Task
@@ -276,7 +308,15 @@ def _help(args: argparse.Namespace, _rest: list[str]) -> int:
     return 0
 
 
-_COMMANDS = {"demo": _demo, "doctor": _doctor, "index": _index, "new": _new, "help": _help, "report": _report}
+_COMMANDS = {
+    "check": _check,
+    "demo": _demo,
+    "doctor": _doctor,
+    "index": _index,
+    "new": _new,
+    "help": _help,
+    "report": _report,
+}
 _COMMANDS |= dict.fromkeys(("run", *STAGES), _run)
 
 

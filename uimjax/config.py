@@ -38,7 +38,9 @@ class TrainChoice(_Strict):
 
 
 class TraceChoice(_Strict):
-    method: str = Field("retain_cos", description="the method that chooses the edit; fixed before any truth is read")
+    method: str = Field(
+        "retain_cos", description="the method that chooses the edit, or auto; fixed before any truth is read"
+    )
     compare: tuple[str, ...] = Field(
         (
             "grad_dot",
@@ -189,7 +191,34 @@ class IndexConfig(_Strict):
     dtype: Literal["float32", "bfloat16"] = "float32"
 
 
-KINDS: dict[str, type[_Strict]] = {"run": RunConfig, "text": TextConfig, "index": IndexConfig}
+class CheckTrainChoice(TrainChoice):
+    epochs: int = Field(20, ge=1)
+    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
+    final: float = Field(0.1, ge=0, le=1, description="where the cosine ends, as a share of the learning rate")
+
+
+class CheckConfig(_Strict):
+    """Attribution judged by retraining the reader's own small task."""
+
+    load: str = Field(
+        description="pkg.module:function returning (uimjax.Task, initial(seed) -> params, rows, Measurement, queries)"
+    )
+    train: CheckTrainChoice = CheckTrainChoice()  # pyright: ignore[reportCallIssue]  # every field has a default
+    methods: tuple[str, ...] = Field(
+        ("auto", "ekfac", "logra", "trackstar", "grad_cos", "grad_dot", "random"), description="methods judged"
+    )
+    halves: int = Field(20, ge=2, description="random halves of the rows to train again on, with every seed")
+    seeds: int = Field(2, ge=1, description="trainings of each half; two show how far any method can get")
+    protocol: Literal["rebatched", "masked"] = Field(
+        "rebatched", description="kept rows alone are cut into batches, or all keep their places and some weigh nothing"
+    )
+    removals: int = Field(10, ge=0, description="trainings without 1 to a tenth of the rows, for calibration")
+    checkpoints: int = Field(6, ge=1, description="moments of the training, for methods that read several")
+    batch_size: int = Field(256, ge=1, description="rows scored at once")
+
+
+KINDS: dict[str, type[_Strict]] = {"run": RunConfig, "text": TextConfig, "index": IndexConfig, "check": CheckConfig}
+COMMANDS = {"index": "index build", "check": "check"}  # of a kind; the others are run
 
 
 def kind_of(values: dict[str, Any]) -> type[_Strict]:
@@ -257,7 +286,7 @@ def _explain(kind: type[BaseModel], error: Any) -> str:
 def commented(kind: str) -> str:
     """A YAML file of every default, commented."""
     model = KINDS[kind]
-    lines = [f"# {model.__doc__}", f"# uimjax {'index build' if kind == 'index' else 'run'} THIS_FILE"]
+    lines = [f"# {model.__doc__}", f"# uimjax {COMMANDS.get(kind, 'run')} THIS_FILE"]
     return "\n".join([*lines, *_fields(model, "")]) + "\n"
 
 

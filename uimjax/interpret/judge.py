@@ -49,7 +49,7 @@ def lds(values: np.ndarray, bank: Bank, seed: int = 0) -> Lds:
         subsets, chosen = rng.integers(len(truth), size=len(truth)), rng.integers(queries, size=queries)
         again = correlations(predicted[np.ix_(subsets, chosen)], truth[np.ix_(subsets, chosen)])
         found.append(_mean(again))
-    low, high = np.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low, high = np.nanquantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])  # NaN: no query drawn varies
     agreement, ceiling = noise_ceiling(bank)
     return Lds(_mean(each), float(low), float(high), each, agreement, ceiling, bank.protocol)
 

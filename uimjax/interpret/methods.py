@@ -46,6 +46,8 @@ PRESETS: dict[str, Method] = {
     "lissa": Method("lissa", curvature=Operator("lissa"), normalize="none"),  # arXiv 1602.03943
 }
 BASELINES = baselines.NAMES
+AUTO = "auto"
+LARGE = 30_000_000  # parameters, from which on "auto" sketches: EK-FAC's bases and a query's direction are as many
 
 
 def get(name: str, sketch: AnySketch | None = None) -> Method:
@@ -55,9 +57,32 @@ def get(name: str, sketch: AnySketch | None = None) -> Method:
         UnknownNameError: names the nearest.
     """
     if name not in PRESETS:
-        raise UnknownNameError("method", name, [*PRESETS, *BASELINES])
+        raise UnknownNameError("method", name, [*PRESETS, *BASELINES, AUTO])
     method = PRESETS[name]
     return dataclasses.replace(method, sketch=sketch) if sketch is not None else method
+
+
+def auto(task: Task, params: Any, retain: Any = None) -> tuple[str | Method, str]:
+    """(the method that "auto" stands for, why), by the measurements in `uimjax help methods`: retain_cos where clean
+    rows to retain are given; logra for more than `LARGE` parameters; source where checkpoints with their steps are;
+    else ekfac, of the empirical Fisher matrix where the task has no outputs."""
+    run = run_of(params)
+    size = sum(x.size for x in jax.tree.leaves(run[-1].params) if jnp.issubdtype(x.dtype, jnp.inexact))
+    if retain is not None:
+        return "retain_cos", "rows to retain are given"
+    if size > LARGE:
+        return "logra", f"{size:,} parameters are more than {LARGE:,}"
+    if task.outputs is None:
+        chosen = dataclasses.replace(PRESETS["ekfac"], curvature=Kronecker("ekfac", Source("empirical")))
+        return chosen, "the task has no outputs, so the empirical Fisher matrix"
+    if len(run) >= segments.SEGMENTS and all(its.steps > 1 for its in run):
+        return "source", f"{len(run)} checkpoints with their steps are given"
+    return "ekfac", "the task has outputs"
+
+
+def of_index(name: str, retain: bool) -> str:
+    """The name of a method for an index, where "auto" keeps what the model does right if it can, and is logra else."""
+    return {True: "retain_cos", False: "logra"}[retain] if name == AUTO else name
 
 
 def score(
@@ -81,15 +106,19 @@ def score(
 
     `params`: the parameters, or a list of `trajectory.Checkpoint` of the training run: a method uses the last alone, or
     their sum by learning rate, their mean, or segments of the run. `retain`: held-out clean rows like the training
-    rows, for methods that keep what the model does right (retain_cos). `method` is a preset, a `Method`, or a baseline
-    (of the last checkpoint): random (by `seed`), loss, grad_norm, rep_sim and representer (need `task.features`;
-    queries whose first part, or whole, is an example), bm25 and ngram (need `texts`: those of the rows and of the
-    queries).
+    rows, for methods that keep what the model does right (retain_cos). `method` is a preset, a `Method`, "auto" (the
+    scores say what it chose), or a baseline (of the last checkpoint): random (by `seed`), loss, grad_norm, rep_sim and
+    representer (need `task.features`; queries whose first part, or whole, is an example), bm25 and ngram (need `texts`:
+    those of the rows and of the queries).
 
     Raises:
         UnknownNameError, NonFiniteError, ShapeError, BudgetError; TapError and its children for the loss itself.
     """
     run = run_of(params)
+    if method == AUTO:
+        method, why = auto(task, params, retain)
+        found = score(task, params, data, measurement, queries, method, each=each, batch_size=batch_size, retain=retain)
+        return found._replace(method=f"{found.method} (auto: {why})")
     if isinstance(method, str) and method in BASELINES:
         return baselines.score(method, task, run[-1].params, data, queries, each, batch_size, seed, texts)
     chosen = get(method) if isinstance(method, str) else method

@@ -27,7 +27,7 @@ from uimjax.errors import UsageError
 from uimjax.interpret import base, curved, exact
 from uimjax.interpret.base import Method, Scores
 from uimjax.interpret.trajectory import Checkpoint
-from uimjax.task import Measurement, Task
+from uimjax.task import RELATIVE, Measurement, Task
 
 SEGMENTS = 3  # the paper's choice
 
@@ -65,7 +65,9 @@ def score(
     values = np.asarray(total)
     base.finite(jnp.asarray(values), f"scores of {method.name}")
     how = {"curvature": str(choice), "segments": [len(piece) for piece in pieces]}
-    return Scores(values, f"{method.label}, {len(pieces)} segments", method.unit(measurement), how)
+    adam = any(its.optimizer is not None for its in run)  # its steps are none of gradient descent: no scale to speak of
+    unit = RELATIVE if adam else method.unit(measurement)
+    return Scores(values, f"{method.label}, {len(pieces)} segments", unit, how)
 
 
 def _taken(values: Any, time: float) -> Any:

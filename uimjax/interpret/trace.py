@@ -66,7 +66,8 @@ def ask(
         UnknownNameError, ShapeError, NonFiniteError
     """
     asked = question(index, task, params, example, measurement, queries, each)
-    span = None if retain is None or not _method(method).retain else retained(asked.held, task, params, example, retain)
+    keeps = retain is not None and _method(method, True).retain
+    span = retained(asked.held, task, params, example, retain) if keeps else None
     return by(asked, method, span)
 
 
@@ -93,7 +94,7 @@ def retained(index: Index | str | Path, task: Task, params: Any, example: Any, r
 
 def by(asked: Question, method: str | Method, span: base.Span | None = None) -> Asked:
     """One method's directions for a question; `span` for those that keep what the model does right. Raises as `ask`."""
-    index, chosen = asked.held, _method(method)
+    index, chosen = asked.held, _method(method, span is not None)
     if not isinstance(method, str) and method.sketch not in (None, index.sketch):
         raise MismatchError(f"{method.name} wants {method.sketch!r} and {index.folder} was built with {index.sketch!r}")
     chosen = dataclasses.replace(chosen, sketch=index.sketch)
@@ -111,8 +112,8 @@ def by(asked: Question, method: str | Method, span: base.Span | None = None) -> 
     return Asked(index, chosen, chosen.unit(asked.measurement), inverse, base.directions(chosen, inverse, vectors))
 
 
-def _method(method: str | Method) -> Method:
-    return methods.get(method) if isinstance(method, str) else method
+def _method(method: str | Method, retain: bool) -> Method:
+    return methods.get(methods.of_index(method, retain)) if isinstance(method, str) else method
 
 
 def _same_model(index: Index, task: Task, params: Any, example: Any) -> Sites:

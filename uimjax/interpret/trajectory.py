@@ -5,14 +5,23 @@ What a model has learned well shows no gradient at the end of training: p(token)
 being learned, it did.
 """
 
+import dataclasses
+import functools
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+from uimjax import rows as row
+from uimjax import steps, training
 from uimjax.errors import UsageError
 from uimjax.interpret.base import Scores
-from uimjax.task import RELATIVE
+from uimjax.steps import Recipe
+from uimjax.task import RELATIVE, Task
 
 
 class Checkpoint(NamedTuple):
@@ -53,3 +62,46 @@ def over_checkpoints(scores: Sequence[Scores], rates: Sequence[float]) -> Scores
         return scores[0]
     values = np.tensordot(np.asarray(rates) / sum(rates), np.stack([s.values for s in scores]), 1)
     return Scores(values, f"{scores[0].method}, {len(scores)} checkpoints", RELATIVE)
+
+
+def record(
+    task: Task, params: Any, data: Any, recipe: Recipe, count: int = 6, *, seed: int | None = None,
+    folder: Path | None = None,
+) -> list[Checkpoint]:  # fmt: skip
+    """Train from `params` (in the order that `seed` gives, or the recipe's) and keep about `count` checkpoints, evenly
+    spaced, with what each method reads of them: the rate in effect (over 1 - momentum for SGD), the steps since the one
+    before, and for AdamW the mean squared batch gradient that its second moments average. With `folder` a training
+    found there is continued. Raises as `training.fit`.
+    """
+    recipe = recipe if seed is None else dataclasses.replace(recipe, seed=seed)
+    epochs = sorted({*training.spread(recipe.epochs, min(count, recipe.epochs) - 1), recipe.epochs})
+    per, slow = recipe.steps_per_epoch(row.count(data)), 1 - recipe.momentum if recipe.optimizer == "sgd" else 1.0
+    run = []
+    with tempfile.TemporaryDirectory() as scratch:
+        where = folder or Path(scratch)
+        training.fit(task, params, data, recipe, folder=where, snapshots=epochs)
+        for before, epoch in zip([0, *epochs], epochs, strict=False):
+            rate = recipe.learning_rate * steps.rate(recipe, (before + epoch) / 2) / slow
+            state = training.snapshot(where, params, epoch)
+            moments = second_moments(task, state, data, recipe.batch_size)
+            run.append(Checkpoint(state, rate, per * (epoch - before), moments))
+    return run
+
+
+def second_moments(task: Task, params: Any, data: Any, batch_size: int) -> Any:
+    """The mean over batches of the squared gradient of their mean loss, which is what Adam's moments average."""
+    program, total, count = _squared(task), None, 0
+    for batch in row.batches(data, min(batch_size, row.count(data))):
+        if batch.mask.all():
+            made = program(params, batch.rows)
+            total, count = made if total is None else jax.tree.map(jnp.add, total, made), count + 1
+    return jax.tree.map(lambda x: x / count, total)
+
+
+@functools.lru_cache(maxsize=8)
+def _squared(task: Task):
+    def squared(params: Any, rows: Any) -> Any:
+        mean = lambda p: jax.vmap(lambda r: jnp.sum(task.loss(p, r)))(rows).mean()  # noqa: E731  # differentiated below
+        return jax.tree.map(jnp.square, jax.grad(mean)(params))
+
+    return jax.jit(squared)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from uimjax.config import RunConfig, TextConfig
+from uimjax.interpret import methods
 from uimjax.progress import Progress, quiet
 from uimjax.workflow import text, vision
 from uimjax.workflow.base import resolve
@@ -20,5 +21,7 @@ def run(
     progress: Progress = quiet,
 ) -> dict[str, Any]:
     """The story that the config is for; see `vision.run` and `text.run`."""
+    known = methods.of_index(config.trace.method, retain=True)  # every story holds clean rows out
+    config = config.model_copy(update={"trace": config.trace.model_copy(update={"method": known})})
     story = text.run if isinstance(config, TextConfig) else vision.run
     return story(config, folder, until, say, progress)  # type: ignore[arg-type]  # chosen by the config's type
