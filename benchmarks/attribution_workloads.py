@@ -42,6 +42,19 @@ class Workload(NamedTuple):
     queries: Any
 
 
+def network(name: str) -> Any:
+    """Untrained parameters."""
+    key = jax.random.key(0)
+    return networks.mlp_params(key) if name == "w1" else networks.gpt_params(key, t=LENGTH)
+
+
+def label(example: Any) -> Any:
+    return example[1]
+
+
+logits = networks.mlp_logits  # of W1
+
+
 def task(name: str, covers: dict[str, Any] = EVERYTHING) -> Task:
     return Task(LOSSES[name], **covers)
 
@@ -73,8 +86,7 @@ def rows(name: str, count: int, asked: int) -> tuple[Any, Any]:
 def make(name: str, quick: bool) -> tuple[Workload, np.ndarray]:
     """(the workload with trained parameters, the losses of its training rows)."""
     data, queries = rows(name, *(QUICK if quick else SIZES)[name])
-    key = jax.random.key(0)
-    params = networks.mlp_params(key) if name == "w1" else networks.gpt_params(key, t=LENGTH)
+    key, params = jax.random.key(0), network(name)
     trained = bank.trainer(task(name), RECIPES[name], "masked")
     count = len(jax.tree.leaves(data)[0])
     params = trained(params, jax.tree.map(jnp.asarray, data), jnp.ones(count), key)
@@ -90,8 +102,7 @@ def write(made: Workload, where: Path) -> None:
 
 def read(name: str, where: Path) -> Workload:
     """What `write` wrote, parameters in the shape that the network takes."""
-    key = jax.random.key(0)
-    like = networks.mlp_params(key) if name == "w1" else networks.gpt_params(key, t=LENGTH)
+    like = network(name)
     held = jax.tree_util.tree_leaves_with_path(like)
     paths = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in held]
     with np.load(where / "params.npz") as found:

@@ -111,7 +111,8 @@ def smoothed(made: Judged, truth: bank.Bank, masks: int) -> dict[str, Any]:
             say(f"{found.masks:3} masks {time.perf_counter() - start:6.0f} s  {its}")
             curve[found.masks] = {
                 "lds": round(its.value, 3), "low": round(its.low, 3), "high": round(its.high, 3),
-                "seconds": round(time.perf_counter() - start, 1), "error": float(found.error.mean()),
+                "seconds": round(time.perf_counter() - start, 1),
+                "standard_error": round(float(found.error.mean()), 2) if found.masks > 1 else None,
             }  # fmt: skip
     return {"queries": count, "ceiling": round(judge.noise_ceiling(some)[1], 3), "masks": curve}
 

@@ -174,6 +174,20 @@ def test_margin_and_empirical_gradients_are_those_of_the_formula(classifier):
         np.testing.assert_allclose(got, np.einsum("nc,ncp->np", inner, z), rtol=1e-9, atol=1e-12, err_msg=kind)
 
 
+def test_the_margin_of_a_sequence_is_the_sum_of_its_tokens_margins(rng):
+    its = case(softmax(net(jnp.tanh)), rng, shape=(3, 4))
+
+    def margins(p, e):
+        shares = jax.nn.softmax(net(jnp.tanh)(p, e))
+        right = jnp.take_along_axis(shares, e["y"][:, None], -1)
+        return jnp.log(right / (1 - right)).sum()
+
+    want = jax.vmap(jax.grad(margins), (None, 0))(its.params, its.data)
+    (got,) = drawn(its, Source("margin"))
+    flat = np.concatenate([np.asarray(x).reshape(len(x), -1) for x in jax.tree.leaves(want)], 1)
+    np.testing.assert_allclose(np.sort(np.square(got).sum(1)), np.sort(np.square(flat).sum(1)), rtol=1e-9)
+
+
 def normal(key, z, e):
     """Targets of the density `exp(-quadratic)`: normal with the precision M."""
     root = np.linalg.inv(np.linalg.cholesky(M))

@@ -5,7 +5,8 @@
   softmax (there it is the Gauss-Newton matrix as well: Martens 2020, arXiv 1412.1193); else from `samples` draws a row.
 - "ggn": Gauss-Newton, `J^T (d^2 nll / d outputs^2) J`, exact; outputs of at most `EXACT` numbers.
 - "empirical": those of the true labels. Cheapest; it vanishes where the model fits its data.
-- "margin": of the margin log(p / (1 - p)) of the right class (TRAK: Park et al. 2023, arXiv 2303.14186).
+- "margin": of the margin log(p / (1 - p)) of the right class, of a sequence their sum (TRAK: Park et al. 2023, arXiv
+  2303.14186).
 """
 
 import dataclasses
@@ -72,8 +73,10 @@ def pseudo_losses(source: Source, task: Task, params: Any, data: Any) -> tuple[T
     shape = jax.eval_shape(task.outputs, params, example_spec(data)).shape
     check_nll(task, params, data, shape)
     if source.kind == "margin":
-        if task.label is None or len(shape) != 1:
-            raise UsageError(f"a margin is of a class: give the task label(example) and logits [C], not {list(shape)}")
+        if task.label is None or not shape:
+            raise UsageError(
+                f"a margin is of a class: give the task label(example) and logits [C] or [T, C], not {list(shape)}"
+            )
         return dataclasses.replace(task, loss=_cached(_margin, task)), 1
     numbers = int(np.prod(shape))
     if numbers <= EXACT:
@@ -186,8 +189,9 @@ def _sampled(task: Task, samples: int, seed: int) -> Callable[[Any, Any], Any]:
 def _margin(task: Task) -> Callable[[Any, Any], Any]:
     def losses(params: Any, example: Any) -> Any:
         z = task.outputs(params, example["row"])  # type: ignore[misc]  # checked above
-        right = jnp.arange(z.shape[0]) == jnp.asarray(task.label(example["row"]))  # type: ignore[misc]
-        chosen = jnp.where(right, z, 0).sum()
-        return (chosen - jax.scipy.special.logsumexp(jnp.where(right, -jnp.inf, z)))[None]
+        label = jnp.asarray(task.label(example["row"]))[..., None]  # type: ignore[misc]  # checked above
+        right = jnp.expand_dims(jnp.arange(z.shape[-1]), tuple(range(z.ndim - 1))) == label
+        others = jax.scipy.special.logsumexp(jnp.where(right, -jnp.inf, z), axis=-1)
+        return (jnp.where(right, z, 0).sum() - others.sum())[None]
 
     return losses

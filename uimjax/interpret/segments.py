@@ -65,8 +65,7 @@ def score(
     values = np.asarray(total)
     base.finite(jnp.asarray(values), f"scores of {method.name}")
     how = {"curvature": str(choice), "segments": [len(piece) for piece in pieces]}
-    adam = any(its.optimizer is not None for its in run)  # its steps are none of gradient descent: no scale to speak of
-    unit = RELATIVE if adam else method.unit(measurement)
+    unit = RELATIVE if any(its.adaptive for its in run) else method.unit(measurement)
     return Scores(values, f"{method.label}, {len(pieces)} segments", unit, how)
 
 

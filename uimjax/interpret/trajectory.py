@@ -26,12 +26,14 @@ from uimjax.task import RELATIVE, Task
 
 class Checkpoint(NamedTuple):
     """A moment of a training run: its parameters, the learning `rate` there, how many `steps` it stands for (SOURCE),
-    and the optimizer's state where a method reads it (LESS)."""
+    the optimizer's state where a method reads it (LESS), and whether that scales its steps: SOURCE unrolls gradient
+    descent, and its scores have no unit then."""
 
     params: Any
     rate: float = 1.0
     steps: int = 1
     optimizer: Any = None
+    adaptive: bool = False
 
 
 def is_run(params: Any) -> bool:
@@ -70,7 +72,7 @@ def record(
 ) -> list[Checkpoint]:  # fmt: skip
     """Train from `params` (in the order that `seed` gives, or the recipe's) and keep about `count` checkpoints, evenly
     spaced, with what each method reads of them: the rate in effect (over 1 - momentum for SGD), the steps since the one
-    before, and for AdamW the mean squared batch gradient that its second moments average. With `folder` a training
+    before, and the mean squared batch gradient, which Adam's second moments average. With `folder` a training
     found there is continued. Raises as `training.fit`.
     """
     recipe = recipe if seed is None else dataclasses.replace(recipe, seed=seed)
@@ -84,7 +86,7 @@ def record(
             rate = recipe.learning_rate * steps.rate(recipe, (before + epoch) / 2) / slow
             state = training.snapshot(where, params, epoch)
             moments = second_moments(task, state, data, recipe.batch_size)
-            run.append(Checkpoint(state, rate, per * (epoch - before), moments))
+            run.append(Checkpoint(state, rate, per * (epoch - before), moments, recipe.optimizer != "sgd"))
     return run
 
 
