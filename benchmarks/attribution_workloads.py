@@ -56,7 +56,8 @@ logits = networks.mlp_logits  # of W1
 
 
 def task(name: str, covers: dict[str, Any] = EVERYTHING) -> Task:
-    return Task(LOSSES[name], **covers)
+    more: dict[str, Any] = {"outputs": logits, "label": label} if name == "w1" else {}
+    return Task(LOSSES[name], **more, **covers)
 
 
 def folder() -> Path:

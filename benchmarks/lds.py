@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from benchmarks import lds_sets
@@ -39,7 +40,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", help="these methods alone")
     parser.add_argument("--bank", type=Path, help="keep the retrained models' measurements in this folder")
     chosen = parser.parse_args()
-    result: dict[str, Any] = {"machine": machine()}
+    result: dict[str, Any] = {"machine": machine(), "quick": chosen.quick}
     for name in chosen.only:
         made = lds_sets.SETS[name](chosen.quick)
         with tempfile.TemporaryDirectory() as scratch:
@@ -49,7 +50,7 @@ def main() -> None:
 
 
 def judged(made: Judged, only: list[str] | None, masks: int, kept: Path, scratch: Path) -> dict[str, Any]:
-    start = time.perf_counter()
+    start, held = time.perf_counter(), (kept / "bank").exists()
     subsets = bank.subsets(row.count(made.data), made.subsets)
     truth = bank.train_bank(
         made.task, made.initial, made.data, made.recipe, subsets, made.measurement, made.queries, folder=kept / "bank"
@@ -60,7 +61,8 @@ def judged(made: Judged, only: list[str] | None, masks: int, kept: Path, scratch
     asked = check.Asked(*(getattr(made, name) for name in check.Asked._fields))
     runs = [record(made.task, made.initial(0), made.data, made.recipe, CHECKPOINTS, seed=0, folder=scratch / "train")]
     table = {name: one(name, asked, runs[0], truth) for name in only or names(made)}
-    result = {
+    result: dict[str, Any] = {
+        "parameters": sum(x.size for x in jax.tree.leaves(made.initial(0))),
         "rows": row.count(made.data), "queries": row.count(made.queries), "models": truth.values[..., 0].size,
         "protocol": truth.protocol, "agreement": round(agreement, 3), "ceiling": round(ceiling, 3),
         "bank_s": round(banked, 1), "methods": table, "total_s": round(time.perf_counter() - start, 1),
@@ -71,7 +73,12 @@ def judged(made: Judged, only: list[str] | None, masks: int, kept: Path, scratch
         found = [check.judged(name, asked, run[-1:], truth) for run in runs]
         result[f"{name}_by_model"] = [round(its.lds.value, 3) for its in found if its.lds]
         say(f"{name} of {MODELS} models: {result[f'{name}_by_model']}")
-    return result | ({"smoothed": smoothed(made, truth, masks)} if masks else {})
+    met = {"all_scored": not any("error" in its for its in table.values())}
+    if not held:
+        met["quarter_of_an_hour"] = result["total_s"] <= 900
+    if masks:
+        result["smoothed"] = smoothed(made, truth, masks)
+    return result | {"bank_was_held": held, "met": met}
 
 
 def names(made: Judged) -> list[str]:
@@ -112,6 +119,7 @@ def smoothed(made: Judged, truth: bank.Bank, masks: int) -> dict[str, Any]:
             curve[found.masks] = {
                 "lds": round(its.value, 3), "low": round(its.low, 3), "high": round(its.high, 3),
                 "seconds": round(time.perf_counter() - start, 1),
+                "metasmoothness": round(float(found.smoothness.mean()), 3) if found.masks > 1 else None,
                 "standard_error": round(float(found.error.mean()), 2) if found.masks > 1 else None,
             }  # fmt: skip
     return {"queries": count, "ceiling": round(judge.noise_ceiling(some)[1], 3), "masks": curve}

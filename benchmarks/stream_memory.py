@@ -7,7 +7,6 @@ Run: python -m benchmarks.stream_memory --json
 """
 
 import json
-import resource
 import subprocess
 import sys
 from typing import Any
@@ -38,7 +37,7 @@ def stream(network: str, examples: int) -> dict[str, float]:
             batch = rng.normal(size=(BATCH, 784)).astype(np.float32), rng.integers(10, size=BATCH).astype(np.int32)
         found = collect(task, params, batch, WANTED)
         total += float(np.asarray(found["norm"]).sum()) + float(np.abs(np.asarray(found["sketch"])).sum())
-    return {"peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, "checksum": total}
+    return {"peak_mib": timing.most_resident(), "checksum": total}
 
 
 def main() -> None:

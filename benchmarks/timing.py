@@ -54,13 +54,14 @@ class Peak:
             gc.collect()
             ctypes.CDLL(None).malloc_trim(0)
             Path("/proc/self/clear_refs").write_text("5")
-        self.held = _most_resident()
+        self.held = most_resident()
 
     def mib(self) -> float:
-        return _most_resident() - self.held
+        return most_resident() - self.held
 
 
-def _most_resident() -> float:
+def most_resident() -> float:
+    """Of this process alone, MiB: `ru_maxrss` counts what its parent held when it started."""
     if sys.platform == "linux":
         found = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
         assert found is not None

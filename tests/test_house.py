@@ -35,7 +35,7 @@ INSIDE = {
     "uimjax.store": ["base", "digest", "manifest", "journal", "shards", "stage"],
     "uimjax.interpret": [
         "base", "trajectory", "lexical", "representation", "baselines", "curved", "solved", "exact", "segments",
-        "rerank", "self_influence", "methods", "index", "trace", "positions", "bank", "judge",
+        "rerank", "self_influence", "methods", "index", "trace", "positions", "shares", "bank", "judge",
         "metagradient", "counterfactual", "check",
     ],
     "uimjax.corpora": ["base", "truth", "digits", "files", "plants", "tokenizer", "documents", "stdlib", "text_plants"],

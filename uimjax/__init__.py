@@ -20,6 +20,10 @@ _WHERE = {
     "gradient_norms": "uimjax.factors",
     "collect": "uimjax.onepass",
     "score": "uimjax.interpret.methods",
+    "score_by_parameter": "uimjax.interpret.shares",
+    "score_by_token": "uimjax.interpret.shares",
+    "Checkpoint": "uimjax.interpret.trajectory",
+    "Recipe": "uimjax.steps",
     "Method": "uimjax.interpret.base",
     "build_index": "uimjax.interpret.index",
     "open_index": "uimjax.interpret.index",
@@ -30,36 +34,50 @@ _WHERE = {
     "UimError": "uimjax.errors",
 }
 
+_MODULES = {
+    "factors": "uimjax.factors",  # callable: see there
+    "methods": "uimjax.interpret.methods",
+    "counterfactual": "uimjax.interpret.counterfactual",
+    "check": "uimjax.interpret.check",
+}
+
 if TYPE_CHECKING:
-    import uimjax.factors as factors  # a module that is callable: see there
+    from uimjax import factors as factors
     from uimjax.allocator import keep_buffers as keep_buffers
     from uimjax.errors import UimError as UimError
     from uimjax.factors import gradient_norms as gradient_norms
     from uimjax.factors import per_example_gradients as per_example_gradients
+    from uimjax.interpret import check as check
+    from uimjax.interpret import counterfactual as counterfactual
+    from uimjax.interpret import methods as methods
     from uimjax.interpret.base import Method as Method
     from uimjax.interpret.index import build_index as build_index
     from uimjax.interpret.index import open_index as open_index
     from uimjax.interpret.index import verify_index as verify_index
     from uimjax.interpret.methods import score as score
+    from uimjax.interpret.shares import score_by_parameter as score_by_parameter
+    from uimjax.interpret.shares import score_by_token as score_by_token
     from uimjax.interpret.trace import trace as trace
+    from uimjax.interpret.trajectory import Checkpoint as Checkpoint
     from uimjax.mesh import make_mesh as make_mesh
     from uimjax.onepass import collect as collect
     from uimjax.sketch import DenseSketch as DenseSketch
     from uimjax.sketch import Sketch as Sketch
     from uimjax.sketch import SparseSketch as SparseSketch
+    from uimjax.steps import Recipe as Recipe
     from uimjax.taps import sites as sites
     from uimjax.task import Measurement as Measurement
     from uimjax.task import Task as Task
     from uimjax.task import contrast as contrast
 
-__all__ = ["__version__", "factors", *_WHERE]  # pyright: ignore[reportUnsupportedDunderAll]  # the table above
+__all__ = ["__version__", *_MODULES, *_WHERE]  # pyright: ignore[reportUnsupportedDunderAll]  # the table above
 
 
 def __getattr__(name: str) -> Any:
     if name in _WHERE:
         return getattr(importlib.import_module(_WHERE[name]), name)
-    if name == "factors":  # a module that is callable
-        return importlib.import_module("uimjax.factors")
+    if name in _MODULES:
+        return importlib.import_module(_MODULES[name])
     raise AttributeError(f"module 'uimjax' has no attribute {name!r}; the public names are {', '.join(__all__)}")
 
 

@@ -168,6 +168,8 @@ def test_preconditioned_gradients_reach_the_same_answer_in_fewer_products(case):
     assert info["residual"].max() < 1e-8
     assert operator.solve(few, *args, help)[1]["residual"].max() < 1e-5
     assert operator.solve(few, *args)[1]["residual"].min() > 1e-2
+    with pytest.raises(UsageError, match="lissa takes no preconditioner"):
+        operator.solve(Operator("lissa"), *args, help)
 
 
 def test_lissa_equals_the_direct_solve(small):

@@ -1,22 +1,22 @@
 """Truth by retraining, and methods judged by it, on ridge regression: there retraining has a closed form."""
 
+import dataclasses
 import io
 import json
-import subprocess
-import sys
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from rich.console import Console
 from scipy import stats
 
+from uimjax import cli
 from uimjax.curvature import Operator
 from uimjax.errors import ShapeError, UnknownNameError, UsageError
 from uimjax.interpret import check, counterfactual, judge, methods
 from uimjax.interpret.bank import Bank
 from uimjax.interpret.base import Method, Scores
+from uimjax.interpret.trajectory import record
 from uimjax.report import judgements
 from uimjax.steps import Recipe
 from uimjax.task import Measurement, Task
@@ -128,8 +128,32 @@ def test_calibration_is_the_line_through_the_origin(rng):
     np.testing.assert_allclose([found.slope, found.low, found.high, found.correlation], [2.5, 2.5, 2.5, 1.0])
     noisy = judge.calibration(predicted, predicted + 0.1 * rng.normal(size=(10, 3)))
     assert noisy.low < noisy.slope < noisy.high
-    with pytest.raises(ShapeError, match="2 or more of both were wanted"):
-        judge.calibration(predicted[:1, :1], predicted[:1, :1])
+    with pytest.raises(ShapeError, match="of 2 or more removals was wanted"):
+        judge.calibration(predicted[:1], predicted[:1])
+    with pytest.raises(UsageError, match="every predicted change is 0"):
+        judge.calibration(0 * predicted, predicted)
+
+
+def test_the_interval_of_a_slope_knows_that_queries_share_a_retraining():
+    """What a retraining changes by chance, it changes for all queries: of 95% intervals most hold the true slope."""
+    held = 0
+    for k in range(40):
+        rng = np.random.default_rng(k)
+        predicted = rng.normal(size=(30, 1)) + 0.3 * rng.normal(size=(30, 50))
+        found = judge.calibration(predicted, predicted + rng.normal(size=(30, 1)))
+        held += found.low <= 1 <= found.high
+    assert held >= 32
+
+
+def test_a_method_that_has_nothing_to_say_of_a_query_scores_nothing_there(rng):
+    kept, truth = rng.random((12, N)) < 0.5, rng.normal(size=(12, 2, Q))
+    values = np.zeros((N, Q))
+    assert judge.lds(values, Bank(kept, truth, "masked"))[:3] == (0.0, 0.0, 0.0)
+    values[:, 0] = rng.normal(size=N)
+    found = judge.lds(values, Bank(kept, truth, "masked"))
+    np.testing.assert_allclose(found.value, found.queries[0] / Q)
+    none = judge.lds(values, Bank(kept, np.ones((12, 2, Q)), "masked"))
+    assert np.isnan(none[:3]).all()
 
 
 def test_on_a_convex_model_removals_change_f_as_predicted():
@@ -168,6 +192,27 @@ def test_check_judges_every_method_and_meets_its_folder_again(tmp_path):
         check.check(ASKED, ("ekfax",), halves=2)
 
 
+def test_what_was_trained_for_another_loss_is_trained_again(tmp_path):
+    other = Task(lambda p, e: 2 * TASK.loss(p, e))
+    one, two, again = (record(t, ASKED.initial(0), DATA, RECIPE, 3, folder=tmp_path) for t in (TASK, other, TASK))
+    assert [its.steps for its in one] == [100, 100, 100]
+    assert not np.array_equal(one[0].params["w"], two[0].params["w"])
+    np.testing.assert_array_equal(one[0].params["w"], again[0].params["w"])
+    assert len(record(TASK, ASKED.initial(0), DATA, dataclasses.replace(RECIPE, epochs=2), 2)) == 2
+
+
+def test_scores_that_are_all_zero_are_judged(rng):
+    flat = ASKED._replace(task=Task(lambda p, e: jnp.maximum(e["x"] @ p["w"] - 100, 0)), recipe=RECIPE)
+    bank = Bank(rng.random((6, N)) < 0.5, rng.normal(size=(6, 2, Q)), "masked")
+    sets = check.removed(N, 2)
+    truth = counterfactual.Effects(np.zeros((2, Q)), np.ones((2, 2, Q)))
+    found = check.judged("grad_dot", flat, [check.Checkpoint(ASKED.initial(0))], bank, (sets, truth))
+    assert found.lds.value == 0.0
+    assert found.calibration is None
+    with pytest.raises(UsageError, match="a slope takes 2 removals"):
+        check.check(ASKED, ("grad_dot",), removals=1)
+
+
 def test_removals_are_of_one_row_to_a_tenth_of_them():
     sets = check.removed(100, 5)
     assert [len(ids) for ids in sets] == [1, 2, 3, 6, 10]
@@ -175,16 +220,19 @@ def test_removals_are_of_one_row_to_a_tenth_of_them():
     assert check.removed(100, 0) == []
 
 
-def test_auto_takes_what_the_task_allows():
-    big = {"w": jax.ShapeDtypeStruct((methods.LARGE + 1,), jnp.float32)}
+def test_auto_takes_what_the_task_allows(monkeypatch):
+    monkeypatch.setattr(methods, "LARGE", 2)
+    big = ASKED.initial(0) | {"frozen": jnp.ones(5)}
+    assert methods.auto(TASK, big, DATA)[0] == "logra"
+    monkeypatch.setattr(methods, "LARGE", 3)  # what the loss does not use does not count
     known = Task(TASK.loss, outputs=lambda p, e: (e["x"] @ p["w"])[None])
-    assert methods.auto(known, ASKED.initial(0))[0] == "ekfac"
-    assert methods.auto(known, big)[0] == "logra"
-    assert methods.auto(known, big, retain=DATA)[0] == "retain_cos"
+    assert methods.auto(known, ASKED.initial(0), DATA)[0] == "ekfac"
+    assert methods.auto(known, big, DATA)[0] == "ekfac"
+    assert methods.auto(known, big, DATA, retain=DATA)[0] == "retain_cos"
     run = [check.Checkpoint(ASKED.initial(0), 0.1, 5)] * 3
-    assert methods.auto(known, run)[0] == "source"
-    assert methods.auto(known, [its._replace(steps=1) for its in run])[0] == "ekfac"
-    chosen, why = methods.auto(TASK, ASKED.initial(0))
+    assert methods.auto(known, run, DATA)[0] == "source"
+    assert methods.auto(known, [its._replace(steps=1) for its in run], DATA)[0] == "ekfac"
+    chosen, why = methods.auto(TASK, ASKED.initial(0), DATA)
     assert chosen.curvature.source.kind == "empirical"
     assert "no outputs" in why
     got = methods.score(TASK, ASKED.initial(1), DATA, NLL, QUERIES, "auto", each=True)
@@ -206,21 +254,29 @@ def load():
 """
 
 
-def test_check_from_the_command_line(tmp_path):
+def test_check_from_the_command_line(tmp_path, capsys, monkeypatch):
     (tmp_path / "own.py").write_text(OWN)
-    (tmp_path / "c.yaml").write_text(
-        "load: own:load\nhalves: 4\nremovals: 2\nmethods: [grad_dot, trak]\ntrain: {epochs: 2}\n"
-    )
-    command = [sys.executable, "-m", "uimjax.cli", "check", "c.yaml"]
-    done = subprocess.run([*command, "--json"], capture_output=True, text=True, cwd=tmp_path, check=True)
-    found = json.loads(done.stdout)
+    settings = "load: own:load\nhalves: 4\nremovals: 2\nmethods: [grad_dot, trak]\ntrain: {epochs: 2}\n"
+    (tmp_path / "c.yaml").write_text(settings)
+    monkeypatch.chdir(tmp_path)
+
+    def run(*more):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["check", "c.yaml", *more])
+        return ended.value.code, *capsys.readouterr()
+
+    code, out, _ = run("--json")
+    found = json.loads(out)
+    assert code == 0
     assert found["halves"] == 4
     assert set(found["methods"]) == {"grad_dot", "trak"}
     assert found["methods"]["grad_dot"]["lds"] is not None
     assert "error" in found["methods"]["trak"]
-    wrong = subprocess.run([*command, "--methods", "grad_dott"], capture_output=True, text=True, cwd=tmp_path)
-    assert wrong.returncode == 2
-    assert "Did you mean 'grad_dot'" in wrong.stderr
+    assert (tmp_path / "c.check" / "bank").is_dir()
+    assert "4 halves x 2 trainings (rebatched), 24 queries" in run()[1]
+    code, _, err = run("--methods", "grad_dott")
+    assert code == 2
+    assert "Did you mean 'grad_dot'" in err
 
 
 def test_the_table_has_the_strongest_first_and_says_what_failed(rng):

@@ -186,7 +186,10 @@ def test_smoothed_is_the_mean_of_runs_made_of_equal_size_with_its_standard_error
             assert np.isnan(found.error).all()
         assert found.masks == m + 1
     assert m == 2
-    assert found.scores().method == "smoothed metagradient, 3 masks"
+    pairs = [np.mean([np.corrcoef(single[a][:, q], single[b][:, q])[0, 1] for a in range(3) for b in range(a)])
+             for q in range(Q)]  # fmt: skip
+    np.testing.assert_allclose(found.smoothness, pairs, rtol=1e-6)
+    assert found.scores().method == f"smoothed metagradient, 3 masks, metasmoothness {np.mean(pairs):.2f}"
     np.testing.assert_array_equal(found.scores().values, found.values)
 
 

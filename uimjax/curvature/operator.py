@@ -99,6 +99,9 @@ class Precondition(NamedTuple):
     state: Any
 
 
+PLAIN = Precondition(lambda _, v: v, ())
+
+
 def solve(
     choice: Operator,
     found: Sites,
@@ -108,12 +111,12 @@ def solve(
     gradients: dict[str, Any],
     batch_size: int,
     damping_value: float,
-    precondition: Precondition | None = None,
+    precondition: Precondition = PLAIN,
 ) -> tuple[Direction, dict[str, Any]]:
     """`(H + damping_value I)^-1 v` for the Q gradients v `{path: [Q, *parameter shape]}`, over the parameters that the
     loss uses, and what is known of it; `damping_value` is absolute.
 
-    The info says, besides the choice and the damping: `residual` `[Q]`, `|(H + damping) x - v| / |v|`, of "cg" and
+    The info says, besides the choice and damping: `residual` `[Q]`, `|(H + damping) x - v| / |v|`, of "cg" and
     "lissa" (an unconverged solve is returned: look at it); the `scale` of "lissa"; `negative`, how many eigenvalues
     are, of "arnoldi" and "dense"; of "arnoldi" its `eigenvalues`, their `error` and the share `captured` `[Q]` of
     `|v|^2` that lies in their span; the `smallest` and `largest` eigenvalue of "dense".
@@ -127,8 +130,9 @@ def solve(
         raise UsageError(f"damping_value {damping_value} should be a finite number, 0 or more")
     h = products.matrix(choice.matrix, found, task, params, data, batch_size)
     v, size = _of_unit_size(products.directions(found, gradients))
-    near = precondition or Precondition(_as_it_is, ())
-    kinds = {"cg": functools.partial(_cg, near), "lissa": _lissa, "arnoldi": _arnoldi, "dense": _dense}
+    if precondition is not PLAIN and choice.kind != "cg":
+        raise UsageError(f"{choice.kind} takes no preconditioner; cg does")
+    kinds = {"cg": functools.partial(_cg, precondition), "lissa": _lissa, "arnoldi": _arnoldi, "dense": _dense}
     x, info = kinds[choice.kind](choice, h, v, float(damping_value))
     x = _scaled(x, size)
     row.check_finite(x, f"the solution of {choice}")
@@ -199,10 +203,6 @@ def _residual(v: Direction, x: Direction, made: Direction, damping: Any) -> tupl
 
 
 # ---------------------------------------------------------------- conjugate gradients
-
-
-def _as_it_is(_: Any, v: Direction) -> Direction:
-    return v
 
 
 def _cg(

@@ -6,7 +6,6 @@ nothing differs but the rows. One compiled program serves the whole bank; a mode
 again.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -106,21 +105,10 @@ def train_bank(
 
 def _cause(task: Task, measurement: Measurement, params: Any, data: Any, queries: Any, recipe: Recipe, how: str) -> str:
     """Of everything a model's values follow from, but for its subset and seed."""
-    programs = []
-    gradient = jax.grad(lambda p, e: jnp.sum(task.loss(p, e)))  # its own reverse rules count, too
-    update = steps.optimizer(steps.static(recipe, row.count(data)))
-    state = jax.eval_shape(update.init, params)
-    for fun, *given in (
-        (gradient, params, row.example_spec(data)),
-        (measurement.fun, params, row.example_spec(queries)),
-        (update.init, params),
-        (update.update, params, state, params),
-    ):
-        made = jax.make_jaxpr(fun)(*given)
-        programs.append(base.program_digest(made, _compat.constants(made)))
+    made = jax.make_jaxpr(measurement.fun)(params, row.example_spec(queries))
+    asked = base.program_digest(made, _compat.constants(made))
     trees = [store.digest_tree(tree) for tree in (params, data, queries)]
-    named = recipe if isinstance(recipe.optimizer, str) else dataclasses.replace(recipe, optimizer="own")
-    return store.stage_key(programs, trees, str(named), how, jax.__version__)
+    return store.stage_key(base.training_digest(task, recipe, params, data), asked, trees, how)
 
 
 def _chosen(mask: np.ndarray, protocol: str) -> Any:

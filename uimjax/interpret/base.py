@@ -1,5 +1,6 @@
 """What every attribution method is made of: the choice itself, and the program from examples to gradient rows."""
 
+import dataclasses
 import functools
 import hashlib
 import re
@@ -15,7 +16,7 @@ import numpy as np
 
 from uimjax import rows as row
 from uimjax import sketch as sketching
-from uimjax import store
+from uimjax import steps, store
 from uimjax.curvature import Curvature
 from uimjax.curvature.adam import Adam
 from uimjax.curvature.harmonic import Harmonic
@@ -23,6 +24,7 @@ from uimjax.curvature.kronecker import Kronecker
 from uimjax.curvature.operator import Operator
 from uimjax.errors import NonFiniteError, ShapeError, UimError, UnknownNameError, UsageError
 from uimjax.sketch import AnySketch
+from uimjax.steps import Recipe
 from uimjax.taps import Sites, _compat, capture, sites, verify
 from uimjax.task import NATS, RELATIVE, Measurement, Task
 
@@ -133,6 +135,21 @@ def own_rules(program: Any) -> str:
 
     made = jax.make_jaxpr(backward)(*program.in_avals)
     return program_digest(made, _compat.constants(made))
+
+
+def training_digest(task: Task, recipe: Recipe, params: Any, data: Any) -> str:
+    """Of what a training computes, its own reverse rules and optimizer included; of `params` and `data` the shapes."""
+    update = steps.optimizer(steps.static(recipe, row.count(data)))
+    programs = []
+    for fun, *given in (
+        (jax.grad(lambda p, e: jnp.sum(task.loss(p, e)), allow_int=True), params, row.example_spec(data)),
+        (update.init, params),
+        (update.update, params, jax.eval_shape(update.init, params), params),
+    ):
+        made = jax.make_jaxpr(fun)(*given)
+        programs.append(program_digest(made, _compat.constants(made)))
+    named = recipe if isinstance(recipe.optimizer, str) else dataclasses.replace(recipe, optimizer="own")
+    return store.stage_key(programs, str(named), jax.__version__)
 
 
 def training_sites(task: Task, params: Any, data: Any, check: bool = True) -> Sites:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from uimjax import rows as row
-from uimjax.errors import UimError
+from uimjax.errors import UimError, UsageError
 from uimjax.interpret import judge, methods
 from uimjax.interpret.bank import Bank, Protocol, subsets, train_bank
 from uimjax.interpret.base import Scores
@@ -80,6 +80,8 @@ def check(
         UnknownNameError: a method that nobody knows. As `train_bank`, `effects`. A method that refuses this task does
         not: its error stands in its judgement.
     """
+    if removals == 1:
+        raise UsageError("a slope takes 2 removals or more; 0 leaves them out")
     for name in names:
         if name not in (*methods.BASELINES, methods.AUTO):
             methods.get(name)
@@ -125,12 +127,12 @@ def judged(
                 asked.task, run, asked.data, asked.measurement, asked.queries, name, each=True, texts=asked.texts,
                 batch_size=batch_size,
             )  # fmt: skip
-    except UimError as error:
+        taken = time.perf_counter() - start
+        known = removals is not None and found.unit == NATS and found.values.any()
+        related = calibrated(found, *removals) if removals is not None and known else None
+        return Judgement(name, taken, judge.lds(found.values, bank), related, found.method)
+    except (UimError, RuntimeWarning) as error:
         return Judgement(name, time.perf_counter() - start, error=f"{type(error).__name__}: {error}")
-    taken = time.perf_counter() - start
-    known = removals is not None and found.unit.startswith(NATS)
-    related = calibrated(found, *removals) if removals is not None and known else None
-    return Judgement(name, taken, judge.lds(found.values, bank), related, found.method)
 
 
 def calibrated(scores: Scores, sets: Sequence[np.ndarray], truth: Effects) -> Calibration:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-from uimjax.errors import ShapeError
+from uimjax.errors import ShapeError, UsageError
 from uimjax.interpret.bank import Bank
 
 RESAMPLES = 500
@@ -49,17 +49,19 @@ def lds(values: np.ndarray, bank: Bank, seed: int = 0) -> Lds:
         subsets, chosen = rng.integers(len(truth), size=len(truth)), rng.integers(queries, size=queries)
         again = correlations(predicted[np.ix_(subsets, chosen)], truth[np.ix_(subsets, chosen)])
         found.append(_mean(again))
-    low, high = np.nanquantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])  # NaN: no query drawn varies
+    drawn = [x for x in found if not np.isnan(x)] or [np.nan]  # NaN: the truth of no query drawn varies
+    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     agreement, ceiling = noise_ceiling(bank)
     return Lds(_mean(each), float(low), float(high), each, agreement, ceiling, bank.protocol)
 
 
-def correlations(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Spearman's correlation of each column, NaN where a column does not vary."""
-    ranks = [stats.rankdata(x, axis=0) - (len(x) + 1) / 2 for x in (one, other)]
-    size = np.sqrt((ranks[0] ** 2).sum(0) * (ranks[1] ** 2).sum(0))
+def correlations(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Spearman's correlation of each column: 0 where the prediction is one number, NaN where the truth is."""
+    ranks = [stats.rankdata(x, axis=0) - (len(x) + 1) / 2 for x in (predicted, truth)]
+    size = [np.sqrt((x**2).sum(0)) for x in ranks]
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(size > 0, (ranks[0] * ranks[1]).sum(0) / size, np.nan)
+        found = np.where(size[0] > 0, (ranks[0] * ranks[1]).sum(0) / (size[0] * size[1]), 0.0)
+    return np.where(size[1] > 0, found, np.nan)
 
 
 def _mean(values: np.ndarray) -> float:
@@ -89,22 +91,33 @@ class Calibration(NamedTuple):
 
 
 def calibration(predicted: np.ndarray, measured: np.ndarray, seed: int = 0) -> Calibration:
-    """Of K removals' predicted (`- sum score_i / n`) and retrained changes of f. A slope of 1: as predicted; above 1:
-    the effects are larger."""
-    predicted, measured = (np.asarray(x, np.float64).ravel() for x in (predicted, measured))
-    if predicted.shape != measured.shape or len(predicted) < 2 or not (predicted**2).sum() > 0:
+    """Of K removals' predicted (`- sum score_i / n`) and retrained changes of f, `[K]` or `[K, Q]`. A slope of 1: as
+    predicted; above 1: the effects are larger. The interval draws removals and queries apart: what a retraining
+    changes by chance, it changes for all queries.
+
+    Raises:
+        ShapeError: of different shapes, or fewer than 2 removals. UsageError: every predicted change is 0.
+    """
+    predicted, measured = (np.asarray(x, np.float64) for x in (predicted, measured))
+    if predicted.shape != measured.shape or predicted.ndim not in (1, 2) or len(predicted) < 2:
         raise ShapeError(
-            f"{predicted.shape} predicted and {measured.shape} measured changes; 2 or more of both were wanted"
+            f"{predicted.shape} predicted and {measured.shape} measured changes; [K] or [K, Q] of 2 or more removals "
+            "was wanted"
         )
+    predicted, measured = (x.reshape(len(x), -1) for x in (predicted, measured))
+    if not predicted.any():
+        raise UsageError("every predicted change is 0, and there is no line through that: the scores are all 0")
     rng, again = np.random.default_rng(seed), []
     for _ in range(RESAMPLES):
-        at = rng.integers(len(predicted), size=len(predicted))
+        at = np.ix_(*(rng.integers(size, size=size) for size in predicted.shape))
         again.append(_slope(predicted[at], measured[at]))
-    low, high = np.quantile(again, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low, high = np.nanquantile(again, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     varies = min(predicted.std(), measured.std()) > 0
-    related = float(np.corrcoef(predicted, measured)[0, 1]) if varies else float("nan")
-    return Calibration(_slope(predicted, measured), float(low), float(high), related, predicted, measured)
+    related = float(np.corrcoef(predicted.ravel(), measured.ravel())[0, 1]) if varies else float("nan")
+    slope = _slope(predicted, measured)
+    return Calibration(slope, float(low), float(high), related, predicted.ravel(), measured.ravel())
 
 
 def _slope(predicted: np.ndarray, measured: np.ndarray) -> float:
-    return float((predicted * measured).sum() / max((predicted**2).sum(), 1e-300))
+    square = (predicted**2).sum()
+    return float((predicted * measured).sum() / square) if square > 0 else float("nan")

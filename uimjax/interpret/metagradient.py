@@ -194,15 +194,19 @@ def _with(state: Any, floats: list[Any]) -> Any:
 
 
 class Smoothed(NamedTuple):
-    """`values` `[N, Q]` over `masks` subsets, `error` `[N, Q]` their standard error (NaN with one)."""
+    """`values` `[N, Q]` over `masks` subsets, `error` `[N, Q]` their standard error (NaN with one). `smoothness` `[Q]`:
+    how metasmooth the training is, the mean correlation over rows of the derivatives at two masks (1: the measurement
+    is linear in the weights; 0: a derivative at one weighting tells nothing about another; NaN with one mask)."""
 
     values: np.ndarray
     error: np.ndarray
     masks: int
     unit: str
+    smoothness: np.ndarray
 
     def scores(self) -> Scores:
-        return Scores(self.values, f"smoothed metagradient, {self.masks} masks", self.unit)
+        its = "" if self.masks == 1 else f", metasmoothness {np.mean(self.smoothness):.2f}"
+        return Scores(self.values, f"smoothed metagradient, {self.masks} masks{its}", self.unit)
 
 
 def smoothed(
@@ -243,4 +247,6 @@ def smoothed(
         mean, size = total / (m + 1), np.median(sizes, axis=0)
         variance = np.maximum(squares / (m + 1) - mean**2, 0) * (m + 1) / max(m, 1)
         error = np.sqrt(variance / (m + 1)) if m else np.full_like(mean, np.nan)
-        yield Smoothed(mean * size, error * size, m + 1, _unit(measurement))
+        pairs = max(m * (m + 1), 1)  # of unlike masks; the variance of a sum of m unit ones is m + pairs x correlation
+        alike = (total.var(0) - (m + 1)) / pairs if m else np.full(len(size), np.nan)
+        yield Smoothed(mean * size, error * size, m + 1, RELATIVE, alike)

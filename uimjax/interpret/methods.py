@@ -62,12 +62,12 @@ def get(name: str, sketch: AnySketch | None = None) -> Method:
     return dataclasses.replace(method, sketch=sketch) if sketch is not None else method
 
 
-def auto(task: Task, params: Any, retain: Any = None) -> tuple[str | Method, str]:
-    """(the method that "auto" stands for, why), by the measurements in `uimjax help methods`: retain_cos where clean
-    rows to retain are given; logra for more than `LARGE` parameters; source where checkpoints with their steps are;
-    else ekfac, of the empirical Fisher matrix where the task has no outputs."""
+def auto(task: Task, params: Any, data: Any, retain: Any = None) -> tuple[str | Method, str]:
+    """(the method that "auto" stands for, why), as in `uimjax help methods`: retain_cos where clean
+    rows to retain are given; logra for more than `LARGE` parameters that the loss uses; source where checkpoints with
+    their steps are; else ekfac, of the empirical Fisher matrix where the task has no outputs."""
     run = run_of(params)
-    size = sum(x.size for x in jax.tree.leaves(run[-1].params) if jnp.issubdtype(x.dtype, jnp.inexact))
+    size = sum(leaf.size for leaf in base.training_sites(task, run[-1].params, data, check=False).used)
     if retain is not None:
         return "retain_cos", "rows to retain are given"
     if size > LARGE:
@@ -116,7 +116,7 @@ def score(
     """
     run = run_of(params)
     if method == AUTO:
-        method, why = auto(task, params, retain)
+        method, why = auto(task, params, data, retain)
         found = score(task, params, data, measurement, queries, method, each=each, batch_size=batch_size, retain=retain)
         return found._replace(method=f"{found.method} (auto: {why})")
     if isinstance(method, str) and method in BASELINES:

@@ -53,25 +53,22 @@ def _program(task: Task, found: Sites, sketch: AnySketch | None):
     gradients = base.row_program(found, found, sketch)
 
     def program(params: Any, rows: Any, drawn: Any, direction: Any):
-        lifted = sketching.lift(found, sketch, drawn, direction)
-        leaves, tree = jax.tree_util.tree_flatten_with_path(params)
-        names = [jax.tree_util.keystr(path, simple=True, separator="/") or "params" for path, _ in leaves]
-        along = [
-            lifted[name][0].astype(leaf.dtype) for name, (_, leaf) in zip(names, leaves, strict=True) if name in lifted
-        ]
-
-        def with_moved(moved: list[Any]) -> Any:
-            queue = iter(moved)
-            return jax.tree.unflatten(
-                tree, [next(queue) if name in lifted else leaf for name, (_, leaf) in zip(names, leaves, strict=True)]
-            )
-
-        here = [leaf for name, (_, leaf) in zip(names, leaves, strict=True) if name in lifted]
-
-        def one(example: Any):  # the pull-back is linear in its cotangent: its own pull-back is the product along
-            losses, pull = jax.vjp(lambda moved: task.loss(with_moved(moved), example), here)
-            return jax.vjp(lambda u: pull(u)[0], jnp.zeros_like(losses))[1](along)[0]
-
-        return jax.vmap(one)(rows), gradients(params, rows, drawn)[1]
+        lifted = {path: x[0] for path, x in sketching.lift(found, sketch, drawn, direction).items()}
+        return jax.vmap(lambda e: along(task, params, e, lifted))(rows), gradients(params, rows, drawn)[1]
 
     return jax.jit(program)
+
+
+def along(task: Task, params: Any, example: Any, direction: dict[str, Any]) -> Any:
+    """`[T]`: the products of a direction `{path: of the parameter's shape}` with the gradient of each token's loss."""
+    leaves, tree = jax.tree_util.tree_flatten_with_path(params)
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") or "params" for path, _ in leaves]
+    held = dict(zip(names, (leaf for _, leaf in leaves), strict=True))
+
+    def loss(moved: dict[str, Any]) -> Any:
+        return task.loss(jax.tree.unflatten(tree, [moved.get(name, leaf) for name, leaf in held.items()]), example)
+
+    here = {path: held[path] for path in direction}
+    to = {path: x.astype(held[path].dtype) for path, x in direction.items()}
+    losses, pull = jax.vjp(loss, here)  # linear in its cotangent: its own pull-back is the product along
+    return jax.vjp(lambda u: pull(u)[0], jnp.zeros_like(losses))[1](to)[0]

@@ -12,7 +12,7 @@ from uimjax.curvature import harmonic, operator, rotated, source
 from uimjax.curvature.blocks import Laid
 from uimjax.curvature.harmonic import Harmonic
 from uimjax.curvature.kronecker import Kronecker
-from uimjax.curvature.operator import Operator, Precondition
+from uimjax.curvature.operator import PLAIN, Operator, Precondition
 from uimjax.curvature.rotated import Rotated
 from uimjax.curvature.source import Source
 from uimjax.errors import UsageError
@@ -38,7 +38,7 @@ def solver(
     how: dict[str, Any] = {"curvature": str(choice), "damping": f"damping {value:.3g} ({why})", "solves": []}
 
     def solve(gradients: Gradients) -> Gradients:
-        found, said = operator.solve(choice, laid.sites, task, params, data, gradients, batch_size, value, *near)
+        found, said = operator.solve(choice, laid.sites, task, params, data, gradients, batch_size, value, near)
         how["solves"].append({key: np.asarray(x).tolist() for key, x in said.items() if key != "curvature"})
         return found
 
@@ -47,7 +47,7 @@ def solver(
 
 def _damping(
     choice: Operator, task: Task, laid: Laid, params: Any, data: Any, asked: Laid, queries: Any, batch_size: int
-) -> tuple[float, str, tuple[Precondition, ...]]:
+) -> tuple[float, str, Precondition]:
     """(an absolute damping, why that, EK-FAC to precondition with where it is at hand). Left open it is EK-FAC's by the
     agreement of halves: its eigenvalues are those of the same matrix, and two halves of a solve would have to be solved
     again for every value tried."""
@@ -58,7 +58,7 @@ def _damping(
                 f"the mean eigenvalue of the {choice.matrix} is {mean:.3g}, so a multiple of it is no damping; take "
                 "matrix='ggn'"
             )
-        return choice.damping * mean, f"{choice.damping:g} x mean eigenvalue", ()
+        return choice.damping * mean, f"{choice.damping:g} x mean eigenvalue", PLAIN
     if task.outputs is None:
         raise UsageError(
             f"{choice}: its damping is chosen by EK-FAC's Fisher matrix, which needs the model's outputs. Give the "
@@ -67,8 +67,8 @@ def _damping(
     made = source.gradients(Source("fisher"), task, laid, params, data)
     del made  # refused here, if at all, in the words of the source
     inverse, chosen = curved.curvature(Kronecker("ekfac"), task, laid, params, data, asked, queries, batch_size)
-    near = Precondition(_divided(laid), inverse)
-    return next(iter(inverse.damping.values())), f"EK-FAC's, {chosen}", (near,)
+    near = Precondition(_divided(laid), inverse) if choice.kind == "cg" else PLAIN
+    return next(iter(inverse.damping.values())), f"EK-FAC's, {chosen}", near
 
 
 @functools.lru_cache(maxsize=16)

@@ -19,6 +19,7 @@ import numpy as np
 from uimjax import rows as row
 from uimjax import steps, training
 from uimjax.errors import UsageError
+from uimjax.interpret import base
 from uimjax.interpret.base import Scores
 from uimjax.steps import Recipe
 from uimjax.task import RELATIVE, Task
@@ -73,14 +74,14 @@ def record(
     """Train from `params` (in the order that `seed` gives, or the recipe's) and keep about `count` checkpoints, evenly
     spaced, with what each method reads of them: the rate in effect (over 1 - momentum for SGD), the steps since the one
     before, and the mean squared batch gradient, which Adam's second moments average. With `folder` a training
-    found there is continued. Raises as `training.fit`.
+    found there is continued; another loss, recipe or optimizer has a folder of its own in it. Raises as `training.fit`.
     """
     recipe = recipe if seed is None else dataclasses.replace(recipe, seed=seed)
-    epochs = sorted({*training.spread(recipe.epochs, min(count, recipe.epochs) - 1), recipe.epochs})
+    epochs = np.unique(np.round(np.linspace(0, recipe.epochs, count + 1)[1:]).astype(int)).clip(1).tolist()
     per, slow = recipe.steps_per_epoch(row.count(data)), 1 - recipe.momentum if recipe.optimizer == "sgd" else 1.0
     run = []
     with tempfile.TemporaryDirectory() as scratch:
-        where = folder or Path(scratch)
+        where = Path(scratch) if folder is None else folder / base.training_digest(task, recipe, params, data)
         training.fit(task, params, data, recipe, folder=where, snapshots=epochs)
         for before, epoch in zip([0, *epochs], epochs, strict=False):
             rate = recipe.learning_rate * steps.rate(recipe, (before + epoch) / 2) / slow
