@@ -332,6 +332,10 @@ def test_a_label_may_be_a_plain_number_and_numbers_without_classes_are_refused()
         uj.score(one, CASE.params, CASE.data, asked, CASE.queries, "ekfac")
 
 
+def ask_of(case):
+    return case.params, case.data, NLL, case.queries
+
+
 def test_conjugate_gradients_with_ekfac_beside_them_solve_what_the_dense_matrix_does():
     one, other = (
         CASE.score(Method("mine", curvature=choice, normalize="none"), each=True)
@@ -340,6 +344,9 @@ def test_conjugate_gradients_with_ekfac_beside_them_solve_what_the_dense_matrix_
     close(one.values, other.values, 1e-6)
     assert one.how["damping"] == other.how["damping"]
     assert max(one.how["solves"][0]["residual"]) < 1e-9
+    assert "EK-FAC's" in one.how["damping"]
+    with pytest.raises(UsageError, match="needs the model's outputs"):
+        uj.score(Task(loss), *ask_of(CASE), Method("cg", curvature=Operator("cg", "hessian"), normalize="none"))
 
 
 @pytest.mark.usefixtures("thin")

@@ -142,18 +142,6 @@ def test_solved_curvatures_equal_dense_algebra(rng, each):
     np.testing.assert_allclose(got.values, want, rtol=1e-3, atol=1e-5 * np.abs(want).max())
 
 
-def test_damping_left_open_of_a_solve_is_ekfacs(rng):
-    task, params, data, measurement, queries = made(rng, dtype=jnp.float32)
-    choice = Operator("cg", iterations=20)
-    got = uj.score(task, params, data, measurement, queries, Method("cg", curvature=choice, normalize="none"))
-    assert "EK-FAC's" in got.how["damping"]
-    with pytest.raises(UsageError, match="needs the model's outputs"):
-        uj.score(
-            uj.Task(task.loss), params, data, measurement, queries,
-            Method("cg", curvature=Operator("cg", "hessian"), normalize="none"),
-        )  # fmt: skip
-
-
 def test_combinations_without_a_meaning_are_refused(rng):
     with pytest.raises(UsageError, match="would have to be solved for each of them|have to be solved"):
         Method("m", curvature=Operator("cg"), normalize="unit")

@@ -1,6 +1,6 @@
 """Small random networks of everything a parameter can meet: factors equal `vmap(grad)` in float64.
 
-40 of them here; `UIMJAX_NIGHTLY=1` draws 300. What it ever found stands below as a test of its own name.
+24 of them here; `UIMJAX_NIGHTLY=1` draws 300. What it ever found stands below as a test of its own name.
 """
 
 import os
@@ -20,7 +20,7 @@ from uimjax.task import Task
 
 T, D = 3, 4
 NIGHTLY = bool(os.environ.get("UIMJAX_NIGHTLY"))
-COUNT = 300 if NIGHTLY else 40
+COUNT = 300 if NIGHTLY else 24
 
 
 @jax.custom_vjp
