@@ -76,6 +76,9 @@ def square(inverse: Rotated, inside: dict[str, Inside], power: float = -1.0) -> 
     """`x^T H^power x` by parameter, `{path: [B]}`."""
     out = {}
     for path, block in inside.items():
+        if power == 0 and isinstance(block, Outer):  # a product with ones; XLA:CPU's gave NaN now and then (JAX 0.10)
+            out[path] = (jnp.square(block.a).sum(2) * jnp.square(block.g).sum(2)).sum(1)
+            continue
         w = weights(inverse, path, power)
         if isinstance(block, Outer):
             out[path] = (_stacked(jnp.square(block.a), w) * jnp.square(block.g)).sum((1, 2))
