@@ -1,8 +1,9 @@
 """The ladder of methods judged by retraining: LDS with its interval, cost and memory of each, on real data.
 
-Claims, on two CPU cores: EK-FAC at the default damping reaches an LDS of at least 0.52 on Fashion-MNIST (`fashion`: 50
-random halves x 2 seeds, 100 queries); smoothed metagradients on the first 20 queries 0.65 with 10 masks and 0.70 with
-30 (`--slow`); the whole ladder and the banks take at most 15 minutes; no method fails. `gpt`: a decoder on
+To reach, on two CPU cores (`met` says what was): EK-FAC at the default damping an LDS of at least 0.52 on Fashion-MNIST
+(`fashion`: 50 random halves x 2 seeds, 100 queries), of the first of four trained models; smoothed metagradients on the
+first 20 queries 0.65 with 10 masks and 0.70 with 30 (`--slow`); the whole ladder and the banks at most 15 minutes; no
+method fails. `gpt`: a decoder on
 tinyshakespeare, 40 halves x 2 seeds. Retraining is "rebatched": the kept rows alone are shuffled and cut into batches.
 
     UIMJAX_DATA=... python -m benchmarks.lds --json [--only fashion gpt] [--slow] [--quick]
@@ -78,6 +79,11 @@ def judged(made: Judged, only: list[str] | None, masks: int, kept: Path, scratch
         met["quarter_of_an_hour"] = result["total_s"] <= 900
     if masks:
         result["smoothed"] = smoothed(made, truth, masks)
+    if made.measurement is lds_sets.NLL:  # of `fashion`
+        reached = {"ekfac": (table.get("ekfac", {}).get("lds"), 0.52)}
+        curve = result.get("smoothed", {}).get("masks", {})
+        reached |= {f"smoothed_{k}": (curve.get(k, {}).get("lds"), least) for k, least in ((10, 0.65), (30, 0.7))}
+        met |= {what: value >= least for what, (value, least) in reached.items() if value is not None}
     return result | {"bank_was_held": held, "met": met}
 
 
