@@ -34,8 +34,8 @@ INSIDE = {
     "uimjax.taps": ["_compat", "base", "views", "follow", "plan", "run", "layouts", "capture", "parts", "proof"],
     "uimjax.store": ["base", "digest", "manifest", "journal", "shards", "stage"],
     "uimjax.interpret": [
-        "base", "trajectory", "lexical", "representation", "baselines", "curved", "solved", "exact", "segments",
-        "rerank", "self_influence", "methods", "index", "trace", "positions", "shares", "bank", "judge",
+        "base", "trajectory", "lexical", "representation", "baselines", "curved", "sketched", "solved", "exact",
+        "segments", "rerank", "self_influence", "methods", "index", "trace", "positions", "shares", "bank", "judge",
         "metagradient", "counterfactual", "check",
     ],
     "uimjax.corpora": ["base", "truth", "digits", "files", "plants", "tokenizer", "documents", "stdlib", "text_plants"],
@@ -44,7 +44,7 @@ INSIDE = {
     "uimjax.audit": ["base", "backdoor", "behaviour", "leak", "scorecard"],
     "uimjax.sketch": ["base", "kronecker", "dense", "sparse", "truncated", "unsketched"],
     "uimjax.curvature": [
-        "base", "identity", "projected", "damping", "blocks", "statistics", "source", "rotated", "separable",
+        "base", "identity", "damping", "projected", "blocks", "statistics", "source", "rotated", "separable",
         "kronecker", "products", "operator", "harmonic", "adam",
     ],
     "uimjax.models": ["classifiers", "decoder"],

@@ -14,6 +14,8 @@ import numpy as np
 
 from uimjax.errors import NonFiniteError, ShapeError
 
+PIECE = 1 << 20  # values looked at together
+
 
 class Batch(NamedTuple):
     """`rows` is a pytree of `[B, ...]`; `ids` `[B]` int64, -1 on padding; `mask` `[B]` bool, False on padding."""
@@ -54,10 +56,10 @@ def check_finite(data: Any, what: str) -> None:
         dtype = jax.typeof(leaf).dtype
         if not jax.numpy.issubdtype(dtype, np.floating):
             continue
-        for values, start in _parts(leaf):  # NumPy's isfinite knows the types of 4 bytes and more
-            finite = np.isfinite(values if values.dtype.itemsize >= 4 else values.astype(np.float32))
-            if finite.all():
+        for values, start in _parts(leaf):
+            if all(_finite(piece).all() for piece in _pieces(values)):
                 continue
+            finite = _finite(values)
             name = jax.tree_util.keystr(path, simple=True, separator="/") or "the array"
             where = np.argwhere(~finite)
             at = f" first at index {tuple(int(i) + s for i, s in zip(where[0], start, strict=True))}" if start else ""
@@ -65,6 +67,20 @@ def check_finite(data: Any, what: str) -> None:
                 f"{what}: {name} holds {len(where)} value(s) that are NaN or infinite,{at}. "
                 "Scores from it would be meaningless; reload the checkpoint or clean the rows, then try again."
             )
+
+
+def _finite(values: np.ndarray) -> np.ndarray:
+    """NumPy's isfinite knows the types of 4 bytes and more."""
+    return np.isfinite(values if values.dtype.itemsize >= 4 else values.astype(np.float32))
+
+
+def _pieces(values: np.ndarray) -> Iterator[np.ndarray]:
+    """Some rows after the other: what is held beside the data must not grow with them."""
+    if not values.ndim:
+        yield values
+        return
+    step = max(1, PIECE // max(1, values[:1].size))
+    yield from (values[first : first + step] for first in range(0, len(values), step))
 
 
 def _parts(leaf: Any) -> list[tuple[np.ndarray, tuple[int, ...]]]:

@@ -6,8 +6,9 @@ from uimjax.curvature.harmonic import Harmonic
 from uimjax.curvature.identity import identity
 from uimjax.curvature.kronecker import Kronecker
 from uimjax.curvature.operator import Operator
-from uimjax.curvature.projected import projected
+from uimjax.curvature.projected import damped, projected
 
 __all__ = [
-    "Adam", "Curvature", "Harmonic", "Kronecker", "Operator", "Source", "Spectrum", "identity", "projected",
+    "Adam", "Curvature", "Harmonic", "Kronecker", "Operator", "Source", "Spectrum", "damped", "identity",
+    "projected",
 ]  # fmt: skip

@@ -29,7 +29,8 @@ EMPIRICAL = Source("empirical")
 
 
 class Spectrum(NamedTuple):
-    """A finished block-diagonal curvature: eigenvectors `[d, d]` and damped eigenvalues `[d]` (float64) a block."""
+    """A finished block-diagonal curvature: eigenvectors `[d, d]`, eigenvalues `[d]` (float64) and what is added to them
+    a block; 0 where the damping was left open."""
 
     vectors: tuple[Any, ...]
     values: tuple[Any, ...]
@@ -43,7 +44,8 @@ class Curvature:
 
     `blocks` are (start, stop) column ranges of the rows `[N, D]`; `power` -1 gives H^-1 x, -1/2 whitens. `update` is
     `add(state, batch(blocks, rows), len(rows))`; `batch` is pure and jittable, for programs that compute the rows
-    themselves, and rows of zeros add nothing to it. `source`: whose gradients the rows are.
+    themselves, and rows of zeros add nothing to it. `source`: whose gradients the rows are. `open`: `finish` gives a
+    `Spectrum` whose damping is still to be chosen (`projected.damped`).
     """
 
     name: str
@@ -54,3 +56,4 @@ class Curvature:
     finish: Callable[[Any], Any]
     solve: Callable[..., Any]
     source: Source = EMPIRICAL
+    open: bool = False

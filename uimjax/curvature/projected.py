@@ -3,15 +3,18 @@
 `s_i` are sketched per-example gradients of a `Source`: at the true labels H is the projected empirical Fisher that
 stands for the Gauss-Newton matrix in LoGra (arXiv 2405.13954) and TrackStar (arXiv 2410.17413), of the margin it is
 TRAK's kernel (arXiv 2303.14186). `lambda = damping x mean eigenvalue`
-of each block, so the damping has no units and needs no rescaling between models.
+of each block, so the damping has no units and needs no rescaling between models. Left open, it is chosen by the
+agreement of halves (`damping.py`) before anything is solved.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from uimjax.curvature import damping as rule
 from uimjax.curvature.base import EMPIRICAL, Curvature, Source, Spectrum
 from uimjax.errors import NonFiniteError, UsageError
 
@@ -24,16 +27,17 @@ class Sum(NamedTuple):
     rows: int
 
 
-def projected(damping: float = 0.1, source: Source = EMPIRICAL, whole: bool = False) -> Curvature:
-    """Block by block of the rows, or with `whole` over all columns at once.
+def projected(damping: float | None = None, source: Source = EMPIRICAL, whole: bool = False) -> Curvature:
+    """Block by block of the rows, or with `whole` over all columns at once. `damping` None: by the rule of
+    `damping.py`; who calls `finish` by hand then says `damped(spectrum, value)`.
 
     *Guarantees*: independent of batch order and split (to float32 rounding of a batch's products); zero rows, such
     as padding, count unless left out: pass real rows only.
 
     Raises:
-        NonFiniteError: a moment is NaN or infinite, or no row came.
+        NonFiniteError: a moment is NaN or infinite, or no row came. UsageError: what is to be solved has no damping.
     """
-    if not damping > 0:
+    if damping is not None and not damping > 0:
         raise UsageError(f"damping {damping} should be above 0: sketched Gauss-Newton matrices are rank deficient")
 
     def init(blocks: tuple[tuple[int, int], ...]) -> Sum:
@@ -55,30 +59,61 @@ def projected(damping: float = 0.1, source: Source = EMPIRICAL, whole: bool = Fa
     def finish(state: Sum) -> Spectrum:
         if not state.rows:
             raise NonFiniteError("a curvature of no rows was asked for; run `update` on the training rows first")
-        vectors, values, dampings = [], [], []
+        vectors, values = [], []
         for moment, block in zip(state.moments, state.blocks, strict=True):
             if not np.isfinite(moment).all():
                 raise NonFiniteError(f"the curvature of columns {block} is not finite; check the rows for NaN")
             found, basis = np.linalg.eigh(moment / state.rows)
             found = np.maximum(found, 0.0)  # rounding below zero; the matrix is a sum of squares
-            # a block without any gradient has mean 0: there the solve is the identity, and its rows are zero
-            mean = float(found.mean()) or 1.0
             vectors.append(basis)
-            values.append(found + damping * mean)
-            dampings.append(damping * mean)
-        return Spectrum(tuple(vectors), tuple(values), tuple(dampings))
+            values.append(found)
+        made = Spectrum(tuple(vectors), tuple(values), (0.0,) * len(values))
+        return made if damping is None else damped(made, damping)
 
     def solve(inverse: Spectrum, rows: Any, power: float = -1.0) -> Any:
         parts, start = [], 0
-        for basis, found in zip(inverse.vectors, inverse.values, strict=True):
+        for basis, found, added in zip(inverse.vectors, inverse.values, inverse.damping, strict=True):
             stop = start + len(found)
-            operator = (basis * found**power) @ basis.T
+            if not (found + added).min() > 0:
+                raise UsageError(
+                    "the curvature has eigenvalues of 0 and no damping, so its inverse is infinite: give "
+                    "projected(damping=...), or damp what it finished with `curvature.damped(spectrum, 0.1)`"
+                )
+            operator = (basis * (found + added) ** power) @ basis.T
             parts.append(_product(rows[:, start:stop], jnp.asarray(operator, jnp.float32)))
             start = stop
         return jnp.concatenate(parts, 1)
 
     name = f"projected(damping={damping}{', whole' if whole else ''})"
-    return Curvature(name, init, update, batch, add, finish, solve, source)
+    return Curvature(name, init, update, batch, add, finish, solve, source, damping is None)
+
+
+def damped(made: Spectrum, value: float) -> Spectrum:
+    """With `value` times the mean eigenvalue of each block added to it."""
+    # a block without any gradient has mean 0: there the solve is the identity, and its rows are zero
+    return made._replace(damping=tuple(value * (float(found.mean()) or 1.0) for found in made.values))
+
+
+def agreement(halves: tuple[Spectrum, Spectrum], rows: Any, queries: Any) -> Callable[[float], float]:
+    """`damping -> correlation` between the halves' scores `q^T H^-1 r` of rows `[B, D]` and queries `[Q, D]`."""
+    wide = [np.asarray(x, np.float64) for x in (rows, queries)]
+    turned = [[_turned(half, x) for x in wide] for half in halves]
+
+    def agree(value: float) -> float:
+        scores = []
+        for half, (mine, asked) in zip(halves, turned, strict=True):
+            its = damped(half, value)
+            parts = zip(mine, asked, its.values, its.damping, strict=True)
+            scores.append(sum((r / (found + added)) @ q.T for r, q, found, added in parts))
+        return rule.correlation(*scores)
+
+    return agree
+
+
+def _turned(made: Spectrum, rows: np.ndarray) -> list[np.ndarray]:
+    """Rows in the eigenvectors of each block."""
+    stops = np.cumsum([len(found) for found in made.values])
+    return [part @ basis for part, basis in zip(np.split(rows, stops[:-1], axis=1), made.vectors, strict=True)]
 
 
 @jax.jit

@@ -106,6 +106,11 @@ class Method:
         return NATS if calibrated else RELATIVE
 
 
+def said(method: Method, damping: Any) -> str:
+    """The label, with the damping where one was chosen on the way."""
+    return method.label if damping is None else f"{method.label}, {damping}"
+
+
 class Scores(NamedTuple):
     """`values` `[N, Q]` in the order of the training rows; positive = proponent of the failure. `unit`: see task.py.
     `how`: what was chosen on the way (the curvature, its damping and the evidence for it)."""

@@ -14,7 +14,7 @@ from uimjax import sketch as sketching
 from uimjax.curvature import Adam, Harmonic, Kronecker, Operator, Source, projected, source
 from uimjax.curvature.blocks import Laid
 from uimjax.errors import BudgetError, UnknownNameError
-from uimjax.interpret import base, baselines, exact, rerank, segments
+from uimjax.interpret import base, baselines, exact, rerank, segments, sketched
 from uimjax.interpret.base import Method, Scores
 from uimjax.interpret.trajectory import Checkpoint, over_checkpoints, run_of
 from uimjax.sketch import AnySketch, DenseSketch, Sketch, SparseSketch
@@ -140,8 +140,7 @@ def _exact(task, its: Checkpoint, data, measurement, queries, chosen: Method, ea
         values, measured = rerank.rerank(ready, its.params, data, queries, chosen, values)
         how = how | {"terms": measured}
     base.finite(values, f"scores of {chosen.name}")
-    said = f", {how['damping']}" if "damping" in how else ""
-    return Scores(values, f"{chosen.label}{said}", chosen.unit(measurement), how)
+    return Scores(values, base.said(chosen, how.get("damping")), chosen.unit(measurement), how)
 
 
 def _of_rows(task, its: Checkpoint, data, measurement, queries, chosen: Method, each, batch_size, retain) -> Scores:
@@ -155,18 +154,19 @@ def _of_rows(task, its: Checkpoint, data, measurement, queries, chosen: Method, 
     stream = lambda: (  # noqa: E731  # once for the curvature, once for the scores
         (program(params, b.rows, drawn)[1], b) for b in row.batches(data, batch_size)
     )
-    inverse, held = None, None
+    inverse, damping, held = None, None, None
     if curvature is not None:
         need = row.count(data) * vectors.shape[1] * 4
         if need > HELD:
             raise BudgetError(f"{need / 2**30:.0f} GiB of rows would be held; build an index and trace it instead")
         held = [block[: int(b.mask.sum())] for block, b in stream()]
-        state = curvature.init(sketching.columns(found, chosen.sketch))
-        if curvature.source.kind == "empirical":
-            state = functools.reduce(curvature.update, held, state)
-        else:
-            state = _measured(state, curvature, task, found, chosen.sketch, params, data, batch_size)
-        inverse = curvature.finish(state)
+        ids = np.split(np.arange(row.count(data)), np.cumsum([len(block) for block in held])[:-1])
+        parts, seen = zip(ids, held, strict=True), None
+        if curvature.source.kind != "empirical":
+            parts = _of_source(curvature.source, task, found, chosen.sketch, params, data, batch_size)
+            seen = lambda few: np.concatenate(held)[few]  # noqa: E731  # rows of the loss, which are to be scored
+        columns = sketching.columns(found, chosen.sketch)
+        inverse, damping = sketched.curvature(curvature, columns, row.count(data), parts, seen)
     directions = base.directions(chosen, inverse, vectors)
 
     def scored(block):
@@ -178,18 +178,17 @@ def _of_rows(task, its: Checkpoint, data, measurement, queries, chosen: Method, 
     rows = held if held is not None else (block for block, _ in stream())
     values = np.concatenate([np.asarray(scored(block)) for block in rows])[: row.count(data)]
     base.finite(jnp.asarray(values), f"scores of {chosen.name}")
-    return Scores(values, chosen.label, chosen.unit(measurement))
+    how = {} if curvature is None or damping is None else {"curvature": curvature.name, "damping": damping}
+    return Scores(values, base.said(chosen, damping), chosen.unit(measurement), how)
 
 
-def _measured(state, curvature, task, found, sketch, params, data, batch_size):
-    """A curvature of sketched rows from the gradients of its own source."""
-    made = source.gradients(curvature.source, task, Laid(found, ()), params, data)
+def _of_source(choice: Source, task, found, sketch, params, data, batch_size):
+    """(ids, sketched gradients of another source than the loss), batch by batch; padding left out."""
+    made = source.gradients(choice, task, Laid(found, ()), params, data)
     program, drawn = _source_rows(made, found, sketch), sketching.drawn(found, sketch)
     for batch in row.batches(data, batch_size):
         rows = program(params, batch.rows, np.maximum(batch.ids, 0), drawn)
-        real = rows[: int(batch.mask.sum()) * made.draws]  # padding stands at the end
-        state = curvature.add(state, curvature.batch(state.blocks, real), int(batch.mask.sum()))
-    return state
+        yield batch.ids[batch.mask], rows[: int(batch.mask.sum()) * made.draws]  # padding stands at the end
 
 
 @functools.lru_cache(maxsize=16)

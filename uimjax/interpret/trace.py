@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from uimjax import store
+from uimjax.curvature.damping import Chosen
 from uimjax.errors import MismatchError, UsageError
-from uimjax.interpret import base, methods
+from uimjax.interpret import base, methods, sketched
 from uimjax.interpret.base import Method, Scores
 from uimjax.interpret.index import Index, open_index, task_digest
 from uimjax.taps import Sites
@@ -29,13 +30,14 @@ class Trace(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """A question made ready: one direction a query, and the curvature it was solved with."""
+    """A question made ready: one direction a query, the curvature it was solved with, and why that damping."""
 
     held: Index
     method: Method
     unit: str
     inverse: Any
     directions: Any
+    damping: Chosen | None = None
 
 
 class Question(NamedTuple):
@@ -98,18 +100,17 @@ def by(asked: Question, method: str | Method, span: base.Span | None = None) -> 
     if not isinstance(method, str) and method.sketch not in (None, index.sketch):
         raise MismatchError(f"{method.name} wants {method.sketch!r} and {index.folder} was built with {index.sketch!r}")
     chosen = dataclasses.replace(chosen, sketch=index.sketch)
-    vectors, inverse = base.without(asked.vectors, chosen, span), None
+    vectors, inverse, damping = base.without(asked.vectors, chosen, span), None, None
     if chosen.of_rows is not None and chosen.of_rows.source.kind != "empirical":
         raise UsageError(
             f"{chosen.name}: its curvature is made of {chosen.of_rows.source.kind} gradients, and an index holds those "
             "of the loss alone. Use `uj.score`, or trace with logra or trackstar."
         )
     if chosen.of_rows is not None:
-        state = chosen.of_rows.init(index.blocks)
-        for shard in index.shards():
-            state = chosen.of_rows.update(state, _full(shard))
-        inverse = chosen.of_rows.finish(state)
-    return Asked(index, chosen, chosen.unit(asked.measurement), inverse, base.directions(chosen, inverse, vectors))
+        parts = ((shard.ids, _full(shard)) for shard in index.shards())
+        inverse, damping = sketched.curvature(chosen.of_rows, index.blocks, index.rows, parts)
+    directions = base.directions(chosen, inverse, vectors)
+    return Asked(index, chosen, chosen.unit(asked.measurement), inverse, directions, damping)
 
 
 def _method(method: str | Method, retain: bool) -> Method:
@@ -161,8 +162,8 @@ def top(asked: Asked, k: int = 20) -> Trace:
         found = _shift(found, entry.start)
         best = found if best is None else _merge(best, found, k)
     assert best is not None
-    values = [np.asarray(x) for x in best]
-    return Trace(values[1], values[0], values[3], values[2], asked.method.label, asked.unit)
+    values, label = [np.asarray(x) for x in best], base.said(asked.method, asked.damping)
+    return Trace(values[1], values[0], values[3], values[2], label, asked.unit)
 
 
 def score_all(asked: Asked) -> Scores:
@@ -171,7 +172,7 @@ def score_all(asked: Asked) -> Scores:
     for shard in asked.held.shards():
         products = jnp.asarray(shard.vectors, jnp.float32) @ asked.directions.T
         parts.append(np.asarray(products * _scale(asked, shard)[:, None]))
-    return Scores(np.concatenate(parts), asked.method.label, asked.unit)
+    return Scores(np.concatenate(parts), base.said(asked.method, asked.damping), asked.unit)
 
 
 def _full(shard: store.Shard):
