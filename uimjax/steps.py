@@ -16,6 +16,8 @@ from uimjax.task import Task
 
 Speed = Callable[[Any], Any]  # the learning rate at a step
 
+NOISE = 0x6E6F  # sets the rows' keys apart from what the order of an epoch is drawn by
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -123,19 +125,32 @@ def gather(data: Any, ids: Any, weights: Any) -> tuple[Any, Any]:
     return jax.tree.map(lambda x: x[at], data), jnp.where(ids < count, weights[at], 0.0)
 
 
-def batch_loss(task: Task, params: Any, rows: Any, weight: Any, size: Any = None) -> tuple[Any, Any]:
-    """(the weighted mean loss of a batch, each row's loss); with `size` the weighted sum over that."""
-    losses = jax.vmap(lambda r: jnp.sum(task.loss(params, r)))(rows)
+def noise(task: Task, key: Any, epoch: Any, ids: Any) -> Any:
+    """A key for each row of a batch, from (key, epoch, id) alone, for losses that draw noise (`task.trained`); else
+    None. A row's noise is the same whatever rows are left out."""
+    if task.trained is None:
+        return None
+    drawn = jax.random.fold_in(jax.random.fold_in(key, epoch), NOISE)
+    return jax.vmap(lambda row: jax.random.fold_in(drawn, row))(ids)
+
+
+def batch_loss(task: Task, params: Any, rows: Any, weight: Any, size: Any = None, keys: Any = None) -> tuple[Any, Any]:
+    """(the weighted mean loss of a batch, each row's loss); with `size` the weighted sum over that. `keys`: the rows'
+    `noise`."""
+    if task.trained is None:
+        losses = jax.vmap(lambda r: jnp.sum(task.loss(params, r)))(rows)
+    else:
+        losses = jax.vmap(lambda r, key: jnp.sum(task.trained(params, r, key)))(rows, keys)  # type: ignore[misc]  # is one
     total = jnp.sum(weight)  # of a batch of rows that are all left out the derivative is that of one row let in
     total = jnp.where(total > 0, total, 1.0) if size is None else size
     return jnp.sum(losses * weight) / total, losses
 
 
 def step(
-    task: Task, update: Any, params: Any, state: Any, rows: Any, weight: Any, size: Any = None
+    task: Task, update: Any, params: Any, state: Any, rows: Any, weight: Any, size: Any = None, keys: Any = None
 ) -> tuple[Any, Any, Any]:
     """One step of an optimizer's `update`: (parameters, its state, the rows' losses before the step)."""
-    gradient = jax.value_and_grad(functools.partial(batch_loss, task, size=size), has_aux=True)
+    gradient = jax.value_and_grad(functools.partial(batch_loss, task, size=size, keys=keys), has_aux=True)
     (_, losses), found = gradient(params, rows, weight)
     updates, state = update(found, state, params)
     return optax.apply_updates(params, updates), state, losses

@@ -35,6 +35,8 @@ class Task:
       first rows against `loss`;
     - `sample(key, outputs, example) -> example`: the example with labels drawn from the model (sampled Fisher). Left
       out, classes are drawn from the softmax;
+    - `trained(params, example, key)`: the loss with the noise that training draws (dropout, augmentation), if it does.
+      Trainings minimise it, with a key that follows from seed, epoch and row alone; all else reads `loss`;
     - `batch_loss(params, batch)`: the loss that was really trained, as the SUM over the batch: compared with the
       sum of `loss` over examples, so that batch norm or anything else that couples examples cannot pass unseen;
     - `segments(example)`: `[T]` integers, where a row holds several documents that do not see each other (`rows.pack`):
@@ -54,6 +56,7 @@ class Task:
     label: Callable[[Any], Any] | None = None
     nll: Callable[[Any, Any], Any] | None = None
     sample: Callable[[Any, Any, Any], Any] | None = None
+    trained: Callable[[Any, Any, Any], Any] | None = None
     batch_loss: Callable[[Any, Any], Any] | None = None
     segments: Callable[[Any], Any] | None = None
     documents: int = 0

@@ -60,7 +60,7 @@ def fit(
     sinks: Sequence[Sink] = (),
     progress: Progress = quiet,
 ) -> Fitted:
-    """Minimise the weighted mean of `task.loss` over the rows.
+    """Minimise the weighted mean of `task.loss` (`task.trained` where there is one) over the rows.
 
     `weights` `[N]` (default ones): a row of weight 0 is met by nothing. With `folder`, a checkpoint is kept every
     `save_every` epochs and a run found there is continued; the parameters after each of the `snapshots` (numbers of
@@ -163,7 +163,8 @@ def _epoch(task: Task, static: steps.Static):
 
         def step(state, ids):
             rows, weight = steps.gather(data, ids, weights)
-            params, opt, losses = steps.step(task, update, state.params, state.optimizer, rows, weight)
+            keys = steps.noise(task, key, epoch, ids)
+            params, opt, losses = steps.step(task, update, state.params, state.optimizer, rows, weight, keys=keys)
             margins = _margins(task, state.params, rows, losses)
             where = jnp.where(weight > 0, ids, count)  # rows left out keep their NaN
             record = [

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 
+from uimjax import steps
 from uimjax.errors import NonFiniteError, UnknownNameError, UsageError
 from uimjax.interpret import bank, metagradient
 from uimjax.interpret.metagradient import smoothed
@@ -164,6 +165,101 @@ def test_a_training_that_does_not_repeat_to_the_bit_is_refused():
         CASE.scores(dataclasses.replace(SGD, optimizer=noisy))
 
 
+class Stop(Exception):
+    """As if the process had been killed."""
+
+
+def stopping(after):
+    def progress(items, *_, **__):
+        for k, item in enumerate(items):
+            if k == after:
+                raise Stop
+            yield item
+
+    return progress
+
+
+def counting(seen):
+    def progress(items, *_, skip=0, **__):
+        seen.append(len(items) - skip)
+        return items
+
+    return progress
+
+
+@pytest.fixture
+def single():
+    """Float32: what `x64` turns on holds for this thread, and checkpoints are read by others."""
+    with jax.enable_x64(False):
+        yield drawn(np.float32)
+
+
+def test_a_run_that_was_stopped_goes_on_to_the_same_bits(tmp_path, monkeypatch, single):
+    monkeypatch.setattr(metagradient, "SAVE_SECONDS", 0.0)
+    whole = single.scores(SGD).values
+    with pytest.raises(Stop):
+        single.scores(SGD, folder=tmp_path, progress=stopping(2))
+    (left,) = tmp_path.iterdir()
+    seen = []
+    np.testing.assert_array_equal(single.scores(SGD, folder=tmp_path, progress=counting(seen)).values, whole)
+    assert seen == [4 - 2]  # of the segments
+    assert not (left / "parts").exists()
+    np.testing.assert_array_equal(single.scores(SGD, folder=tmp_path, progress=stopping(0)).values, whole)  # kept
+    for other in ({"weights": np.arange(N)}, {"divide": "batch"}, {"queries": single.data}):
+        with pytest.raises(Stop):  # another question, another folder: nothing old is given
+            single.scores(SGD, folder=tmp_path, progress=stopping(0), **other)
+    for recipe in (dataclasses.replace(SGD, seed=4), dataclasses.replace(SGD, learning_rate=0.2)):
+        with pytest.raises(Stop):
+            single.scores(recipe, folder=tmp_path, progress=stopping(0))
+
+
+def test_smoothed_masks_that_are_done_are_not_run_again(tmp_path, single):
+    ask = (TASK, lambda _: single.params, single.data, SGD, ASKED, single.queries)
+    whole = list(smoothed(*ask, masks=3))
+    first = next(smoothed(*ask, masks=3, folder=tmp_path))
+    np.testing.assert_array_equal(first.values, whole[0].values)
+    seen = []
+    again = list(smoothed(*ask, masks=3, folder=tmp_path, progress=counting(seen)))
+    assert len(seen) == 2
+    np.testing.assert_array_equal(again[-1].values, whole[-1].values)
+
+
+DROPPING = dataclasses.replace(
+    TASK,
+    trained=lambda p, e, key: jnp.sum((outputs(p, e["x"] * 2 * jax.random.bernoulli(key, 0.5, (3,))) - e["y"]) ** 2),
+)
+
+
+def test_dropout_is_replayed():
+    """Against central differences of whole trainings with the same noise; other noise, other derivatives."""
+    get = lambda task, recipe: metagradient.metagradient(task, CASE.params, CASE.data, recipe, ASKED, CASE.queries)  # noqa: E731
+    got = get(DROPPING, SGD).values
+    train = bank.trainer(DROPPING, SGD, "masked")
+    answer = jax.vmap(ASKED.fun, (None, 0))
+    data = jax.tree.map(jnp.asarray, CASE.data)
+
+    def after(weights):
+        return np.asarray(
+            answer(train(CASE.params, data, jnp.asarray(weights), jax.random.key(SGD.seed)), CASE.queries)
+        )
+
+    for row in range(N):
+        up, down = (after(np.ones(N) + sign * SHIFT * np.eye(N)[row]) for sign in (1, -1))
+        np.testing.assert_allclose(got[row], N * (up - down) / (2 * SHIFT), rtol=1e-4, atol=1e-4)
+    assert np.abs(got - get(TASK, SGD).values).max() > 1e-2
+    assert np.abs(got - get(DROPPING, dataclasses.replace(SGD, seed=4)).values).max() > 1e-2
+
+
+def test_a_rows_noise_does_not_depend_on_its_company():
+    """Keys follow from seed, epoch and row; every epoch draws anew."""
+    key = jax.random.key(0)
+    one, other = (steps.noise(DROPPING, key, 1, jnp.asarray(ids)) for ids in ([3, 5, 1], [1, 3]))
+    np.testing.assert_array_equal(jax.random.key_data(one[0]), jax.random.key_data(other[1]))
+    again = steps.noise(DROPPING, key, 2, jnp.asarray([3]))
+    assert (jax.random.key_data(one[0]) != jax.random.key_data(again[0])).any()
+    assert steps.noise(TASK, key, 1, jnp.asarray([3])) is None
+
+
 def test_smoothed_is_the_mean_of_runs_made_of_equal_size_with_its_standard_error():
     def initial(seed):
         return jax.tree.map(lambda x: x * (1 + 0.1 * seed), CASE.params)
@@ -203,7 +299,7 @@ def test_where_the_gradient_is_zero_the_derivative_is_finite():
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5 * np.abs(want).max())
 
     alone = dataclasses.replace(SGD, epochs=1, batch_size=6, momentum=0.0, weight_decay=0.0, clip=0.5)
-    last = int(metagradient._orders(jax.random.key(alone.seed), 1, N, 6)[-1, 0])
+    last = int(metagradient._orders(jax.random.key(alone.seed), 1, N, 6).ids[-1, 0])
     got = CASE.scores(alone, weights=np.arange(N) != last).values
     assert np.isfinite(got).all()
     assert np.abs(got[last]).max() > 0

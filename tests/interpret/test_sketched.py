@@ -93,6 +93,22 @@ def test_too_few_rows_and_no_damping_are_refused(rows):
         curvature.solve(found._replace(values=(found.values[0] * 0, found.values[1])), jnp.asarray(rows[:2]))
 
 
+def test_checkpoints_have_a_damping_each(rng):
+    data = (rng.normal(size=(300, 6)).astype(np.float32), rng.integers(0, 4, 300).astype(np.int32))
+    task = uj.Task(
+        lambda p, e: -jax.nn.log_softmax(e[0] @ p)[e[1]], outputs=lambda p, e: e[0] @ p, label=lambda e: e[1]
+    )
+    run = [uj.Checkpoint(jnp.asarray(rng.normal(size=(6, 4)) * k, jnp.float32)) for k in (0.1, 8.0)]
+    ask = (uj.Measurement("nll", task.loss), jax.tree.map(lambda x: x[:3], data), "trak")
+    both = uj.score(task, run, data, *ask, each=True)
+    single = [uj.score(task, its.params, data, *ask, each=True) for its in run]
+    np.testing.assert_allclose(both.values, np.mean([s.values for s in single], 0), rtol=1e-5, atol=1e-7)
+    values = sorted(s.how["damping"].value for s in single)
+    assert values[0] != values[1]
+    assert f"2 checkpoints, damping {values[0]:.3g} to {values[1]:.3g} x mean eigenvalue" in both.method
+    assert [its["damping"].value for its in both.how["checkpoints"]] == [s.how["damping"].value for s in single]
+
+
 def test_an_index_and_score_choose_the_same_and_say_so(rng, tmp_path):
     params = {"w": jnp.asarray(rng.normal(size=(6, 4)), jnp.float32)}
     data = (rng.normal(size=(40, 6)).astype(np.float32), rng.integers(0, 4, 40).astype(np.int32))

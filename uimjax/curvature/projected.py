@@ -57,12 +57,9 @@ def projected(damping: float | None = None, source: Source = EMPIRICAL, whole: b
         return Sum(added, state.blocks, state.rows + count)
 
     def finish(state: Sum) -> Spectrum:
-        if not state.rows:
-            raise NonFiniteError("a curvature of no rows was asked for; run `update` on the training rows first")
+        _check(state)
         vectors, values = [], []
-        for moment, block in zip(state.moments, state.blocks, strict=True):
-            if not np.isfinite(moment).all():
-                raise NonFiniteError(f"the curvature of columns {block} is not finite; check the rows for NaN")
+        for moment in state.moments:
             found, basis = np.linalg.eigh(moment / state.rows)
             found = np.maximum(found, 0.0)  # rounding below zero; the matrix is a sum of squares
             vectors.append(basis)
@@ -94,26 +91,34 @@ def damped(made: Spectrum, value: float) -> Spectrum:
     return made._replace(damping=tuple(value * (float(found.mean()) or 1.0) for found in made.values))
 
 
-def agreement(halves: tuple[Spectrum, Spectrum], rows: Any, queries: Any) -> Callable[[float], float]:
-    """`damping -> correlation` between the halves' scores `q^T H^-1 r` of rows `[B, D]` and queries `[Q, D]`."""
-    wide = [np.asarray(x, np.float64) for x in (rows, queries)]
-    turned = [[_turned(half, x) for x in wide] for half in halves]
+def agreement(halves: tuple[Sum, Sum], rows: Any, queries: Any) -> Callable[[float], float]:
+    """`damping -> correlation` between the halves' scores `q^T H^-1 r` of rows `[B, D]` and queries `[Q, D]`; solved
+    anew for each damping, which is cheaper than eigenvectors of either half.
 
-    def agree(value: float) -> float:
-        scores = []
-        for half, (mine, asked) in zip(halves, turned, strict=True):
-            its = damped(half, value)
-            parts = zip(mine, asked, its.values, its.damping, strict=True)
-            scores.append(sum((r / (found + added)) @ q.T for r, q, found, added in parts))
-        return rule.correlation(*scores)
+    Raises:
+        NonFiniteError: a moment is NaN or infinite.
+    """
+    rows, queries = (np.asarray(x, np.float64) for x in (rows, queries))
+    for half in halves:
+        _check(half)
 
-    return agree
+    def scores(half: Sum, value: float) -> np.ndarray:
+        total = np.zeros((len(rows), len(queries)))
+        for moment, (a, b) in zip(half.moments, half.blocks, strict=True):
+            matrix = moment / half.rows
+            matrix[np.diag_indices_from(matrix)] += value * (float(np.trace(matrix)) / (b - a) or 1.0)
+            total += rows[:, a:b] @ np.linalg.solve(matrix, queries[:, a:b].T)
+        return total
+
+    return lambda value: rule.correlation(*(scores(half, value) for half in halves))
 
 
-def _turned(made: Spectrum, rows: np.ndarray) -> list[np.ndarray]:
-    """Rows in the eigenvectors of each block."""
-    stops = np.cumsum([len(found) for found in made.values])
-    return [part @ basis for part, basis in zip(np.split(rows, stops[:-1], axis=1), made.vectors, strict=True)]
+def _check(state: Sum) -> None:
+    if not state.rows:
+        raise NonFiniteError("a curvature of no rows was asked for; run `update` on the training rows first")
+    for moment, block in zip(state.moments, state.blocks, strict=True):
+        if not np.isfinite(moment).all():
+            raise NonFiniteError(f"the curvature of columns {block} is not finite; check the rows for NaN")
 
 
 @jax.jit

@@ -85,8 +85,7 @@ def train_bank(
     jobs = [(m, s) for m in range(len(kept)) for s in range(len(seeds))]
     first = {seed: initial(seed) for seed in seeds}
     causes = {
-        seed: _cause(task, measurement, first[seed], data, queries, recipe, protocol) if folder else ""
-        for seed in seeds
+        seed: cause(task, measurement, first[seed], data, queries, recipe, protocol) if folder else "" for seed in seeds
     }
     for m, s in progress(jobs, "training a bank of models", unit="models"):
         name = store.stage_key(causes[seeds[s]], kept[m].tobytes().hex(), seeds[s])
@@ -103,8 +102,8 @@ def train_bank(
     return Bank(kept, values, protocol)
 
 
-def _cause(task: Task, measurement: Measurement, params: Any, data: Any, queries: Any, recipe: Recipe, how: str) -> str:
-    """Of everything a model's values follow from, but for its subset and seed."""
+def cause(task: Task, measurement: Measurement, params: Any, data: Any, queries: Any, recipe: Recipe, how: str) -> str:
+    """A digest of everything a model's values follow from, but for its subset and seed."""
     made = jax.make_jaxpr(measurement.fun)(params, row.example_spec(queries))
     asked = base.program_digest(made, _compat.constants(made))
     trees = [store.digest_tree(tree) for tree in (params, data, queries)]
@@ -128,11 +127,12 @@ def trainer(task: Task, recipe: Recipe, protocol: str):
         static = steps.static(recipe, count)
         made = steps.optimizer(static)
 
-        def step(state: Any, ids: Any) -> tuple[Any, None]:
-            rows, weight = steps.gather(data, ids, chosen)
-            return steps.step(task, made.update, state[0], state[1], rows, weight)[:2], None
-
         def epoch(state: Any, number: Any) -> tuple[Any, None]:
+            def step(state: Any, ids: Any) -> tuple[Any, None]:
+                rows, weight = steps.gather(data, ids, chosen)
+                keys = steps.noise(task, key, number, ids)
+                return steps.step(task, made.update, state[0], state[1], rows, weight, keys=keys)[:2], None
+
             return jax.lax.scan(step, state, steps.order(key, number, count, static.batch_size))[0], None
 
         return jax.lax.scan(epoch, (params, made.init(params)), jnp.arange(recipe.epochs))[0][0]

@@ -146,8 +146,11 @@ def training_digest(task: Task, recipe: Recipe, params: Any, data: Any) -> str:
     """Of what a training computes, its own reverse rules and optimizer included; of `params` and `data` the shapes."""
     update = steps.optimizer(steps.static(recipe, row.count(data)))
     programs = []
+    example, key = row.example_spec(data), jax.eval_shape(lambda: jax.random.key(0))
+    noisy = lambda p, e, k: jnp.sum(task.loss(p, e) if task.trained is None else task.trained(p, e, k))  # noqa: E731
+    trained = (jax.grad(noisy, allow_int=True), params, example, key)
     for fun, *given in (
-        (jax.grad(lambda p, e: jnp.sum(task.loss(p, e)), allow_int=True), params, row.example_spec(data)),
+        trained,
         (update.init, params),
         (update.update, params, jax.eval_shape(update.init, params), params),
     ):

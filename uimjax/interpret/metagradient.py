@@ -13,17 +13,20 @@ in the next kept state to the bit. All queries are cotangents of one backward pa
 import dataclasses
 import functools
 import math
+import shutil
+import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from uimjax import checkpoint, steps, store
 from uimjax import rows as row
-from uimjax import steps
 from uimjax.errors import NonFiniteError, UnknownNameError, UsageError
-from uimjax.interpret.bank import subsets
+from uimjax.interpret import bank
 from uimjax.interpret.base import Scores
 from uimjax.progress import Progress, quiet
 from uimjax.steps import Recipe
@@ -31,11 +34,22 @@ from uimjax.task import NATS, RELATIVE, Measurement, Task
 
 Divide = Literal["weights", "batch"]
 DIVIDE = ("weights", "batch")
+_PARTS, _END = "parts", "end"  # folders of what is kept
+
+
+SAVE_SECONDS = 60.0  # between what is kept of a backward pass
+
+
+class Order(NamedTuple):
+    """What each step sees: row ids `[S, B]` and the number of the epoch `[S]`."""
+
+    ids: Any
+    epoch: Any
 
 
 class Replay(NamedTuple):
-    """The programs of one training. `forward(state, ids [S, B], data, weights) -> state`; `backward(state, cotangent,
-    found, ids, data, weights) -> (end state, cotangent, found)` for the steps of a segment."""
+    """The programs of one training. `forward(state, order, key, data, weights) -> state`; `backward(state, cotangent,
+    found, order, key, data, weights) -> (end state, cotangent, found)` for the steps of a segment."""
 
     start: Callable[..., Any]
     forward: Callable[..., Any]
@@ -53,13 +67,15 @@ def metagradient(
     *,
     weights: np.ndarray | None = None,
     divide: Divide = "weights",
+    folder: Path | None = None,
     progress: Progress = quiet,
 ) -> Scores:
     """`[N, Q]`: `n df_q/dw_i` at the given row weights (ones), for the training of `params` by `recipe`.
 
     Rows of weight 0 are met by nothing; their derivative is that of letting them in. `divide`: a batch's loss is its
     weighted sum over the sum of its "weights" (as `training.fit` and the banks have it), or over the size of the
-    "batch", so that lower weights take shorter steps.
+    "batch", so that lower weights take shorter steps. With `folder` the backward pass is kept there once a minute and
+    its end for good, under a digest of everything it follows from: a run that was stopped goes on, to the same bits.
 
     Raises:
         NonFiniteError: training or its derivative diverges. UsageError: weights of another length.
@@ -68,7 +84,7 @@ def metagradient(
     weights = np.ones(count, np.float32) if weights is None else np.asarray(weights, np.float32)
     if weights.shape != (count,) or not weights.sum() > 0:
         raise UsageError(f"weights of shape {weights.shape} for {count} rows; [N], not all 0, was wanted")
-    found = _unrolled(task, params, data, recipe, measurement, queries, weights, divide, progress)
+    found = _unrolled(task, params, data, recipe, measurement, queries, weights, divide, folder, progress)
     return Scores(found.T * count, f"metagradient, {recipe.epochs} epochs", _unit(measurement))
 
 
@@ -78,48 +94,80 @@ def _unit(measurement: Measurement) -> str:
 
 def _unrolled(
     task: Task, params: Any, data: Any, recipe: Recipe, measurement: Measurement, queries: Any, weights: Any,
-    divide: Divide, progress: Progress,
+    divide: Divide, folder: Path | None, progress: Progress,
 ) -> np.ndarray:  # fmt: skip
     """`df_q/dw_i` `[Q, N]`."""
     if divide not in DIVIDE:
         raise UnknownNameError("way to divide a batch's loss", divide, DIVIDE)
-    count = row.count(data)
+    where = None
+    if folder is not None:
+        cause = bank.cause(task, measurement, params, data, queries, recipe, divide)
+        where = folder / store.stage_key("metagradient", cause, store.digest_array(np.asarray(weights)))
+        if checkpoint.latest(where / _END) is not None:
+            blank = np.zeros((row.count(queries), row.count(data)), np.float32)
+            return np.asarray(checkpoint.load(where / _END, (blank,))[1][0], np.float64)
+    found = _backward(task, params, data, recipe, measurement, queries, weights, divide == "batch", where, progress)
+    if where is not None:
+        checkpoint.save(where / _END, 0, (found,))
+        shutil.rmtree(where / _PARTS, ignore_errors=True)  # as large as the parameters, a query
+    return found.astype(np.float64)
+
+
+def _backward(
+    task: Task, params: Any, data: Any, recipe: Recipe, measurement: Measurement, queries: Any, weights: Any,
+    fixed: bool, where: Path | None, progress: Progress,
+) -> np.ndarray:  # fmt: skip
+    count, key = row.count(data), jax.random.key(recipe.seed)
     data, queries, weights = jax.tree.map(jnp.asarray, (data, queries, weights))
-    made = _replay(task, steps.static(recipe, count), measurement, count, divide == "batch")
-    ids = _orders(jax.random.key(recipe.seed), recipe.epochs, count, recipe.batch_size)
-    kept, end = _forward(made, made.start(params), ids, data, weights)
-    cotangent = made.asked(end, queries)
-    found = jnp.zeros((row.count(queries), count), jnp.float32)
-    for first, state in progress(list(reversed(kept)), "differentiating through training", unit="segments"):
-        again, cotangent, found = made.backward(state, cotangent, found, _cut(ids, first, kept), data, weights)
-        _same_to_the_bit(again, end)
+    made = _replay(task, steps.static(recipe, count), measurement, count, fixed)
+    order = _orders(key, recipe.epochs, count, recipe.batch_size)
+    kept, end = _forward(made, made.start(params), order, key, data, weights)
+    carried = made.asked(end, queries), jnp.zeros((row.count(queries), count), jnp.float32)
+    done, saved = 0, time.monotonic()
+    if where is not None and checkpoint.latest(where / _PARTS):
+        done, carried = checkpoint.load(where / _PARTS, carried)
+    behind = list(enumerate(reversed(kept)))
+    for number, (first, state) in progress(behind, "differentiating through training", unit="segments", skip=done):
+        if number >= done:
+            again, *carried = made.backward(state, *carried, _cut(order, first, kept), key, data, weights)
+            _same_to_the_bit(again, end)
+            if where is not None and time.monotonic() - saved >= SAVE_SECONDS:
+                checkpoint.save(where / _PARTS, number + 1, tuple(carried))
+                saved = time.monotonic()
         end = state
+    found = carried[1]
     if not bool(jnp.isfinite(found).all()):
         raise NonFiniteError("the derivative through training is not finite: it diverges; lower the learning rate")
-    return np.asarray(found, np.float64)
+    return np.asarray(found)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3))
-def _orders(key: Any, epochs: int, count: int, size: int) -> Any:
+def _orders(key: Any, epochs: int, count: int, size: int) -> Order:
     found = jax.vmap(lambda epoch: steps.order(key, epoch, count, size))(jnp.arange(epochs))
-    return found.reshape(-1, size)
+    return Order(found.reshape(-1, size), jnp.repeat(jnp.arange(epochs), found.shape[1]))
 
 
-def _forward(made: Replay, state: Any, ids: Any, data: Any, weights: Any) -> tuple[list[tuple[int, Any]], Any]:
+def _forward(
+    made: Replay, state: Any, order: Order, key: Any, data: Any, weights: Any
+) -> tuple[list[tuple[int, Any]], Any]:
     """([(number of a step, the state before it)], the end)."""
-    length = max(1, math.isqrt(len(ids)))
+    length = max(1, math.isqrt(len(order.ids)))
     kept = []
-    for first in range(0, len(ids), length):
+    for first in range(0, len(order.ids), length):
         kept.append((first, state))
-        state = made.forward(state, ids[first : first + length], data, weights)
+        state = made.forward(state, _between(order, first, first + length), key, data, weights)
     if not all(bool(jnp.isfinite(x).all()) for x in _floats(state)):
         raise NonFiniteError("training diverged: its parameters are not finite; lower the learning rate")
     return kept, state
 
 
-def _cut(ids: Any, first: int, kept: list[tuple[int, Any]]) -> Any:
+def _between(order: Order, first: int, stop: int) -> Order:
+    return jax.tree.map(lambda x: x[first:stop], order)
+
+
+def _cut(order: Order, first: int, kept: list[tuple[int, Any]]) -> Order:
     following = [start for start, _ in kept if start > first]
-    return ids[first : min(following, default=len(ids))]
+    return _between(order, first, min(following, default=len(order.ids)))
 
 
 def _bits(state: Any) -> Any:
@@ -140,31 +188,32 @@ def _same_to_the_bit(again: Any, end: Any) -> None:
 def _replay(task: Task, static: steps.Static, measurement: Measurement, count: int, fixed: bool) -> Replay:
     made = steps.optimizer(static)
 
-    def step(state: Any, ids: Any, data: Any, weights: Any) -> Any:
-        return moved(state, ids, *steps.gather(data, ids, weights))
+    def step(state: Any, at: Order, key: Any, data: Any, weights: Any) -> Any:
+        return moved(state, at, key, *steps.gather(data, at.ids, weights))
 
-    def moved(state: Any, ids: Any, rows: Any, weight: Any) -> Any:
+    def moved(state: Any, at: Order, key: Any, rows: Any, weight: Any) -> Any:
         params, optimizer = state
-        size = jnp.sum(ids < count) if fixed else None  # a short last batch has its own size
-        return steps.step(task, made.update, params, optimizer, rows, weight, size)[:2]
+        size = jnp.sum(at.ids < count) if fixed else None  # a short last batch has its own size
+        keys = steps.noise(task, key, at.epoch, at.ids)
+        return steps.step(task, made.update, params, optimizer, rows, weight, size, keys)[:2]
 
     @jax.jit
-    def forward(state: Any, ids: Any, data: Any, weights: Any) -> Any:
-        return jax.lax.scan(lambda s, i: (step(s, i, data, weights), None), state, ids)[0]
+    def forward(state: Any, order: Order, key: Any, data: Any, weights: Any) -> Any:
+        return jax.lax.scan(lambda s, at: (step(s, at, key, data, weights), None), state, order)[0]
 
     @functools.partial(jax.jit, donate_argnums=(1, 2))
-    def backward(state: Any, cotangent: Any, found: Any, ids: Any, data: Any, weights: Any) -> Any:
-        end, states = jax.lax.scan(lambda s, i: (step(s, i, data, weights), s), state, ids)
+    def backward(state: Any, cotangent: Any, found: Any, order: Order, key: Any, data: Any, weights: Any) -> Any:
+        end, states = jax.lax.scan(lambda s, at: (step(s, at, key, data, weights), s), state, order)
 
-        def back(carry: Any, at: Any) -> tuple[Any, None]:
+        def back(carry: Any, step: Any) -> tuple[Any, None]:
             cotangent, found = carry
-            before, ids = at
-            rows, weight = steps.gather(data, ids, weights)
-            _, pull = jax.vjp(lambda s, w: _floats(moved(_with(before, s), ids, rows, w)), _floats(before), weight)
+            before, at = step
+            rows, weight = steps.gather(data, at.ids, weights)
+            _, pull = jax.vjp(lambda s, w: _floats(moved(_with(before, s), at, key, rows, w)), _floats(before), weight)
             cotangent, touched = jax.vmap(pull)(cotangent)
-            return (cotangent, found.at[:, ids].add(touched, mode="drop")), None
+            return (cotangent, found.at[:, at.ids].add(touched, mode="drop")), None
 
-        (cotangent, found), _ = jax.lax.scan(back, (cotangent, found), (states, ids), reverse=True)
+        (cotangent, found), _ = jax.lax.scan(back, (cotangent, found), (states, order), reverse=True)
         return end, cotangent, found
 
     @jax.jit
@@ -221,10 +270,12 @@ def smoothed(
     share: float = 0.5,
     seed: int = 0,
     divide: Divide = "batch",
+    folder: Path | None = None,
     progress: Progress = quiet,
 ) -> Iterator[Smoothed]:
     """Metagradients averaged over random subsets (a `share` of the rows) and seeds: after each mask the result so far,
     so that one may stop when `error` is small enough. `initial(seed)` gives the parameters that a run starts from.
+    `folder`: as for `metagradient`; masks that are done are not run again.
 
     With `X_m` `[N, Q]` the metagradient of mask m and `s_m` `[Q]` its standard deviation over the rows,
     `values = median_m(s_m) mean_m(X_m / s_m)`: every run has the same say about a query. The size of a derivative
@@ -235,12 +286,12 @@ def smoothed(
     had an LDS of .30 to .42 so, and of .20 to .35 divided by the weights.
     """
     count, sizes = row.count(data), []
-    kept = subsets(count, masks, share, seed)
+    kept = bank.subsets(count, masks, share, seed)
     total = squares = np.zeros((count, row.count(queries)))
     for m in range(masks):
         its = dataclasses.replace(recipe, seed=recipe.seed + m)
         start, weights = initial(recipe.seed + m), kept[m].astype(np.float32)
-        found = _unrolled(task, start, data, its, measurement, queries, weights, divide, progress).T * count
+        found = _unrolled(task, start, data, its, measurement, queries, weights, divide, folder, progress).T * count
         sizes.append(found.std(0))
         found = found / np.maximum(sizes[-1], 1e-30)
         total, squares = total + found, squares + found**2

@@ -55,8 +55,7 @@ def curvature(
         if seen is None and (here := np.isin(ids, wanted)).any():
             kept |= dict(zip(ids[here].tolist(), np.asarray(rows)[here], strict=True))
     few = np.stack([kept[i] for i in wanted.tolist()]) if seen is None else np.asarray(seen(wanted))
-    one, other = (choice.finish(half) for half in halves)
-    agree = agreement((one, other), few[: len(scored)], few[len(scored) :])
+    agree = agreement((halves[0], halves[1]), few[: len(scored)], few[len(scored) :])
     chosen = rule.choose(agree, rule.SKETCHED[choice.source.kind])
     return damped(choice.finish(whole), chosen.value), chosen
 

@@ -172,7 +172,8 @@ def score_all(asked: Asked) -> Scores:
     for shard in asked.held.shards():
         products = jnp.asarray(shard.vectors, jnp.float32) @ asked.directions.T
         parts.append(np.asarray(products * _scale(asked, shard)[:, None]))
-    return Scores(np.concatenate(parts), base.said(asked.method, asked.damping), asked.unit)
+    how = {} if asked.damping is None else {"damping": asked.damping}
+    return Scores(np.concatenate(parts), base.said(asked.method, asked.damping), asked.unit, how)
 
 
 def _full(shard: store.Shard):

@@ -18,6 +18,7 @@ import numpy as np
 
 from uimjax import rows as row
 from uimjax import steps, training
+from uimjax.curvature.damping import Chosen
 from uimjax.errors import UsageError
 from uimjax.interpret import base
 from uimjax.interpret.base import Scores
@@ -59,12 +60,17 @@ def over_checkpoints(scores: Sequence[Scores], rates: Sequence[float]) -> Scores
         raise UsageError(
             f"{len(scores)} checkpoints' scores and rates {list(rates)}; one positive rate each was wanted"
         )
-    if len({s.method for s in scores}) > 1:
-        raise UsageError(f"scores of several methods cannot be summed: {sorted({s.method for s in scores})}")
+    dampings = [s.how.get("damping") for s in scores]  # each checkpoint has its own
+    names = {s.method.removesuffix(f", {its}") for s, its in zip(scores, dampings, strict=True)}
+    if len(names) > 1:
+        raise UsageError(f"scores of several methods cannot be summed: {sorted(names)}")
     if len(scores) == 1:
         return scores[0]
     values = np.tensordot(np.asarray(rates) / sum(rates), np.stack([s.values for s in scores]), 1)
-    return Scores(values, f"{scores[0].method}, {len(scores)} checkpoints", RELATIVE)
+    chosen = [its.value for its in dampings if isinstance(its, Chosen)]
+    said = f", damping {min(chosen):.3g} to {max(chosen):.3g} x mean eigenvalue" if chosen else ""
+    how = {"checkpoints": [dict(s.how) for s in scores]} if any(s.how for s in scores) else {}
+    return Scores(values, f"{names.pop()}, {len(scores)} checkpoints{said}", RELATIVE, how)
 
 
 def record(
