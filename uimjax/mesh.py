@@ -57,13 +57,14 @@ def shard_params(mesh: Mesh, params: Any) -> Any:
     return jax.device_put(params, jax.tree.map(sharding, params))
 
 
-def shard_batch(mesh: Mesh, batch: Any) -> Any:
-    """Place a batch (a pytree of `[B, ...]`) on the mesh, examples over the data axis. B must divide evenly."""
+def shard_batch(mesh: Mesh, batch: Any, axis: int = 0) -> Any:
+    """Place a batch (a pytree of `[B, ...]`, or with B at another `axis`) on the mesh, examples over the data axis. B
+    must divide evenly."""
     size = mesh.shape[DATA]
     for leaf in jax.tree.leaves(batch):
-        if leaf.shape[0] % size:
+        if leaf.shape[axis] % size:
             raise ShapeError(
-                f"a batch of {leaf.shape[0]} examples does not divide over {size} devices. "
+                f"a batch of {leaf.shape[axis]} examples does not divide over {size} devices. "
                 "Choose a batch size that is a multiple of the number of devices; `rows.batches` pads the last one."
             )
-    return jax.device_put(batch, data_sharding(mesh))
+    return jax.device_put(batch, NamedSharding(mesh, PartitionSpec(*(None,) * axis, DATA)))

@@ -7,12 +7,14 @@ stream; the mask is False on padding and the id is -1. *Guarantee*: padding neve
 
 import bisect
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from uimjax.errors import NonFiniteError, ShapeError
+from uimjax.mesh import shard_batch
 
 PIECE = 1 << 20  # values looked at together
 
@@ -103,6 +105,21 @@ def batches(data: Any, batch_size: int, start: int = 0, stop: int | None = None)
         mask = index < stop
         rows = take(data, np.minimum(index, stop - 1))
         yield Batch(rows, np.where(mask, index, -1), mask)
+
+
+class Pass(NamedTuple):
+    """How rows are gone over: `batch_size` at a time, each batch split over the data axis of a `mesh`. Under `folder`
+    a pass that sums keeps its sums, so that one that was stopped goes on."""
+
+    batch_size: int = 256
+    mesh: Any = None
+    folder: Path | None = None
+
+    def over(self, data: Any, ids: np.ndarray | None = None) -> Iterator[Batch]:
+        """All rows, or the rows `ids`, batch by batch."""
+        made = batches(data, self.batch_size) if ids is None else selected(data, ids, self.batch_size)
+        for batch in made:
+            yield batch if self.mesh is None else batch._replace(rows=shard_batch(self.mesh, batch.rows))
 
 
 def spread(rows: Any, most: int) -> Any:

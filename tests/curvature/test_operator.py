@@ -13,7 +13,7 @@ from tests import programs
 from uimjax.curvature import operator, products
 from uimjax.curvature.operator import Operator
 from uimjax.errors import BudgetError, MismatchError, NonFiniteError, ShapeError, UnknownNameError, UsageError
-from uimjax.rows import example_spec
+from uimjax.rows import Pass, example_spec
 from uimjax.taps import sites
 from uimjax.task import Task
 
@@ -47,7 +47,9 @@ class Case(NamedTuple):
 
     def solve(self, choice, damping, batch_size=5, v=None):
         gradients = self.split(self.v if v is None else v)
-        x, info = operator.solve(choice, self.found, self.task, self.params, self.data, gradients, batch_size, damping)
+        x, info = operator.solve(
+            choice, self.found, self.task, self.params, self.data, gradients, Pass(batch_size), damping
+        )
         return self.flat(x), info
 
 
@@ -119,7 +121,7 @@ def _one_shape(monkeypatch):
 
 @pytest.mark.parametrize("kind", ["hessian", "ggn"])
 def test_products_equal_the_matrix_by_the_book(case, kind):
-    h = products.matrix(kind, case.found, case.task, case.params, case.data, 5)
+    h = products.matrix(kind, case.found, case.task, case.params, case.data, Pass(5))
     np.testing.assert_allclose(products.formed(h), getattr(case, kind), rtol=1e-9, atol=1e-12)
 
 
@@ -160,7 +162,7 @@ def test_preconditioned_gradients_reach_the_same_answer_in_fewer_products(case):
 
     help = operator.Precondition(near, jnp.asarray((basis / noisy) @ basis.T))
     few, many = (Operator("cg", iterations=count, tolerance=1e-9) for count in (12, 200))
-    args = case.found, case.task, case.params, case.data, case.split(case.v), 5, damping
+    args = case.found, case.task, case.params, case.data, case.split(case.v), Pass(5), damping
     x, info = operator.solve(many, *args, help)
     np.testing.assert_allclose(
         case.flat(x), direct(h, damping, case.v), rtol=1e-5, atol=1e-7 * np.abs(case.v).max() / damping
@@ -206,7 +208,7 @@ def test_arnoldi_is_the_inverse_on_the_largest_eigenpairs(case):
 def test_few_lanczos_steps_say_how_far_off_they_are(small):
     pytest.importorskip("matfree")
     choice = Operator("arnoldi", iterations=6, rank=4)
-    pairs = operator.eigenpairs(choice, small.found, small.task, small.params, small.data, 5)
+    pairs = operator.eigenpairs(choice, small.found, small.task, small.params, small.data, Pass(5))
     u = small.flat(pairs.vectors)
     np.testing.assert_allclose(u @ u.T, np.eye(4), atol=1e-5)
     off = np.linalg.norm(u @ small.ggn - pairs.values[:, None] * u, axis=1).max() / pairs.values[0]
@@ -219,7 +221,7 @@ def test_batch_size_padding_and_order_change_nothing(small):
     order = np.random.default_rng(1).permutation(7)
     turned = jax.tree.map(lambda x: x[order], small.data)
     for data, size in ((small.data, 99), (small.data, 5), (turned, 5)):  # all at once; 3 rows of padding
-        h = products.matrix("ggn", small.found, small.task, small.params, data, size)
+        h = products.matrix("ggn", small.found, small.task, small.params, data, Pass(size))
         np.testing.assert_allclose(small.flat(products.times(h, small.split(small.v))), want, rtol=1e-5, atol=1e-5)
 
 
@@ -249,7 +251,7 @@ def test_parameters_that_are_excluded_stay_constant(case):
     kept = np.concatenate([np.asarray(index[path]).ravel() for path in paths]).astype(int)
     h = case.ggn[np.ix_(kept, kept)]
     mine = {path: parts[path] for path in paths}
-    x, _ = operator.solve(Operator("dense"), found, task, case.params, case.data, mine, 5, 0.1)
+    x, _ = operator.solve(Operator("dense"), found, task, case.params, case.data, mine, Pass(5), 0.1)
     assert sorted(x) == sorted(paths)
     got = np.concatenate([np.asarray(x[path]).reshape(3, -1) for path in paths], 1)
     np.testing.assert_allclose(got, direct(h, 0.1, case.v[:, kept]), rtol=1e-8, atol=1e-10)
@@ -291,7 +293,7 @@ def test_a_loss_of_tokens_with_outputs_of_any_size(rng):
     ggn = np.einsum("nto,ntj,ntk->ojk", 8 * weight * (1 - t**2) ** 2, slope, slope) / 6
     turned = np.einsum("nto,ntj,ntk->ojk", 2 * weight * (2 * t - y) * -4 * t * (1 - t**2), slope, slope) / 6
     for kind, want in (("ggn", ggn), ("hessian", ggn + turned)):
-        h = products.formed(products.matrix(kind, found, task, params, data, 4)).reshape(16, 16)
+        h = products.formed(products.matrix(kind, found, task, params, data, Pass(4))).reshape(16, 16)
         assert [leaf.path for leaf in found.used] == ["b", "w"]
         place = np.concatenate([np.arange(4)[None], 4 + np.arange(12).reshape(3, 4)])  # of (b, w)_o for each o
         got = np.stack([h[np.ix_(place[:, o], place[:, o])] for o in range(4)])
@@ -300,7 +302,7 @@ def test_a_loss_of_tokens_with_outputs_of_any_size(rng):
 
 
 def test_mean_eigenvalue(small):
-    arguments = small.found, small.task, small.params, small.data, 5
+    arguments = small.found, small.task, small.params, small.data, Pass(5)
     want = np.trace(small.ggn) / 15
     np.testing.assert_allclose(operator.mean_eigenvalue(Operator("dense"), *arguments), want, rtol=1e-5)
     got = operator.mean_eigenvalue(Operator("cg"), *arguments)
@@ -331,7 +333,7 @@ def test_an_indefinite_hessian_is_named(case, saddle):
             its.solve(choice, 1e-3)
     with pytest.raises(NonFiniteError, match=r"by its eigenvalues \(.*found: -0.4\).*damping above 0.4"):
         saddle.solve(Operator("dense", "hessian"), 0.4)
-    h = products.matrix("hessian", saddle.found, saddle.task, saddle.params, saddle.data, 2)
+    h = products.matrix("hessian", saddle.found, saddle.task, saddle.params, saddle.data, Pass(2))
     np.testing.assert_allclose(products.extremes(h), (3.0, -0.4), rtol=2e-2)
 
 
@@ -379,7 +381,9 @@ def test_nonsense_is_refused(case, monkeypatch):
 def test_tasks_and_gradients_that_do_not_fit_are_refused(case):
     def check(task, match, error=UsageError, kind="ggn"):
         with pytest.raises(error, match=match):
-            products.matrix(kind, sites(task, case.params, example_spec(case.data)), task, case.params, case.data, 5)
+            products.matrix(
+                kind, sites(task, case.params, example_spec(case.data)), task, case.params, case.data, Pass(5)
+            )
 
     check(Task(case.task.loss), "needs the model's outputs.*matrix='hessian'")
     check(Task(case.task.loss, outputs=logits), "how do outputs become a loss")

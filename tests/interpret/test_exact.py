@@ -17,6 +17,7 @@ from uimjax.curvature.source import Source
 from uimjax.errors import NonFiniteError, ShapeError, UsageError
 from uimjax.interpret import curved, exact, rerank
 from uimjax.interpret.base import Method
+from uimjax.rows import Pass
 from uimjax.sketch import Sketch
 from uimjax.task import Measurement, Task
 
@@ -264,9 +265,9 @@ def test_the_damping_is_chosen_by_the_agreement_of_halves():
 def test_all_terms_give_the_exact_scores():
     (g, q), h = vectors(CASE), matrix("ekfac", CASE, "fisher")
     method = Method("mine", curvature=Kronecker(damping=0.1, terms=5), normalize="self")
-    ready = exact.ready(TASK, CASE.params, CASE.data, NLL, CASE.queries, method, 8)
+    ready = exact.ready(TASK, CASE.params, CASE.data, NLL, CASE.queries, method, Pass(8))
     assert set(ready.terms) == {"one/w", "two/w"}
-    close(exact.streamed(ready, CASE.params, CASE.data, CASE.queries, method, True, 8),
+    close(exact.streamed(ready, CASE.params, CASE.data, CASE.queries, method, True, Pass(8)),
           by_the_book(h, 0.1, "self", g, q))  # fmt: skip
 
 
@@ -275,8 +276,8 @@ def test_with_few_terms_the_strongest_rows_are_exact_and_the_error_is_measured(m
     (g, q), h = vectors(CASE), matrix("ekfac", CASE, "fisher")
     want = by_the_book(h, 0.1, "unit", g, q)
     method = Method("mine", curvature=Kronecker(damping=0.1, terms=1), normalize="unit")
-    ready = exact.ready(TASK, CASE.params, CASE.data, NLL, CASE.queries, method, 8)
-    thin = exact.streamed(ready, CASE.params, CASE.data, CASE.queries, method, True, 8)
+    ready = exact.ready(TASK, CASE.params, CASE.data, NLL, CASE.queries, method, Pass(8))
+    thin = exact.streamed(ready, CASE.params, CASE.data, CASE.queries, method, True, Pass(8))
     off = np.sqrt(np.mean((thin - want) ** 2) / np.mean(want**2))
     assert 1e-3 < off < 0.5  # one term is not enough, and not nonsense
     monkeypatch.setattr(rerank, "PAIRS", 4)  # four pairs at once, of at most two rows
@@ -300,8 +301,8 @@ def test_with_few_terms_the_strongest_rows_are_exact_and_the_error_is_measured(m
 def test_each_parameter_has_its_part_of_the_scores():
     (g, q), h = vectors(CASE), matrix("ekfac", CASE, "fisher")
     method = Method("mine", curvature=EKFAC, normalize="none")
-    ready = exact.ready(TASK, CASE.params, CASE.data, NLL, CASE.queries, method, 8)
-    (parts,) = exact.by_parameter(ready, CASE.params, CASE.data, CASE.queries, method, True, 8)
+    ready = exact.ready(TASK, CASE.params, CASE.data, NLL, CASE.queries, method, Pass(8))
+    (parts,) = exact.by_parameter(ready, CASE.params, CASE.data, CASE.queries, method, True, Pass(8))
     start, inverse = 7 * 5, np.linalg.inv(h + 0.1 * np.trace(h) / len(h) * np.eye(len(h)))
     close(parts["one/w"], -g[:, :start] @ inverse[:start, :start] @ q[:, :start].T)
     close(parts["two/w"], -g[:, start:] @ inverse[start:, start:] @ q[:, start:].T)

@@ -14,7 +14,7 @@ matrix it stands for, whatever the parameter's uses.
 import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -56,6 +56,14 @@ class Kronecker:
         return f"{self.kind}({self.source.kind})"
 
 
+class Kept(Protocol):
+    """Where a pass keeps its sums: `load(like)` gives (batches that are done, their sums), at first (0, None)."""
+
+    def load(self, like: Any) -> tuple[int, Any]: ...
+
+    def save(self, done: int, total: Any, last: bool) -> None: ...
+
+
 class Sums(NamedTuple):
     """What a pass adds up: arrays by parameter, and the number of examples."""
 
@@ -63,8 +71,12 @@ class Sums(NamedTuple):
     examples: int
 
 
-def measure(choice: Kronecker, made: Gradients, params: Any, batches: Callable[[], Iterable[Batch]]) -> Rotated:
-    """The undamped curvature of the rows that `batches()` gives, once for each pass.
+def measure(
+    choice: Kronecker, made: Gradients, params: Any, batches: Callable[[], Iterable[Batch]],
+    kept: Callable[[str], Kept | None] = lambda _: None,
+) -> Rotated:  # fmt: skip
+    """The undamped curvature of the rows that `batches()` gives, once for each pass; `kept`: where the pass of a
+    name keeps its sums.
 
     Raises:
         NonFiniteError: a statistic is NaN or infinite, or there are no rows.
@@ -72,22 +84,35 @@ def measure(choice: Kronecker, made: Gradients, params: Any, batches: Callable[[
     bases: dict[str, Any] = dict.fromkeys(shapes(made.laid), (None, None))
     found = None
     if choice.kind != "diagonal":
-        found = run_pass("covariances", made, params, batches, None)
+        found = run_pass("covariances", made, params, batches, None, kept("covariances"))
         bases = statistics.eigenbases(found.sums)
     if choice.kind == "kfac":
         assert found is not None
         return Rotated(bases, kfac_values(found, bases), dict.fromkeys(bases, 0.0))
-    measured = run_pass("eigenvalues", made, params, batches, bases)
+    measured = run_pass("eigenvalues", made, params, batches, bases, kept("eigenvalues"))
     return Rotated(bases, eigenvalues(measured), dict.fromkeys(bases, 0.0))
 
 
-def run_pass(what: str, made: Gradients, params: Any, batches: Callable[[], Iterable[Batch]], bases: Any) -> Sums:
-    """One pass over the rows; sums in float32 at least, checked."""
-    program, total, examples = _pass(made, what), None, 0
-    for batch in batches():
-        total = program(params, batch.rows, np.maximum(batch.ids, 0), batch.mask, bases, total)
-        jax.block_until_ready(total)  # or, on a CPU, all batches stand in memory at once
+def run_pass(
+    what: str, made: Gradients, params: Any, batches: Callable[[], Iterable[Batch]], bases: Any,
+    kept: Kept | None = None,
+) -> Sums:  # fmt: skip
+    """One pass over the rows; sums in float32 at least, checked. With `kept` it goes on where it was stopped, to the
+    same bits."""
+    program, total, examples, done, number = _pass(made, what), None, 0, 0, 0
+    for number, batch in enumerate(batches(), 1):
+        given = params, batch.rows, np.maximum(batch.ids, 0), batch.mask, bases
+        if kept is not None and number == 1:
+            done, total = kept.load(jax.eval_shape(program, *given, None))
         examples += int(batch.mask.sum())
+        if number <= done:
+            continue
+        total = program(*given, total)
+        jax.block_until_ready(total)  # or, on a CPU, all batches stand in memory at once
+        if kept is not None:
+            kept.save(number, total, last=False)
+    if kept is not None and number > done:
+        kept.save(number, total, last=True)
     if not examples:
         raise NonFiniteError("a curvature of no rows was asked for")
     for path, leaf in jax.tree_util.tree_flatten_with_path(total)[0]:

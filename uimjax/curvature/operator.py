@@ -6,8 +6,8 @@ Gauss-Newton matrix over all parameters at once (`products`), never formed but i
   (Agarwal et al. 2017, arXiv 1602.03943; Koh & Liang 2017, arXiv 1703.04730), over all rows or a fresh draw of
   `minibatch` of them each step. It converges where `0 < eigenvalues of H + damping < 2 scale`.
 - "arnoldi": `x = sum_k u_k <u_k, v> / (lambda_k + damping)` over the `rank` largest eigenpairs that `iterations` steps
-  of Lanczos with full reorthogonalisation find (Schioppa et al. 2022, arXiv 2112.03052); what lies outside them counts
-  for nothing. By matfree, an extra: `pip install 'uimjax[solve]'`.
+  of Lanczos with full reorthogonalisation find (Schioppa et al. 2022, arXiv 2112.03052); what lies outside counts for
+  nothing. By matfree, an extra: `pip install 'uimjax[solve]'`.
 - "dense": H formed, its eigenvalues in float64 on the host: exact, for at most `products.DENSE` parameters. The oracle
   of the rest.
 
@@ -109,7 +109,7 @@ def solve(
     params: Any,
     data: Any,
     gradients: dict[str, Any],
-    batch_size: int,
+    how: row.Pass,
     damping_value: float,
     precondition: Precondition = PLAIN,
 ) -> tuple[Direction, dict[str, Any]]:
@@ -128,7 +128,7 @@ def solve(
     """
     if not (damping_value >= 0 and np.isfinite(damping_value)):
         raise UsageError(f"damping_value {damping_value} should be a finite number, 0 or more")
-    h = products.matrix(choice.matrix, found, task, params, data, batch_size)
+    h = products.matrix(choice.matrix, found, task, params, data, how)
     v, size = _of_unit_size(products.directions(found, gradients))
     if precondition is not PLAIN and choice.kind != "cg":
         raise UsageError(f"{choice.kind} takes no preconditioner; cg does")
@@ -139,27 +139,27 @@ def solve(
     return x, {"curvature": str(choice), "damping": float(damping_value), **info}
 
 
-def mean_eigenvalue(choice: Operator, found: Sites, task: Task, params: Any, data: Any, batch_size: int) -> float:
+def mean_eigenvalue(choice: Operator, found: Sites, task: Task, params: Any, data: Any, how: row.Pass) -> float:
     """`trace(H) / P`: exact for "dense", else by products with random signs (`products.trace`), the same ones each
     time. May be negative for a Hessian.
 
     Raises: as `products.matrix`, and NonFiniteError; BudgetError for "dense" of too many parameters.
     """
-    h = products.matrix(choice.matrix, found, task, params, data, batch_size)
+    h = products.matrix(choice.matrix, found, task, params, data, how)
     total = float(np.trace(products.formed(h))) if choice.kind == "dense" else products.trace(h)
     if not np.isfinite(total):
         raise products.not_finite(h)
     return total / h.size
 
 
-def eigenpairs(choice: Operator, found: Sites, task: Task, params: Any, data: Any, batch_size: int) -> Pairs:
+def eigenpairs(choice: Operator, found: Sites, task: Task, params: Any, data: Any, how: row.Pass) -> Pairs:
     """The `choice.rank` largest eigenpairs of H by `choice.iterations` Lanczos steps (at most P) from a fixed random
     start. Of an eigenvalue that occurs several times one eigenvector is found; zeros are left out.
 
     Raises:
         UsageError: matfree is not installed. NonFiniteError: no eigenvalue is positive. As `products.matrix`.
     """
-    return _eigenpairs(choice, products.matrix(choice.matrix, found, task, params, data, batch_size))
+    return _eigenpairs(choice, products.matrix(choice.matrix, found, task, params, data, how))
 
 
 def _indefinite(h: Matrix, damping: float, where: str, smallest: float | None = None) -> NonFiniteError:

@@ -25,6 +25,7 @@ import numpy as np
 from uimjax import rows as row
 from uimjax.curvature import source
 from uimjax.errors import BudgetError, NonFiniteError, ShapeError, UnknownNameError, UsageError
+from uimjax.mesh import shard_batch
 from uimjax.taps import Sites
 from uimjax.task import Task
 
@@ -74,7 +75,7 @@ class Matrix(NamedTuple):
         return sum(leaf.size for leaf in self.found.used)
 
 
-def matrix(kind: str, found: Sites, task: Task, params: Any, data: Any, batch_size: int) -> Matrix:
+def matrix(kind: str, found: Sites, task: Task, params: Any, data: Any, how: row.Pass) -> Matrix:
     """H of the rows of the data, once the task is known to have what it takes (that nll of the outputs is the loss is
     proven on the first rows, once for each program).
 
@@ -98,18 +99,19 @@ def matrix(kind: str, found: Sites, task: Task, params: Any, data: Any, batch_si
         shape = jax.eval_shape(task.outputs, params, row.example_spec(data)).shape
         source.check_nll(task, params, data, shape)
         _PROVEN.add(found)
-    return Matrix(kind, found, task, params, stack(data, batch_size))
+    return Matrix(kind, found, task, params, stack(data, how))
 
 
 _PROVEN: weakref.WeakSet[Sites] = weakref.WeakSet()
 
 
-def stack(data: Any, batch_size: int) -> Stack:
-    """The rows of the data in batches of `batch_size` (at most N), the last one padded by its last row."""
+def stack(data: Any, how: row.Pass) -> Stack:
+    """The rows of the data in batches (of at most N), the last one padded by its last row; on a mesh, each is split."""
     total = row.count(data)
-    size = max(1, min(batch_size, total))
+    size = max(1, min(how.batch_size, total)) if how.mesh is None else how.batch_size
     index = np.arange(-(-total // size) * size).reshape(-1, size)
-    return Stack(row.take(data, np.minimum(index, total - 1)), jnp.asarray(index < total))
+    rows = row.take(data, np.minimum(index, total - 1))
+    return Stack(rows if how.mesh is None else shard_batch(how.mesh, rows, axis=1), jnp.asarray(index < total))
 
 
 def dtype_of(found: Sites) -> Any:

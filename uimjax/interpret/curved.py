@@ -1,6 +1,7 @@
 """The Kronecker curvature of a task over its training rows, with the damping given or chosen by agreement of halves."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,9 +13,11 @@ from uimjax.curvature import blocks, kronecker, rotated, source, statistics
 from uimjax.curvature import damping as rule
 from uimjax.curvature.blocks import Laid
 from uimjax.curvature.damping import Chosen
-from uimjax.curvature.kronecker import Kronecker, Sums
+from uimjax.curvature.kronecker import Kept, Kronecker, Sums
 from uimjax.curvature.rotated import Rotated
 from uimjax.curvature.source import Gradients
+from uimjax.interpret import resume
+from uimjax.rows import Pass
 from uimjax.taps import Sites, capture
 from uimjax.task import Task
 
@@ -24,7 +27,7 @@ SEED = 0  # of which rows are in which half
 
 
 def curvature(
-    choice: Kronecker, task: Task, laid: Laid, params: Any, data: Any, asked: Laid, queries: Any, batch_size: int
+    choice: Kronecker, task: Task, laid: Laid, params: Any, data: Any, asked: Laid, queries: Any, how: Pass
 ) -> tuple[Rotated, Chosen]:
     """The damped curvature over all rows. Where the choice leaves the damping open, the statistics of two halves are
     taken apart on the way (half as much work again) and must agree on the queries' scores.
@@ -32,10 +35,11 @@ def curvature(
     Raises: as `kronecker.measure` and `source.gradients`.
     """
     made = source.gradients(choice.source, task, laid, params, data)
+    kept = resume.passes(how, choice, laid.sites, params, data)
     if choice.damping is not None:
-        inverse = kronecker.measure(choice, made, params, lambda: row.batches(data, batch_size))
+        inverse = kronecker.measure(choice, made, params, lambda: how.over(data), kept)
         return damped(inverse, choice.damping), rule.given(choice.damping)
-    whole, one, other = _halves(choice, made, params, data, batch_size)
+    whole, one, other = _halves(choice, made, params, data, how, kept)
     rows, some = _few(laid.sites, data, ROWS), _few(laid.sites, queries, QUERIES)
     seen = [(half, entering(laid)(params, rows, half.bases), entering(asked)(params, some, half.bases))
             for half in (one, other)]  # fmt: skip
@@ -63,27 +67,33 @@ def damped(inverse: Rotated, value: float) -> Rotated:
     return inverse._replace(damping=dict.fromkeys(inverse.damping, added))
 
 
-def _halves(choice: Kronecker, made: Gradients, params: Any, data: Any, batch_size: int) -> list[Rotated]:
+def _halves(
+    choice: Kronecker, made: Gradients, params: Any, data: Any, how: Pass, kept: Callable[..., Kept | None]
+) -> list[Rotated]:
     """The undamped curvatures of all rows, and of either half of them."""
     order = np.random.default_rng(SEED).permutation(row.count(data))
     ids = np.sort(order[: len(order) // 2 or 1]), np.sort(order[len(order) // 2 :])
-    parts = [functools.partial(row.selected, data, half, batch_size) for half in ids]
+    parts = [functools.partial(how.over, data, half) for half in ids]
+    run = functools.partial(kronecker.run_pass, made=made, params=params)
     empty = dict.fromkeys(blocks.shapes(made.laid), (None, None))
     sums, bases = None, [empty] * 3
     if choice.kind != "diagonal":
-        halves = [kronecker.run_pass("covariances", made, params, part, None) for part in parts]
+        halves = [
+            run("covariances", batches=part, bases=None, kept=kept("covariances", k)) for k, part in enumerate(parts)
+        ]
         sums = [_together(halves), *halves]
         bases = [statistics.eigenbases(its.sums) for its in sums]
     if sums is not None and choice.kind == "kfac":
         values = [kronecker.kfac_values(its, q) for its, q in zip(sums, bases, strict=True)]
     else:
         halves = [
-            kronecker.run_pass("eigenvalues", made, params, part, q) for part, q in zip(parts, bases[1:], strict=True)
+            run("eigenvalues", batches=part, bases=q, kept=kept("eigenvalues", k))
+            for k, (part, q) in enumerate(zip(parts, bases[1:], strict=True))
         ]
         if choice.kind == "diagonal":
             whole = _together(halves)
         else:
-            whole = kronecker.run_pass("eigenvalues", made, params, lambda: row.batches(data, batch_size), bases[0])
+            whole = run("eigenvalues", batches=lambda: how.over(data), bases=bases[0], kept=kept("eigenvalues"))
         values = [kronecker.eigenvalues(its) for its in (whole, *halves)]
     return [Rotated(q, v, dict.fromkeys(q, 0.0)) for q, v in zip(bases, values, strict=True)]
 

@@ -26,6 +26,7 @@ from uimjax.curvature.separable import Terms, Thin
 from uimjax.interpret import base, curved, solved
 from uimjax.interpret.base import Method
 from uimjax.interpret.solved import Solver
+from uimjax.rows import Pass
 from uimjax.taps import capture
 from uimjax.task import Measurement, Task
 
@@ -49,7 +50,7 @@ class Ready(NamedTuple):
 
 
 def ready(
-    task: Task, params: Any, data: Any, measurement: Measurement, queries: Any, method: Method, batch_size: int,
+    task: Task, params: Any, data: Any, measurement: Measurement, queries: Any, method: Method, how: Pass,
     optimizer: Any = None,
 ) -> Ready:  # fmt: skip
     """Measure the curvature, choose its damping, prepare what the scores need; `optimizer`: the state that Adam's
@@ -65,11 +66,11 @@ def ready(
         laid, asked = (Laid(its.sites, ()) for its in (laid, asked))
         return Ready(laid, asked, adam.metric(choice, laid, optimizer), {}, {"curvature": str(choice)})
     if isinstance(choice, Operator | Harmonic):
-        solve, how = solved.solver(choice, task, laid, params, data, asked, queries, batch_size)
+        solve, said = solved.solver(choice, task, laid, params, data, asked, queries, how)
         plain, question = (Laid(its.sites, ()) for its in (laid, asked))
-        return Ready(plain, question, rotated.identity(plain), {}, how, solve)
+        return Ready(plain, question, rotated.identity(plain), {}, said, solve)
     assert isinstance(choice, Kronecker)
-    inverse, chosen = curved.curvature(choice, task, laid, params, data, asked, queries, batch_size)
+    inverse, chosen = curved.curvature(choice, task, laid, params, data, asked, queries, how)
     terms = {}
     if choice.terms:
         thin = _rank_one(laid, params, data) & _rank_one(asked, params, queries)
@@ -193,29 +194,24 @@ def met(its: Ready, method: Method, chunk: dict[str, Any]) -> Rotated:
 
 
 def by_parameter(
-    its: Ready, params: Any, data: Any, queries: Any, method: Method, each: bool, batch_size: int
+    its: Ready, params: Any, data: Any, queries: Any, method: Method, each: bool, how: Pass
 ) -> Iterator[dict[str, np.ndarray]]:
     """Each parameter's part of the scores, `{path: [N, q]}`, for one chunk of queries after the other."""
     program = scored(its.laid, method.normalize, False)
     for chunk in directions(its, params, queries, method, each):
         parts, inverse = [], met(its, method, chunk)
-        for batch in row.batches(data, batch_size):
+        for batch in how.over(data):
             found = program(params, batch.rows, inverse, chunk)
             parts.append({path: np.asarray(x)[batch.mask] for path, x in found.items()})
         yield {path: np.concatenate([part[path] for part in parts]) for path in parts[0]}
 
 
-def streamed(
-    its: Ready, params: Any, data: Any, queries: Any, method: Method, each: bool, batch_size: int
-) -> np.ndarray:
+def streamed(its: Ready, params: Any, data: Any, queries: Any, method: Method, each: bool, how: Pass) -> np.ndarray:
     """`[N, Q]`, or `[N, 1]` of the queries' mean."""
     program, columns = scored(its.laid, method.normalize, True), []
     for chunk in directions(its, params, queries, method, each):
         inverse = met(its, method, chunk)
-        parts = [
-            np.asarray(program(params, batch.rows, inverse, chunk))[batch.mask]
-            for batch in row.batches(data, batch_size)
-        ]
+        parts = [np.asarray(program(params, batch.rows, inverse, chunk))[batch.mask] for batch in how.over(data)]
         columns.append(np.concatenate(parts))
     return np.concatenate(columns, 1)
 

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,10 +14,12 @@ from uimjax import rows as row
 from uimjax import sketch as sketching
 from uimjax.curvature import Adam, Harmonic, Kronecker, Operator, Source, projected, source
 from uimjax.curvature.blocks import Laid
-from uimjax.errors import BudgetError, UnknownNameError
+from uimjax.errors import BudgetError, UnknownNameError, UsageError
 from uimjax.interpret import base, baselines, exact, rerank, segments, sketched
 from uimjax.interpret.base import Method, Scores
 from uimjax.interpret.trajectory import Checkpoint, over_checkpoints, run_of
+from uimjax.mesh import shard_params
+from uimjax.rows import Pass
 from uimjax.sketch import AnySketch, DenseSketch, Sketch, SparseSketch
 from uimjax.taps import Sites
 from uimjax.task import Measurement, Task
@@ -98,6 +101,8 @@ def score(
     seed: int = 0,
     retain: Any = None,
     texts: tuple[Sequence[str], Sequence[str]] | None = None,
+    mesh: Any = None,
+    folder: Path | None = None,
 ) -> Scores:
     """Score every training row: `[N, 1]` for the mean of the measurement over the queries, `[N, Q]` with `each`.
 
@@ -111,18 +116,31 @@ def score(
     representer (need `task.features`; queries whose first part, or whole, is an example), bm25 and ngram (need `texts`:
     those of the rows and of the queries).
 
+    `mesh` (`uj.make_mesh`): every batch is split over its data axis, `batch_size` being a multiple of it. `folder`: the
+    sums of a Kronecker curvature are kept there once a minute, under a digest of what they follow from, and a pass that
+    was stopped goes on; a curvature that is there is not measured again.
+
     Raises:
         UnknownNameError, NonFiniteError, ShapeError, BudgetError; TapError and its children for the loss itself.
     """
     run = run_of(params)
     if method == AUTO:
         method, why = auto(task, params, data, retain)
-        found = score(task, params, data, measurement, queries, method, each=each, batch_size=batch_size, retain=retain)
+        kept = folder if _keeps(_named(method)) else None  # logra has nothing to keep
+        more = {"each": each, "batch_size": batch_size, "retain": retain, "mesh": mesh, "folder": kept}
+        found = score(task, params, data, measurement, queries, method, **more)
         return found._replace(method=f"{found.method} (auto: {why})")
     if isinstance(method, str) and method in BASELINES:
+        if mesh is not None or folder is not None:
+            raise UsageError(f"{method} is a baseline: it is split over no mesh and keeps nothing in a folder")
         return baselines.score(method, task, run[-1].params, data, queries, each, batch_size, seed, texts)
-    chosen = get(method) if isinstance(method, str) else method
-    ask = (data, measurement, queries, chosen, each, batch_size)
+    chosen, how = _named(method), row.Pass(batch_size, mesh, folder)
+    if folder is not None and not _keeps(chosen):
+        raise UsageError(
+            f"folder={str(folder)!r} keeps the sums of a Kronecker curvature, and {chosen.name} has none: leave it out"
+        )
+    run = run if mesh is None else [its._replace(params=shard_params(mesh, its.params)) for its in run]
+    ask = (data, measurement, queries, chosen, each, how)
     if chosen.checkpoints == "segments":
         return segments.score(task, run, *ask)
     if chosen.checkpoints == "last":
@@ -132,18 +150,28 @@ def score(
     return over_checkpoints(found, [its.rate if chosen.checkpoints == "sum" else 1.0 for its in run])
 
 
-def _exact(task, its: Checkpoint, data, measurement, queries, chosen: Method, each, batch_size, _retain) -> Scores:
-    ready = exact.ready(task, its.params, data, measurement, queries, chosen, batch_size, its.optimizer)
+def _named(method: str | Method) -> Method:
+    return get(method) if isinstance(method, str) else method
+
+
+def _keeps(method: Method) -> bool:
+    """Does it sum up a Kronecker curvature on the way? CG and LiSSA do for their damping."""
+    its = method.curvature
+    return isinstance(its, Kronecker) or (isinstance(its, Operator) and its.damping is None)
+
+
+def _exact(task, its: Checkpoint, data, measurement, queries, chosen: Method, each, how: Pass, _retain) -> Scores:
+    ready = exact.ready(task, its.params, data, measurement, queries, chosen, how, its.optimizer)
     ready = ready._replace(question=measurement.name)
-    values, how = exact.streamed(ready, its.params, data, queries, chosen, each, batch_size), ready.how
+    values, said = exact.streamed(ready, its.params, data, queries, chosen, each, how), ready.how
     if each and ready.terms:
         values, measured = rerank.rerank(ready, its.params, data, queries, chosen, values)
-        how = how | {"terms": measured}
+        said = said | {"terms": measured}
     base.finite(values, f"scores of {chosen.name}")
-    return Scores(values, base.said(chosen, how.get("damping")), chosen.unit(measurement), how)
+    return Scores(values, base.said(chosen, said.get("damping")), chosen.unit(measurement), said)
 
 
-def _of_rows(task, its: Checkpoint, data, measurement, queries, chosen: Method, each, batch_size, retain) -> Scores:
+def _of_rows(task, its: Checkpoint, data, measurement, queries, chosen: Method, each, how: Pass, retain) -> Scores:
     """Methods whose gradients are sketched, or formed, as rows `[N, D]`."""
     params, curvature = its.params, chosen.of_rows
     found = base.training_sites(task, params, data)
@@ -152,7 +180,7 @@ def _of_rows(task, its: Checkpoint, data, measurement, queries, chosen: Method, 
     vectors = base.without(vectors, chosen, base.retained(found, chosen.sketch, params, retain) if keep else None)
     program, drawn = base.row_program(found, found, chosen.sketch), sketching.drawn(found, chosen.sketch)
     stream = lambda: (  # noqa: E731  # once for the curvature, once for the scores
-        (program(params, b.rows, drawn)[1], b) for b in row.batches(data, batch_size)
+        (program(params, b.rows, drawn)[1], b) for b in how.over(data)
     )
     inverse, damping, held = None, None, None
     if curvature is not None:
@@ -163,7 +191,7 @@ def _of_rows(task, its: Checkpoint, data, measurement, queries, chosen: Method, 
         ids = np.split(np.arange(row.count(data)), np.cumsum([len(block) for block in held])[:-1])
         parts, seen = zip(ids, held, strict=True), None
         if curvature.source.kind != "empirical":
-            parts = _of_source(curvature.source, task, found, chosen.sketch, params, data, batch_size)
+            parts = _of_source(curvature.source, task, found, chosen.sketch, params, data, how)
             seen = lambda few: np.concatenate(held)[few]  # noqa: E731  # rows of the loss, which are to be scored
         columns = sketching.columns(found, chosen.sketch)
         inverse, damping = sketched.curvature(curvature, columns, row.count(data), parts, seen)
@@ -178,15 +206,15 @@ def _of_rows(task, its: Checkpoint, data, measurement, queries, chosen: Method, 
     rows = held if held is not None else (block for block, _ in stream())
     values = np.concatenate([np.asarray(scored(block)) for block in rows])[: row.count(data)]
     base.finite(jnp.asarray(values), f"scores of {chosen.name}")
-    how = {} if curvature is None or damping is None else {"curvature": curvature.name, "damping": damping}
-    return Scores(values, base.said(chosen, damping), chosen.unit(measurement), how)
+    said = {} if curvature is None or damping is None else {"curvature": curvature.name, "damping": damping}
+    return Scores(values, base.said(chosen, damping), chosen.unit(measurement), said)
 
 
-def _of_source(choice: Source, task, found, sketch, params, data, batch_size):
+def _of_source(choice: Source, task, found, sketch, params, data, how: Pass):
     """(ids, sketched gradients of another source than the loss), batch by batch; padding left out."""
     made = source.gradients(choice, task, Laid(found, ()), params, data)
     program, drawn = _source_rows(made, found, sketch), sketching.drawn(found, sketch)
-    for batch in row.batches(data, batch_size):
+    for batch in how.over(data):
         rows = program(params, batch.rows, np.maximum(batch.ids, 0), drawn)
         yield batch.ids[batch.mask], rows[: int(batch.mask.sum()) * made.draws]  # padding stands at the end
 

@@ -18,15 +18,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from uimjax import rows as row
 from uimjax.curvature import blocks, kronecker, rotated, source, statistics
 from uimjax.curvature.blocks import Laid
 from uimjax.curvature.kronecker import Kronecker, Sums
 from uimjax.curvature.rotated import Rotated
 from uimjax.errors import UsageError
-from uimjax.interpret import base, curved, exact
+from uimjax.interpret import base, curved, exact, resume
 from uimjax.interpret.base import Method, Scores
 from uimjax.interpret.trajectory import Checkpoint
+from uimjax.rows import Pass
 from uimjax.task import RELATIVE, Measurement, Task
 
 SEGMENTS = 3  # the paper's choice
@@ -34,7 +34,7 @@ SEGMENTS = 3  # the paper's choice
 
 def score(
     task: Task, run: list[Checkpoint], data: Any, measurement: Measurement, queries: Any, method: Method, each: bool,
-    batch_size: int,
+    how: Pass,
 ) -> Scores:  # fmt: skip
     """`[N, Q]`, or `[N, 1]` of the queries' mean. The run's checkpoints, in order, are cut into at most `SEGMENTS`
     pieces of equal length.
@@ -55,18 +55,18 @@ def score(
     total = 0.0
     for piece in reversed(pieces):
         its = [run[k] for k in piece]
-        inverse = _curvature(choice, task, laid, its, data, batch_size)
+        inverse = _curvature(choice, task, laid, its, data, how)
         inside = rotated.turn(inverse.bases, blocks.together(laid, vectors))
         time = float(np.mean([c.rate for c in its]) * sum(c.steps for c in its))
         directions = {path: -x * _taken(inverse.values[path], time)[None] for path, x in inside.items()}
-        total = total + np.mean([_streamed(laid, c.params, data, inverse, directions, batch_size) for c in its], 0)
+        total = total + np.mean([_streamed(laid, c.params, data, inverse, directions, how) for c in its], 0)
         left = {path: x * jnp.exp(-time * inverse.values[path])[None] for path, x in inside.items()}
         vectors = blocks.split(laid, rotated.turn(inverse.bases, left, back=True))
     values = np.asarray(total)
     base.finite(jnp.asarray(values), f"scores of {method.name}")
-    how = {"curvature": str(choice), "segments": [len(piece) for piece in pieces]}
+    said = {"curvature": str(choice), "segments": [len(piece) for piece in pieces]}
     unit = RELATIVE if any(its.adaptive for its in run) else method.unit(measurement)
-    return Scores(values, f"{method.label}, {len(pieces)} segments", unit, how)
+    return Scores(values, f"{method.label}, {len(pieces)} segments", unit, said)
 
 
 def _taken(values: Any, time: float) -> Any:
@@ -88,13 +88,17 @@ def _question(asked: Laid, run: list[Checkpoint], queries: Any, each: bool) -> d
     return blocks.split(asked, total)
 
 
-def _curvature(choice: Kronecker, task: Task, laid: Laid, run: list[Checkpoint], data: Any, batch_size: int) -> Rotated:
+def _curvature(choice: Kronecker, task: Task, laid: Laid, run: list[Checkpoint], data: Any, how: Pass) -> Rotated:
     """The mean over checkpoints, in one basis."""
+    kept = resume.passes(how, choice, laid.sites, [c.params for c in run], data)
     made = [source.gradients(choice.source, task, laid, c.params, data) for c in run]
-    stream: Callable[[], Any] = lambda: row.batches(data, batch_size)  # noqa: E731  # once a pass
+    stream: Callable[[], Any] = lambda: how.over(data)  # noqa: E731  # once a pass
 
     def summed(what: str, bases: Any) -> Sums:
-        parts = [kronecker.run_pass(what, m, c.params, stream, bases) for m, c in zip(made, run, strict=True)]
+        parts = [
+            kronecker.run_pass(what, m, c.params, stream, bases, kept(what, "of", k))
+            for k, (m, c) in enumerate(zip(made, run, strict=True))
+        ]
         return Sums(
             functools.reduce(lambda x, y: jax.tree.map(jnp.add, x, y), (p.sums for p in parts)),
             sum(p.examples for p in parts),
@@ -109,7 +113,7 @@ def _curvature(choice: Kronecker, task: Task, laid: Laid, run: list[Checkpoint],
     return Rotated(bases, kronecker.eigenvalues(summed("eigenvalues", bases)), dict.fromkeys(bases, 0.0))
 
 
-def _streamed(laid: Laid, params: Any, data: Any, inverse: Rotated, directions: Any, batch_size: int) -> np.ndarray:
+def _streamed(laid: Laid, params: Any, data: Any, inverse: Rotated, directions: Any, how: Pass) -> np.ndarray:
     program = exact.scored(laid, "none", True)
-    parts = [np.asarray(program(params, b.rows, inverse, directions))[b.mask] for b in row.batches(data, batch_size)]
+    parts = [np.asarray(program(params, b.rows, inverse, directions))[b.mask] for b in how.over(data)]
     return np.concatenate(parts)

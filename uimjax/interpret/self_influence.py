@@ -10,6 +10,7 @@ its own basis, where s_i is a weighted sum of squares and no gradient of a matri
 """
 
 import functools
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -36,10 +37,13 @@ class Measured(NamedTuple):
     damping: Chosen
 
 
-def measure(choice: Kronecker, task: Task, params: Any, data: Any, batch_size: int = 256) -> Measured:
-    """The curvature over the training rows. Damping that is left open is chosen by the influence of rows on other rows
-    (a row's own would drown theirs), which is as little as the noise allows. Wrong labels are found better with more,
-    1 x mean eigenvalue, and in the last layer alone (`Task.include`): see `benchmarks/mislabel.py`.
+def measure(
+    choice: Kronecker, task: Task, params: Any, data: Any, batch_size: int = 256, folder: Path | None = None
+) -> Measured:
+    """The curvature over the training rows; its sums are kept in `folder`, as by `uj.score`. Damping that is left open
+    is chosen by the influence of rows on other rows (a row's own would drown theirs), which is as little as the noise
+    allows. Wrong labels are found better with more, 1 x mean eigenvalue, and in the last layer alone (`Task.include`):
+    see `benchmarks/mislabel.py`.
 
     Raises:
         UsageError: the task lacks what the curvature's source needs. As `uj.score` for parameters, rows and loss.
@@ -49,7 +53,9 @@ def measure(choice: Kronecker, task: Task, params: Any, data: Any, batch_size: i
     compared = np.arange(count)[:: max(1, count // curved.ROWS)][: curved.ROWS]
     others = np.setdiff1d(np.arange(count), compared)
     queries = row.take(data, others if len(others) else compared)
-    inverse, chosen = curved.curvature(choice, task, laid, params, data, laid, queries, batch_size)
+    inverse, chosen = curved.curvature(
+        choice, task, laid, params, data, laid, queries, row.Pass(batch_size, folder=folder)
+    )
     return Measured(inverse, laid, chosen)
 
 

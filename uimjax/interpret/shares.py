@@ -41,7 +41,7 @@ def score_by_parameter(
         UsageError: a method of sketched rows, or of several checkpoints. As `score`.
     """
     ready, its, chosen = _ready(task, params, data, measurement, queries, method, batch_size)
-    parts = list(exact.by_parameter(ready, its.params, data, queries, chosen, each, batch_size))
+    parts = list(exact.by_parameter(ready, its.params, data, queries, chosen, each, row.Pass(batch_size)))
     found = {path: np.concatenate([part[path] for part in parts], 1) for path in parts[0]}
     base.finite(jnp.stack([jnp.sum(x) for x in found.values()]), f"scores of {chosen.name}")
     unit = chosen.unit(measurement)
@@ -94,7 +94,7 @@ def _ready(
         )
     if isinstance(chosen.curvature, Kronecker):  # few terms would be an approximation that nothing corrects
         chosen = dataclasses.replace(chosen, curvature=dataclasses.replace(chosen.curvature, terms=0))
-    ready = exact.ready(task, its.params, data, measurement, queries, chosen, batch_size, its.optimizer)
+    ready = exact.ready(task, its.params, data, measurement, queries, chosen, row.Pass(batch_size), its.optimizer)
     return ready._replace(question=measurement.name), its, chosen
 
 

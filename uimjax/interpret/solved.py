@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from uimjax import rows as row
 from uimjax.curvature import harmonic, operator, rotated, source
 from uimjax.curvature.blocks import Laid
 from uimjax.curvature.harmonic import Harmonic
@@ -17,6 +16,7 @@ from uimjax.curvature.rotated import Rotated
 from uimjax.curvature.source import Source
 from uimjax.errors import UsageError
 from uimjax.interpret import curved
+from uimjax.rows import Pass
 from uimjax.task import Task
 
 Gradients = dict[str, Any]  # {path: [Q, *parameter shape]}
@@ -25,34 +25,34 @@ Solver = Callable[[Gradients], Gradients]
 
 def solver(
     choice: Operator | Harmonic, task: Task, laid: Laid, params: Any, data: Any, asked: Laid, queries: Any,
-    batch_size: int,
+    how: Pass,
 ) -> tuple[Solver, dict[str, Any]]:  # fmt: skip
     """(`g -> H^-1 g`, what to say of it: filled in as it is used).
 
     Raises: as `operator.solve` and `harmonic.solve`; UsageError: the damping cannot be chosen for this task.
     """
     if isinstance(choice, Harmonic):
-        batches = lambda: row.batches(data, batch_size)  # noqa: E731  # a stream for each of two passes
+        batches = lambda: how.over(data)  # noqa: E731  # a stream for each of two passes
         return lambda g: harmonic.solve(laid.sites, params, batches, g, choice.damping), {"damping": str(choice)}
-    value, why, near = _damping(choice, task, laid, params, data, asked, queries, batch_size)
-    how: dict[str, Any] = {"curvature": str(choice), "damping": f"damping {value:.3g} ({why})", "solves": []}
+    value, why, near = _damping(choice, task, laid, params, data, asked, queries, how)
+    told: dict[str, Any] = {"curvature": str(choice), "damping": f"damping {value:.3g} ({why})", "solves": []}
 
     def solve(gradients: Gradients) -> Gradients:
-        found, said = operator.solve(choice, laid.sites, task, params, data, gradients, batch_size, value, near)
-        how["solves"].append({key: np.asarray(x).tolist() for key, x in said.items() if key != "curvature"})
+        found, said = operator.solve(choice, laid.sites, task, params, data, gradients, how, value, near)
+        told["solves"].append({key: np.asarray(x).tolist() for key, x in said.items() if key != "curvature"})
         return found
 
-    return solve, how
+    return solve, told
 
 
 def _damping(
-    choice: Operator, task: Task, laid: Laid, params: Any, data: Any, asked: Laid, queries: Any, batch_size: int
+    choice: Operator, task: Task, laid: Laid, params: Any, data: Any, asked: Laid, queries: Any, how: Pass
 ) -> tuple[float, str, Precondition]:
     """(an absolute damping, why that, EK-FAC to precondition with where it is at hand). Left open it is EK-FAC's by the
     agreement of halves: its eigenvalues are those of the same matrix, and two halves of a solve would have to be solved
     again for every value tried."""
     if choice.damping is not None:
-        mean = operator.mean_eigenvalue(choice, laid.sites, task, params, data, batch_size)
+        mean = operator.mean_eigenvalue(choice, laid.sites, task, params, data, how)
         if not mean > 0:
             raise UsageError(
                 f"the mean eigenvalue of the {choice.matrix} is {mean:.3g}, so a multiple of it is no damping; take "
@@ -66,7 +66,7 @@ def _damping(
         )
     made = source.gradients(Source("fisher"), task, laid, params, data)
     del made  # refused here, if at all, in the words of the source
-    inverse, chosen = curved.curvature(Kronecker("ekfac"), task, laid, params, data, asked, queries, batch_size)
+    inverse, chosen = curved.curvature(Kronecker("ekfac"), task, laid, params, data, asked, queries, how)
     near = Precondition(_divided(laid), inverse) if choice.kind == "cg" else PLAIN
     return next(iter(inverse.damping.values())), f"EK-FAC's, {chosen}", near
 
