@@ -1,7 +1,10 @@
-"""The table of methods in the docs, from what `lds` measured: cost, memory, LDS with its interval.
+"""The table of methods in the docs, from what `lds` measured: cost, memory, LDS with its interval. All of it takes an
+hour, so its parts may be runs of their own:
 
-python -m benchmarks.lds --slow --json > benchmarks/results/lds.json
-python -m benchmarks.lds_table
+    python -m benchmarks.lds --json --only fashion > benchmarks/results/lds-fashion.json
+    python -m benchmarks.lds --json --only gpt > benchmarks/results/lds-gpt.json
+    python -m benchmarks.lds --json --only fashion --slow --methods ekfac > benchmarks/results/lds-smoothed.json
+    python -m benchmarks.lds_table
 """
 
 import json
@@ -9,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-RESULTS, PAGE = HERE / "results" / "lds.json", HERE.parent / "uimjax" / "docs" / "methods.md"
+RESULTS, PAGE = HERE / "results", HERE.parent / "uimjax" / "docs" / "methods.md"
 BEGIN, END = "<!-- measured -->\n", "<!-- /measured -->"
 INTRO = """## Measured
 
@@ -19,6 +22,19 @@ again), and the memory above what was held before.
 
 """
 TITLES = {"fashion": "Fashion-MNIST, a perceptron", "gpt": "tinyshakespeare, a decoder"}
+
+
+def gathered() -> dict[str, Any]:
+    """What each set's runs found: the methods of the run that had most, and the smoothed metagradients of any."""
+    found: dict[str, Any] = {}
+    for path in sorted(RESULTS.glob("lds-*.json")):
+        run = json.loads(path.read_text())
+        if run["quick"]:
+            raise SystemExit(f"{path} was measured with --quick; that is no measurement")
+        for name in TITLES.keys() & run.keys():
+            one, other = found.get(name, {"methods": {}}), run[name]
+            found[name] = one | other if len(other["methods"]) > len(one["methods"]) else other | one
+    return found
 
 
 def table(found: dict[str, Any]) -> str:
@@ -66,10 +82,7 @@ def put(page: str, text: str) -> str:
 
 
 def main() -> None:
-    found = json.loads(RESULTS.read_text())
-    if found["quick"]:
-        raise SystemExit(f"{RESULTS} was measured with --quick; that is no measurement")
-    PAGE.write_text(put(PAGE.read_text(), table(found)))
+    PAGE.write_text(put(PAGE.read_text(), table(gathered())))
 
 
 if __name__ == "__main__":
