@@ -18,6 +18,7 @@ less.
 Run: UIMJAX_DATA=/path/to/data python -m benchmarks.attribution_speed --json [--quick] [--peers /path/to/python]
 """
 
+import dataclasses
 import json
 import os
 import statistics
@@ -64,14 +65,15 @@ def ekfac(terms: int = 0) -> Method:
 def choices(name: str) -> dict[str, Choice]:
     if name == "w2":
         return {"dense": Choice(ekfac(), PEER_COVERS[name], 32), "everything": Choice(ekfac(), EVERYTHING, 32)}
-    last = {"include": ("2/*",)}
+    last, kernel = {"include": ("2/*",)}, projected(DAMPING, Source("margin"))
+    trak = dataclasses.replace(methods.get("trak"), curvature=kernel)
     return {
         "dense": Choice(ekfac(), EVERYTHING, 250),
         "fast": Choice(ekfac(TERMS), EVERYTHING, 250),
         "grad_dot_last": Choice(Method("grad_dot", normalize="none"), last, 1000),
         "grad_dot": Choice(Method("grad_dot", normalize="none"), EVERYTHING, 250),
-        "logra": Choice(Method("logra", uj.Sketch(16), projected(), normalize="none"), EVERYTHING, 1000),
-        "trak": Choice(methods.get("trak"), EVERYTHING, 250),
+        "logra": Choice(Method("logra", uj.Sketch(16), projected(DAMPING), normalize="none"), EVERYTHING, 1000),
+        "trak": Choice(trak, EVERYTHING, 250),
     }
 
 

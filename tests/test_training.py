@@ -1,5 +1,6 @@
 """Training: the same curve when resumed, rows left out, dynamics in the same step, checkpoints that are checked."""
 
+import dataclasses
 import gc
 import json
 
@@ -230,3 +231,18 @@ def test_a_recipe_out_of_range_is_refused():
     for wrong in ({"warmup": 1.0}, {"warmup": -0.1}, {"clip": 0.0}, {"beta2": 1.0}):
         with pytest.raises(UsageError, match="should lie in"):
             steps.Recipe(**wrong)
+
+
+def test_a_folder_is_of_one_loss(rows, tmp_path):
+    """Dropout turned on, or another loss: never the old parameters."""
+    task, params = built()
+    training.fit(task, params, rows, RECIPE, folder=tmp_path)
+    noisy = dataclasses.replace(
+        task, trained=lambda p, e, key: task.loss(p, e | {"image": e["image"] * jax.random.bernoulli(key, 0.5)})
+    )
+    twice = dataclasses.replace(task, loss=lambda p, e: 2 * task.loss(p, e))
+    for other in (noisy, twice):
+        with pytest.raises(MismatchError, match="another run \\(loss,"):
+            training.fit(other, params, rows, RECIPE, folder=tmp_path)
+    fitted = [training.fit(its, params, rows, RECIPE).loss for its in (task, noisy)]
+    assert np.abs(fitted[0] - fitted[1]).max() > 1e-3

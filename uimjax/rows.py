@@ -92,6 +92,13 @@ def _parts(leaf: Any) -> list[tuple[np.ndarray, tuple[int, ...]]]:
     return [(np.asarray(s.data), tuple(i.start or 0 for i in s.index)) for s in leaf.addressable_shards]
 
 
+def on_host(leaf: Any) -> Any:
+    """An array that one device holds, as a numpy array; what is none, or of several processes, as it is."""
+    if not isinstance(leaf, jax.Array) or not leaf.is_fully_addressable:
+        return leaf
+    return leaf if jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key) else np.asarray(leaf)
+
+
 def take(data: Any, ids: np.ndarray) -> Any:
     """Rows by id."""
     return jax.tree.map(lambda leaf: leaf[ids], data)

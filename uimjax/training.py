@@ -5,6 +5,7 @@ twins and retrainings share the program. The order of rows follows from (seed, e
 resumed has the same loss curve to the bit.
 """
 
+import dataclasses
 import functools
 import shutil
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from uimjax import checkpoint, steps
+from uimjax import checkpoint, programs, steps
 from uimjax import rows as row
 from uimjax.errors import MismatchError, NonFiniteError, UsageError
 from uimjax.onepass import margin
@@ -24,6 +25,7 @@ from uimjax.sinks import Sink
 from uimjax.steps import Recipe
 from uimjax.store import digest_tree, read_json, stage_key, write_json
 from uimjax.store.base import make_folder
+from uimjax.taps import _compat
 from uimjax.task import Task
 
 
@@ -80,7 +82,8 @@ def fit(
         )
     start = 0
     if folder is not None:
-        start = _claim(folder, (recipe, *map(digest_tree, (params, data, weights))), snapshots)
+        causes = (recipe, *map(digest_tree, (params, data, weights)), digest(task, recipe, params, data))
+        start = _claim(folder, causes, snapshots)
     static = steps.static(recipe, count)
     optimizer = steps.optimizer(static)
     blank = jnp.full((recipe.epochs, count), jnp.nan, jnp.float32)
@@ -135,8 +138,8 @@ def spread(epochs: int, count: int) -> tuple[int, ...]:
 
 
 def _claim(folder: Path, causes: tuple[Any, ...], snapshots: Sequence[int]) -> int:
-    """A folder holds the checkpoints of one run: the same recipe, rows, weights and initial parameters. Returns the
-    epochs that need not be repeated."""
+    """A folder holds the checkpoints of one run: the same loss, recipe, rows, weights and initial parameters. Returns
+    the epochs that need not be repeated."""
     start = resumes_at(folder, snapshots)
     if not start and checkpoint.latest(folder):
         shutil.rmtree(folder)  # checkpoints that lack a snapshot are of no use
@@ -144,7 +147,9 @@ def _claim(folder: Path, causes: tuple[Any, ...], snapshots: Sequence[int]) -> i
     if not mark.exists():
         write_json(mark, key)
     elif read_json(mark) != key:
-        raise MismatchError(f"{folder} holds checkpoints of another run (recipe, rows or parameters); choose another")
+        raise MismatchError(
+            f"{folder} holds checkpoints of another run (loss, recipe, rows, parameters or JAX); choose another"
+        )
     return start
 
 
@@ -188,3 +193,20 @@ def _margins(task: Task, params: Any, rows: Any, losses: Any) -> Any:
         return margin(logits, task.label(row)) if logits.ndim == 1 else jnp.nan  # type: ignore[misc]
 
     return jax.vmap(one)(rows) * jnp.ones_like(losses)
+
+
+def digest(task: Task, recipe: Recipe, params: Any, data: Any) -> str:
+    """Of what a training computes, its own reverse rules and optimizer included; of `params` and `data` the shapes."""
+    update = steps.optimizer(steps.static(recipe, row.count(data)))
+    loss, inputs = task.loss if task.trained is None else task.trained, (params, row.example_spec(data))
+    key = () if task.trained is None else (jax.eval_shape(lambda: jax.random.key(0)),)
+    found = []
+    for fun, *given in (
+        (jax.grad(lambda *its: jnp.sum(loss(*its)), allow_int=True), *inputs, *key),
+        (update.init, params),
+        (update.update, params, jax.eval_shape(update.init, params), params),
+    ):
+        made = jax.make_jaxpr(fun)(*given)
+        found.append(programs.digest(made, _compat.constants(made)))
+    named = recipe if isinstance(recipe.optimizer, str) else dataclasses.replace(recipe, optimizer="own")
+    return stage_key(found, str(named), jax.__version__)

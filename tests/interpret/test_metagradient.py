@@ -165,6 +165,17 @@ def test_a_training_that_does_not_repeat_to_the_bit_is_refused():
         CASE.scores(dataclasses.replace(SGD, optimizer=noisy))
 
 
+@jax.custom_vjp
+def bent(params, query):
+    return ASKED.fun(params, query)
+
+
+bent.defvjp(
+    lambda p, e: (bent(p, e), (p, e)),
+    lambda kept, u: (jax.grad(lambda p: 5 * u * ASKED.fun(p, kept[1]))(kept[0]), None),
+)
+
+
 class Stop(Exception):
     """As if the process had been killed."""
 
@@ -208,6 +219,11 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(tmp_path, monkeypatch, 
     for other in ({"weights": np.arange(N)}, {"divide": "batch"}, {"queries": single.data}):
         with pytest.raises(Stop):  # another question, another folder: nothing old is given
             single.scores(SGD, folder=tmp_path, progress=stopping(0), **other)
+    with pytest.raises(Stop):  # the same values, another derivative
+        metagradient.metagradient(
+            TASK, single.params, single.data, SGD, Measurement("answer", bent, unit="answer"), single.queries,
+            folder=tmp_path, progress=stopping(0),
+        )  # fmt: skip
     for recipe in (dataclasses.replace(SGD, seed=4), dataclasses.replace(SGD, learning_rate=0.2)):
         with pytest.raises(Stop):
             single.scores(recipe, folder=tmp_path, progress=stopping(0))
@@ -258,6 +274,13 @@ def test_a_rows_noise_does_not_depend_on_its_company():
     again = steps.noise(DROPPING, key, 2, jnp.asarray([3]))
     assert (jax.random.key_data(one[0]) != jax.random.key_data(again[0])).any()
     assert steps.noise(TASK, key, 1, jnp.asarray([3])) is None
+
+    # so, with batches cut anew, one batch of the same rows ends where it does with the others masked
+    whole = dataclasses.replace(SGD, epochs=2, batch_size=N, weight_decay=0.0)
+    kept, data = np.array([1, 3, 5, 6]), jax.tree.map(jnp.asarray, CASE.data)
+    masked = bank.trainer(DROPPING, whole, "masked")(CASE.params, data, jnp.zeros(N).at[kept].set(1), key)
+    anew = bank.trainer(DROPPING, whole, "rebatched")(CASE.params, data, jnp.asarray(kept), key)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), masked, anew)
 
 
 def test_smoothed_is_the_mean_of_runs_made_of_equal_size_with_its_standard_error():

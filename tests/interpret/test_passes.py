@@ -9,9 +9,10 @@ import pytest
 
 import uimjax as uj
 from uimjax import checkpoint
-from uimjax.curvature import Curvature, Kronecker, Operator, projected
+from uimjax.curvature import Curvature, Kronecker, Operator, Source, projected
 from uimjax.errors import ShapeError, UsageError
 from uimjax.interpret import methods, resume
+from uimjax.interpret.base import Method
 from uimjax.mesh import make_mesh
 
 N, CLASSES = 37, 3  # no multiple of a batch
@@ -38,7 +39,8 @@ def ask(rng):
 
 
 def run_of(params):
-    return [uj.Checkpoint(jax.tree.map(lambda x: x * 0.8, params), 0.1, 5), uj.Checkpoint(params, 0.1, 5)]
+    moments = jax.tree.map(jnp.abs, params)
+    return [uj.Checkpoint(p, 0.1, 5, moments) for p in (jax.tree.map(lambda x: x * 0.8, params), params)]
 
 
 def damped(method):
@@ -51,7 +53,7 @@ def damped(method):
     return dataclasses.replace(method, curvature=projected(0.1, its.source)) if isinstance(its, Curvature) else method
 
 
-MESHED = ["grad_dot", "kfac", "ekfac", "logra", "trak", "datainf", "cg", "source"]
+MESHED = ["grad_dot", "less", "kfac", "ekfac", "logra", "trak", "datainf", "cg", "source"]
 
 
 @pytest.mark.parametrize("name", MESHED)
@@ -59,6 +61,7 @@ def test_devices_change_nothing(name, ask):
     params, *rest = ask
     method, run = damped(methods.get(name)), run_of(params)
     one = uj.score(TASK, run, *rest, method, each=True, batch_size=16)
+    run, rest[0], rest[2] = jax.device_put((run, rest[0], rest[2]), jax.devices()[0])  # as a checkpoint gives them
     split = uj.score(TASK, run, *rest, method, each=True, batch_size=16, mesh=make_mesh(8))
     np.testing.assert_allclose(split.values, one.values, rtol=2e-3, atol=2e-4 * np.abs(one.values).max())
 
@@ -90,20 +93,20 @@ def stopping(monkeypatch, after):
     return left
 
 
-@pytest.mark.parametrize(("name", "after"), [("ekfac", 2), ("ekfac", 14), ("source", 9)])
-def test_a_pass_that_was_stopped_goes_on_to_the_same_bits(name, after, ask, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("name", "after", "devices"), [("ekfac", 2, 1), ("ekfac", 14, 4), ("source", 9, 1)])
+def test_a_pass_that_was_stopped_goes_on_to_the_same_bits(name, after, devices, ask, tmp_path, monkeypatch):
     params, *rest = ask
-    run = run_of(params)
-    whole = uj.score(TASK, run, *rest, name, batch_size=8).values
+    run, more = run_of(params), {"batch_size": 8, "mesh": make_mesh(devices) if devices > 1 else None}
+    whole = uj.score(TASK, run, *rest, name, **more).values
     with monkeypatch.context() as patch:
         stopping(patch, after)
         with pytest.raises(Stop):
-            uj.score(TASK, run, *rest, name, batch_size=8, folder=tmp_path)
-    again = uj.score(TASK, run, *rest, name, batch_size=8, folder=tmp_path)
+            uj.score(TASK, run, *rest, name, folder=tmp_path, **more)
+    again = uj.score(TASK, run, *rest, name, folder=str(tmp_path), **more)
     np.testing.assert_array_equal(again.values, whole)
     with monkeypatch.context() as patch:  # all is there: nothing is summed, and nothing kept again
         stopping(patch, 1)
-        np.testing.assert_array_equal(uj.score(TASK, run, *rest, name, batch_size=8, folder=tmp_path).values, whole)
+        np.testing.assert_array_equal(uj.score(TASK, run, *rest, name, folder=tmp_path, **more).values, whole)
 
 
 def test_what_is_kept_is_of_its_causes_alone(ask, tmp_path, monkeypatch):
@@ -113,13 +116,21 @@ def test_what_is_kept_is_of_its_causes_alone(ask, tmp_path, monkeypatch):
     other = (rows[0] + 1, rows[1])
     nll = lambda z, e: -2 * jax.nn.log_softmax(z)[e[1]]  # noqa: E731
     loss = uj.Task(lambda p, e: 2 * TASK.loss(p, e), outputs=logits, nll=nll)
-    for task, given, data, size in (
-        (TASK, moved, rows, 8), (TASK, params, other, 8), (loss, params, rows, 8), (TASK, params, rows, 9),
+    right = lambda p, e: jax.nn.softmax(logits(p, e))[e[1]][None]  # noqa: E731
+    outputs = uj.Task(TASK.loss, outputs=right, nll=lambda z, e: -jnp.log(z[0]))  # the same loss, another matrix
+    plain, fixed = Kronecker("ekfac"), Kronecker("ekfac", damping=0.01)
+    for task, given, data, size, choice in (
+        (TASK, moved, rows, 8, plain), (TASK, params, other, 8, plain), (loss, params, rows, 8, plain),
+        (outputs, params, rows, 8, Kronecker("ekfac", Source("ggn"))), (TASK, params, rows, 9, plain),
+        (TASK, params, rows, 8, fixed),
     ):  # fmt: skip
-        fresh = uj.score(task, given, data, *rest, "ekfac", batch_size=size).values
+        method = Method("m", curvature=choice, normalize="none")
+        if task is outputs:  # what was kept of the logits' Gauss-Newton matrix is not this one's
+            uj.score(TASK, given, data, *rest, method, batch_size=size, folder=tmp_path)
+        fresh = uj.score(task, given, data, *rest, method, batch_size=size).values
         with monkeypatch.context() as patch:
             left = stopping(patch, 10**6)
-            kept = uj.score(task, given, data, *rest, "ekfac", batch_size=size, folder=tmp_path).values
+            kept = uj.score(task, given, data, *rest, method, batch_size=size, folder=tmp_path).values
             assert left[0] < 10**6  # measured anew
         np.testing.assert_array_equal(kept, fresh)
 

@@ -44,8 +44,9 @@ class Curvature:
 
     `blocks` are (start, stop) column ranges of the rows `[N, D]`; `power` -1 gives H^-1 x, -1/2 whitens. `update` is
     `add(state, batch(blocks, rows), len(rows))`; `batch` is pure and jittable, for programs that compute the rows
-    themselves, and rows of zeros add nothing to it. `source`: whose gradients the rows are. `open`: `finish` gives a
-    `Spectrum` whose damping is still to be chosen (`projected.damped`).
+    themselves, and rows of zeros add nothing to it. `source`: whose gradients the rows are. `damping`: times
+    the mean eigenvalue; 0 for a curvature that has none; None: `finish` gives a `Spectrum` whose damping is still to be
+    chosen (`projected.damped`).
     """
 
     name: str
@@ -56,4 +57,4 @@ class Curvature:
     finish: Callable[[Any], Any]
     solve: Callable[..., Any]
     source: Source = EMPIRICAL
-    open: bool = False
+    damping: float | None = 0.0

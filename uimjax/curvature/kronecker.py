@@ -73,10 +73,10 @@ class Sums(NamedTuple):
 
 def measure(
     choice: Kronecker, made: Gradients, params: Any, batches: Callable[[], Iterable[Batch]],
-    kept: Callable[[str], Kept | None] = lambda _: None,
+    kept: Callable[..., Kept | None] = lambda *_: None,
 ) -> Rotated:  # fmt: skip
-    """The undamped curvature of the rows that `batches()` gives, once for each pass; `kept`: where the pass of a
-    name keeps its sums.
+    """The undamped curvature of the rows that `batches()` gives, once for each pass; `kept(name, bases)`:
+    where a pass keeps its sums.
 
     Raises:
         NonFiniteError: a statistic is NaN or infinite, or there are no rows.
@@ -84,12 +84,12 @@ def measure(
     bases: dict[str, Any] = dict.fromkeys(shapes(made.laid), (None, None))
     found = None
     if choice.kind != "diagonal":
-        found = run_pass("covariances", made, params, batches, None, kept("covariances"))
+        found = run_pass("covariances", made, params, batches, None, kept("covariances", None))
         bases = statistics.eigenbases(found.sums)
     if choice.kind == "kfac":
         assert found is not None
         return Rotated(bases, kfac_values(found, bases), dict.fromkeys(bases, 0.0))
-    measured = run_pass("eigenvalues", made, params, batches, bases, kept("eigenvalues"))
+    measured = run_pass("eigenvalues", made, params, batches, bases, kept("eigenvalues", bases))
     return Rotated(bases, eigenvalues(measured), dict.fromkeys(bases, 0.0))
 
 

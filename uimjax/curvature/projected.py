@@ -71,10 +71,10 @@ def projected(damping: float | None = None, source: Source = EMPIRICAL, whole: b
         parts, start = [], 0
         for basis, found, added in zip(inverse.vectors, inverse.values, inverse.damping, strict=True):
             stop = start + len(found)
-            if not (found + added).min() > 0:
+            if not added > 0:
                 raise UsageError(
-                    "the curvature has eigenvalues of 0 and no damping, so its inverse is infinite: give "
-                    "projected(damping=...), or damp what it finished with `curvature.damped(spectrum, 0.1)`"
+                    "the damping of the curvature was left open, and without one its inverse is mostly noise: give "
+                    "projected(damping=0.1), or damp what it finished with `curvature.damped(spectrum, 0.1)`"
                 )
             operator = (basis * (found + added) ** power) @ basis.T
             parts.append(_product(rows[:, start:stop], jnp.asarray(operator, jnp.float32)))
@@ -82,7 +82,7 @@ def projected(damping: float | None = None, source: Source = EMPIRICAL, whole: b
         return jnp.concatenate(parts, 1)
 
     name = f"projected(damping={damping}{', whole' if whole else ''})"
-    return Curvature(name, init, update, batch, add, finish, solve, source, damping is None)
+    return Curvature(name, init, update, batch, add, finish, solve, source, damping)
 
 
 def damped(made: Spectrum, value: float) -> Spectrum:

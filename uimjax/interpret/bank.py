@@ -15,10 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from uimjax import programs, steps, store, training
 from uimjax import rows as row
-from uimjax import steps, store
 from uimjax.errors import NonFiniteError, UnknownNameError, UsageError
-from uimjax.interpret import base
 from uimjax.progress import Progress, quiet
 from uimjax.steps import Recipe
 from uimjax.store.base import make_folder
@@ -105,9 +104,9 @@ def train_bank(
 def cause(task: Task, measurement: Measurement, params: Any, data: Any, queries: Any, recipe: Recipe, how: str) -> str:
     """A digest of everything a model's values follow from, but for its subset and seed."""
     made = jax.make_jaxpr(measurement.fun)(params, row.example_spec(queries))
-    asked = base.program_digest(made, _compat.constants(made))
+    asked = programs.digest(made, _compat.constants(made), programs.own_rules(made))
     trees = [store.digest_tree(tree) for tree in (params, data, queries)]
-    return store.stage_key(base.training_digest(task, recipe, params, data), asked, trees, how)
+    return store.stage_key(training.digest(task, recipe, params, data), asked, trees, how)
 
 
 def _chosen(mask: np.ndarray, protocol: str) -> Any:
@@ -121,8 +120,10 @@ def trainer(task: Task, recipe: Recipe, protocol: str):
 
     def program(params: Any, data: Any, chosen: Any, key: Any) -> Any:
         if protocol == "rebatched":
-            data = jax.tree.map(lambda x: x[chosen], data)
+            data, names = jax.tree.map(lambda x: x[chosen], data), chosen
             chosen = jnp.ones(chosen.shape[0], jnp.float32)
+        else:
+            names = jnp.arange(chosen.shape[0])
         count = chosen.shape[0]
         static = steps.static(recipe, count)
         made = steps.optimizer(static)
@@ -130,7 +131,7 @@ def trainer(task: Task, recipe: Recipe, protocol: str):
         def epoch(state: Any, number: Any) -> tuple[Any, None]:
             def step(state: Any, ids: Any) -> tuple[Any, None]:
                 rows, weight = steps.gather(data, ids, chosen)
-                keys = steps.noise(task, key, number, ids)
+                keys = steps.noise(task, key, number, names.at[ids].get(mode="clip"))
                 return steps.step(task, made.update, state[0], state[1], rows, weight, keys=keys)[:2], None
 
             return jax.lax.scan(step, state, steps.order(key, number, count, static.batch_size))[0], None

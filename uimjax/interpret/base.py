@@ -1,22 +1,17 @@
 """What every attribution method is made of: the choice itself, and the program from examples to gradient rows."""
 
-import dataclasses
 import functools
-import hashlib
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.extend
 import jax.numpy as jnp
 import numpy as np
 
 from uimjax import rows as row
 from uimjax import sketch as sketching
-from uimjax import steps, store
 from uimjax.curvature import Curvature
 from uimjax.curvature.adam import Adam
 from uimjax.curvature.harmonic import Harmonic
@@ -24,8 +19,7 @@ from uimjax.curvature.kronecker import Kronecker
 from uimjax.curvature.operator import Operator
 from uimjax.errors import NonFiniteError, ShapeError, UimError, UnknownNameError, UsageError
 from uimjax.sketch import AnySketch
-from uimjax.steps import Recipe
-from uimjax.taps import Sites, _compat, capture, sites, verify
+from uimjax.taps import Sites, capture, sites, verify
 from uimjax.task import NATS, RELATIVE, Measurement, Task
 
 NORMALIZE = ("none", "unit", "self", "update")
@@ -119,45 +113,6 @@ class Scores(NamedTuple):
     method: str
     unit: str
     how: Mapping[str, Any] = MappingProxyType({})
-
-
-def program_digest(program: Any, constants: Sequence[Any], more: str = "") -> str:
-    """Of a traced program and the constants it closes over."""
-    text = re.sub(r" at 0x[0-9a-f]+", "", str(program)) + more
-    consts = "".join(store.digest_array(c) for c in constants)
-    return hashlib.sha256((text + consts).encode()).hexdigest()[:32]
-
-
-def own_rules(program: Any) -> str:
-    """The reverse rules of a program's `custom_vjp` functions, as the program of its derivative; they are no part of
-    the program itself."""
-    if "custom_vjp" not in str(program):
-        return ""
-
-    def backward(*inputs: Any) -> Any:
-        out, pull = jax.vjp(jax.extend.core.jaxpr_as_fun(program), *inputs)
-        return [x for x in pull([jnp.ones_like(x) for x in out]) if x.dtype != jax.dtypes.float0]
-
-    made = jax.make_jaxpr(backward)(*program.in_avals)
-    return program_digest(made, _compat.constants(made))
-
-
-def training_digest(task: Task, recipe: Recipe, params: Any, data: Any) -> str:
-    """Of what a training computes, its own reverse rules and optimizer included; of `params` and `data` the shapes."""
-    update = steps.optimizer(steps.static(recipe, row.count(data)))
-    programs = []
-    example, key = row.example_spec(data), jax.eval_shape(lambda: jax.random.key(0))
-    noisy = lambda p, e, k: jnp.sum(task.loss(p, e) if task.trained is None else task.trained(p, e, k))  # noqa: E731
-    trained = (jax.grad(noisy, allow_int=True), params, example, key)
-    for fun, *given in (
-        trained,
-        (update.init, params),
-        (update.update, params, jax.eval_shape(update.init, params), params),
-    ):
-        made = jax.make_jaxpr(fun)(*given)
-        programs.append(program_digest(made, _compat.constants(made)))
-    named = recipe if isinstance(recipe.optimizer, str) else dataclasses.replace(recipe, optimizer="own")
-    return store.stage_key(programs, str(named), jax.__version__)
 
 
 def training_sites(task: Task, params: Any, data: Any, check: bool = True) -> Sites:

@@ -35,7 +35,7 @@ def curvature(
     Raises: as `kronecker.measure` and `source.gradients`.
     """
     made = source.gradients(choice.source, task, laid, params, data)
-    kept = resume.passes(how, choice, laid.sites, params, data)
+    kept = resume.passes(how, choice, [made], params, data)
     if choice.damping is not None:
         inverse = kronecker.measure(choice, made, params, lambda: how.over(data), kept)
         return damped(inverse, choice.damping), rule.given(choice.damping)
@@ -79,7 +79,8 @@ def _halves(
     sums, bases = None, [empty] * 3
     if choice.kind != "diagonal":
         halves = [
-            run("covariances", batches=part, bases=None, kept=kept("covariances", k)) for k, part in enumerate(parts)
+            run("covariances", batches=part, bases=None, kept=kept("covariances", k, None))
+            for k, part in enumerate(parts)
         ]
         sums = [_together(halves), *halves]
         bases = [statistics.eigenbases(its.sums) for its in sums]
@@ -87,13 +88,15 @@ def _halves(
         values = [kronecker.kfac_values(its, q) for its, q in zip(sums, bases, strict=True)]
     else:
         halves = [
-            run("eigenvalues", batches=part, bases=q, kept=kept("eigenvalues", k))
+            run("eigenvalues", batches=part, bases=q, kept=kept("eigenvalues", k, q))
             for k, (part, q) in enumerate(zip(parts, bases[1:], strict=True))
         ]
         if choice.kind == "diagonal":
             whole = _together(halves)
         else:
-            whole = run("eigenvalues", batches=lambda: how.over(data), bases=bases[0], kept=kept("eigenvalues"))
+            whole = run(
+                "eigenvalues", batches=lambda: how.over(data), bases=bases[0], kept=kept("eigenvalues", bases[0])
+            )
         values = [kronecker.eigenvalues(its) for its in (whole, *halves)]
     return [Rotated(q, v, dict.fromkeys(q, 0.0)) for q, v in zip(bases, values, strict=True)]
 

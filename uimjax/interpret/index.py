@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from uimjax import programs, store
 from uimjax import rows as row
 from uimjax import sketch as sketching
-from uimjax import store
 from uimjax.errors import (
     CorruptError,
     MismatchError,
@@ -179,7 +179,7 @@ def describe(found: Sites, params, data, sketch, batch_size, shard_rows, dtype, 
 def task_digest(found: Sites) -> str:
     """Of the loss's own program, the constants it closes over, and the parameters left out."""
     excluded = str(found.excluded) if found.excluded else ""
-    return base.program_digest(found.program, found.constants, excluded + base.own_rules(found.program))
+    return programs.digest(found.program, found.constants, excluded + programs.own_rules(found.program))
 
 
 _MEANING = {

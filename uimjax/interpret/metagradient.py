@@ -67,7 +67,7 @@ def metagradient(
     *,
     weights: np.ndarray | None = None,
     divide: Divide = "weights",
-    folder: Path | None = None,
+    folder: str | Path | None = None,
     progress: Progress = quiet,
 ) -> Scores:
     """`[N, Q]`: `n df_q/dw_i` at the given row weights (ones), for the training of `params` by `recipe`.
@@ -94,7 +94,7 @@ def _unit(measurement: Measurement) -> str:
 
 def _unrolled(
     task: Task, params: Any, data: Any, recipe: Recipe, measurement: Measurement, queries: Any, weights: Any,
-    divide: Divide, folder: Path | None, progress: Progress,
+    divide: Divide, folder: str | Path | None, progress: Progress,
 ) -> np.ndarray:  # fmt: skip
     """`df_q/dw_i` `[Q, N]`."""
     if divide not in DIVIDE:
@@ -102,7 +102,7 @@ def _unrolled(
     where = None
     if folder is not None:
         cause = bank.cause(task, measurement, params, data, queries, recipe, divide)
-        where = folder / store.stage_key("metagradient", cause, store.digest_array(np.asarray(weights)))
+        where = Path(folder) / store.stage_key("metagradient", cause, store.digest_array(np.asarray(weights)))
         if checkpoint.latest(where / _END) is not None:
             blank = np.zeros((row.count(queries), row.count(data)), np.float32)
             return np.asarray(checkpoint.load(where / _END, (blank,))[1][0], np.float64)
@@ -205,9 +205,9 @@ def _replay(task: Task, static: steps.Static, measurement: Measurement, count: i
     def backward(state: Any, cotangent: Any, found: Any, order: Order, key: Any, data: Any, weights: Any) -> Any:
         end, states = jax.lax.scan(lambda s, at: (step(s, at, key, data, weights), s), state, order)
 
-        def back(carry: Any, step: Any) -> tuple[Any, None]:
+        def back(carry: Any, met: Any) -> tuple[Any, None]:
             cotangent, found = carry
-            before, at = step
+            before, at = met
             rows, weight = steps.gather(data, at.ids, weights)
             _, pull = jax.vjp(lambda s, w: _floats(moved(_with(before, s), at, key, rows, w)), _floats(before), weight)
             cotangent, touched = jax.vmap(pull)(cotangent)
@@ -270,7 +270,7 @@ def smoothed(
     share: float = 0.5,
     seed: int = 0,
     divide: Divide = "batch",
-    folder: Path | None = None,
+    folder: str | Path | None = None,
     progress: Progress = quiet,
 ) -> Iterator[Smoothed]:
     """Metagradients averaged over random subsets (a `share` of the rows) and seeds: after each mask the result so far,

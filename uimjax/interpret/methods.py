@@ -18,7 +18,7 @@ from uimjax.errors import BudgetError, UnknownNameError, UsageError
 from uimjax.interpret import base, baselines, exact, rerank, segments, sketched
 from uimjax.interpret.base import Method, Scores
 from uimjax.interpret.trajectory import Checkpoint, over_checkpoints, run_of
-from uimjax.mesh import shard_params
+from uimjax.mesh import replicated, shard_params
 from uimjax.rows import Pass
 from uimjax.sketch import AnySketch, DenseSketch, Sketch, SparseSketch
 from uimjax.taps import Sites
@@ -102,7 +102,7 @@ def score(
     retain: Any = None,
     texts: tuple[Sequence[str], Sequence[str]] | None = None,
     mesh: Any = None,
-    folder: Path | None = None,
+    folder: str | Path | None = None,
 ) -> Scores:
     """Score every training row: `[N, 1]` for the mean of the measurement over the queries, `[N, Q]` with `each`.
 
@@ -118,10 +118,10 @@ def score(
 
     `mesh` (`uj.make_mesh`): every batch is split over its data axis, `batch_size` being a multiple of it. `folder`: the
     sums of a Kronecker curvature are kept there once a minute, under a digest of what they follow from, and a pass that
-    was stopped goes on; a curvature that is there is not measured again.
+    was stopped goes on; a curvature that is there is not measured again. ("auto" may take a method that keeps nothing.)
 
     Raises:
-        UnknownNameError, NonFiniteError, ShapeError, BudgetError; TapError and its children for the loss itself.
+        UsageError, UnknownNameError, NonFiniteError, ShapeError, BudgetError; TapError and its children.
     """
     run = run_of(params)
     if method == AUTO:
@@ -130,28 +130,38 @@ def score(
         more = {"each": each, "batch_size": batch_size, "retain": retain, "mesh": mesh, "folder": kept}
         found = score(task, params, data, measurement, queries, method, **more)
         return found._replace(method=f"{found.method} (auto: {why})")
+    _check_place(method, mesh, folder)
     if isinstance(method, str) and method in BASELINES:
-        if mesh is not None or folder is not None:
-            raise UsageError(f"{method} is a baseline: it is split over no mesh and keeps nothing in a folder")
         return baselines.score(method, task, run[-1].params, data, queries, each, batch_size, seed, texts)
-    chosen, how = _named(method), row.Pass(batch_size, mesh, folder)
-    if folder is not None and not _keeps(chosen):
-        raise UsageError(
-            f"folder={str(folder)!r} keeps the sums of a Kronecker curvature, and {chosen.name} has none: leave it out"
-        )
-    run = run if mesh is None else [its._replace(params=shard_params(mesh, its.params)) for its in run]
+    chosen, how = _named(method), row.Pass(batch_size, mesh, None if folder is None else Path(folder))
+    if mesh is not None:
+        run, queries = [_placed(mesh, its) for its in run], jax.device_put(queries, replicated(mesh))
+        data, retain = jax.tree.map(row.on_host, (data, retain))  # batches are placed as they come
     ask = (data, measurement, queries, chosen, each, how)
     if chosen.checkpoints == "segments":
         return segments.score(task, run, *ask)
-    if chosen.checkpoints == "last":
-        run = run[-1:]
+    run = run[-1:] if chosen.checkpoints == "last" else run
     one = _exact if chosen.exact else _of_rows
     found = [one(task, its, *ask, retain) for its in run]
     return over_checkpoints(found, [its.rate if chosen.checkpoints == "sum" else 1.0 for its in run])
 
 
+def _check_place(method: str | Method, mesh: Any, folder: Any) -> None:
+    if isinstance(method, str) and method in BASELINES:
+        if mesh is not None or folder is not None:
+            raise UsageError(f"{method} is a baseline: it is split over no mesh and keeps nothing in a folder")
+    elif folder is not None and not _keeps(its := _named(method)):
+        raise UsageError(
+            f"folder={str(folder)!r} keeps the sums of a Kronecker curvature, and {its.name} has none: leave it out"
+        )
+
+
 def _named(method: str | Method) -> Method:
     return get(method) if isinstance(method, str) else method
+
+
+def _placed(mesh: Any, its: Checkpoint) -> Checkpoint:
+    return its._replace(params=shard_params(mesh, its.params), optimizer=shard_params(mesh, its.optimizer))
 
 
 def _keeps(method: Method) -> bool:

@@ -90,13 +90,13 @@ def _question(asked: Laid, run: list[Checkpoint], queries: Any, each: bool) -> d
 
 def _curvature(choice: Kronecker, task: Task, laid: Laid, run: list[Checkpoint], data: Any, how: Pass) -> Rotated:
     """The mean over checkpoints, in one basis."""
-    kept = resume.passes(how, choice, laid.sites, [c.params for c in run], data)
     made = [source.gradients(choice.source, task, laid, c.params, data) for c in run]
+    kept = resume.passes(how, choice, made, [c.params for c in run], data)
     stream: Callable[[], Any] = lambda: how.over(data)  # noqa: E731  # once a pass
 
     def summed(what: str, bases: Any) -> Sums:
         parts = [
-            kronecker.run_pass(what, m, c.params, stream, bases, kept(what, "of", k))
+            kronecker.run_pass(what, m, c.params, stream, bases, kept(what, "of", k, bases))
             for k, (m, c) in enumerate(zip(made, run, strict=True))
         ]
         return Sums(

@@ -33,17 +33,17 @@ def curvature(
     Raises:
         NonFiniteError: as `Curvature.finish`. UsageError: too few rows to halve.
     """
-    if not choice.open:
+    if choice.damping is not None:
         state = choice.init(blocks)
         for ids, rows in parts:
             state = choice.add(state, choice.batch(blocks, rows), len(ids))
-        return choice.finish(state), None
+        return choice.finish(state), rule.given(choice.damping) if choice.damping else None
     if count < LEAST:
         raise UsageError(
             f"the damping of {choice.name} cannot be chosen from {count} rows (at least {LEAST}); give one: "
             "projected(damping=0.1)"
         )
-    first, scored, asked = _chosen(count)
+    first, scored, asked = _halved(count)
     wanted, kept = np.concatenate([scored, asked]), {}
     whole, halves = choice.init(blocks), [choice.init(blocks) for _ in range(2)]
     for ids, rows in parts:
@@ -60,7 +60,7 @@ def curvature(
     return damped(choice.finish(whole), chosen.value), chosen
 
 
-def _chosen(count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _halved(count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(`[N]` bool, the first half; ids of rows to be scored; ids of others that stand for queries)."""
     rng, first = np.random.default_rng(SEED), np.zeros(count, bool)
     first[rng.permutation(count)[: count // 2]] = True

@@ -20,7 +20,6 @@ from uimjax import rows as row
 from uimjax import steps, training
 from uimjax.curvature.damping import Chosen
 from uimjax.errors import UsageError
-from uimjax.interpret import base
 from uimjax.interpret.base import Scores
 from uimjax.steps import Recipe
 from uimjax.task import RELATIVE, Task
@@ -68,7 +67,8 @@ def over_checkpoints(scores: Sequence[Scores], rates: Sequence[float]) -> Scores
         return scores[0]
     values = np.tensordot(np.asarray(rates) / sum(rates), np.stack([s.values for s in scores]), 1)
     chosen = [its.value for its in dampings if isinstance(its, Chosen)]
-    said = f", damping {min(chosen):.3g} to {max(chosen):.3g} x mean eigenvalue" if chosen else ""
+    ends = " to ".join(dict.fromkeys(f"{value:.3g}" for value in (min(chosen), max(chosen)))) if chosen else ""
+    said = f", damping {ends} x mean eigenvalue" if chosen else ""
     how = {"checkpoints": [dict(s.how) for s in scores]} if any(s.how for s in scores) else {}
     return Scores(values, f"{names.pop()}, {len(scores)} checkpoints{said}", RELATIVE, how)
 
@@ -87,7 +87,7 @@ def record(
     per, slow = recipe.steps_per_epoch(row.count(data)), 1 - recipe.momentum if recipe.optimizer == "sgd" else 1.0
     run = []
     with tempfile.TemporaryDirectory() as scratch:
-        where = Path(scratch) if folder is None else folder / base.training_digest(task, recipe, params, data)
+        where = Path(scratch) if folder is None else folder / training.digest(task, recipe, params, data)
         training.fit(task, params, data, recipe, folder=where, snapshots=epochs)
         for before, epoch in zip([0, *epochs], epochs, strict=False):
             rate = recipe.learning_rate * steps.rate(recipe, (before + epoch) / 2) / slow
