@@ -117,7 +117,7 @@ def test_what_is_kept_is_of_its_causes_alone(ask, tmp_path, monkeypatch):
     nll = lambda z, e: -2 * jax.nn.log_softmax(z)[e[1]]  # noqa: E731
     loss = uj.Task(lambda p, e: 2 * TASK.loss(p, e), outputs=logits, nll=nll)
     right = lambda p, e: jax.nn.softmax(logits(p, e))[e[1]][None]  # noqa: E731
-    outputs = uj.Task(TASK.loss, outputs=right, nll=lambda z, e: -jnp.log(z[0]))  # the same loss, another matrix
+    outputs = uj.Task(TASK.loss, outputs=right, nll=lambda z, _: -jnp.log(z[0]))  # the same loss, another matrix
     plain, fixed = Kronecker("ekfac"), Kronecker("ekfac", damping=0.01)
     for task, given, data, size, choice in (
         (TASK, moved, rows, 8, plain), (TASK, params, other, 8, plain), (loss, params, rows, 8, plain),
