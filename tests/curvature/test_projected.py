@@ -46,8 +46,8 @@ def test_batch_split_and_order_change_nothing(curvature, rows):
 
 def test_damping_follows_the_scale(rows):
     """A multiple of the mean eigenvalue: scaling all gradients by c scales the inverse by c^-2, no more."""
-    one = projected().solve(finished(projected(), [rows]), jnp.asarray(rows[:3]))
-    two = projected().solve(finished(projected(), [rows * 100]), jnp.asarray(rows[:3]))
+    one = projected(0.1).solve(finished(projected(0.1), [rows]), jnp.asarray(rows[:3]))
+    two = projected(0.1).solve(finished(projected(0.1), [rows * 100]), jnp.asarray(rows[:3]))
     np.testing.assert_allclose(two * 1e4, one, rtol=1e-4)
 
 
