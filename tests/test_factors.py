@@ -9,7 +9,7 @@ import uimjax as uj
 from tests import programs
 from uimjax import factors as algebra
 from uimjax.errors import NonFiniteError, ShapeError
-from uimjax.taps import form, sites
+from uimjax.taps import Dense, Direct, Gather, form, sites
 from uimjax.task import Task
 
 NAMES = ["mlp", "nnx_cnn", "decoder_scanned", "oddities", "slices", "switches"]
@@ -82,6 +82,59 @@ def test_pool_sums_groups(name, rng):
         np.testing.assert_allclose(pooled[path], value.reshape(2, 3, *value.shape[1:]).sum(1), rtol=1e-9, atol=1e-13)
     with pytest.raises(ShapeError, match="cannot be pooled in groups of 4"):
         algebra.pool(factors, 4)
+
+
+@pytest.mark.parametrize("name", ["mlp", "nnx_cnn", "decoder_scanned", "oddities"])
+@pytest.mark.usefixtures("x64")
+def test_a_multiple_is_known_from_the_factors(name, rng):
+    """Each row's loss scaled by a number of its own; where one parameter is pulled besides, it is not a multiple."""
+    loss, params, batch = programs.ALL[name](rng, jnp.float64)
+    size = len(jax.tree.leaves(batch)[0])
+    times = rng.normal(size=size)
+    first = next(x for x in jax.tree.leaves(params) if jnp.issubdtype(x.dtype, jnp.floating)).shape
+    pull = rng.normal(size=first)
+
+    def scaled(p, e):
+        return e[1] * loss(p, e[0])
+
+    def pulled(p, e):
+        one = next(x for x in jax.tree.leaves(p) if jnp.issubdtype(x.dtype, jnp.floating))
+        return loss(p, e[0]) + e[2] * jnp.sum(one * pull)
+
+    rows = (batch, times, np.arange(size) % 2 * 1.0)
+    plain, by, other = (
+        programs.captured(sites(Task(its), params, jax.tree.map(lambda x: x[0], rows)), params, rows)[1]
+        for its in (lambda p, e: loss(p, e[0]), scaled, pulled)
+    )
+    ratio, fits = jax.jit(algebra.multiple)(by, plain)
+    assert fits.all()
+    np.testing.assert_allclose(ratio, times, rtol=1e-6)
+    known = jax.jit(algebra.multiple)(other, plain)
+    assert known is None or np.asarray(known[1]).tolist() == (np.arange(size) % 2 == 0).tolist()
+
+
+def test_rounding_is_no_difference_and_others_are(rng):
+    a, g = (jnp.asarray(rng.normal(size=(6, 1, 1, k)), jnp.float32) for k in (5, 4))
+    one = {"w": (Dense(a, g),), "b": (Direct(g[:, 0, 0]),)}
+    noise = jnp.asarray(1 + 1e-7 * rng.normal(size=g.shape), jnp.float32)
+    tiny = jnp.asarray([1, 0, 1e-7, 1, 1, 1], jnp.float32)[:, None]
+    other = {"w": (Dense(a, g * noise * tiny[..., None, None]),), "b": (Direct(g[:, 0, 0] * tiny),)}
+    ratio, fits = algebra.multiple(other, one)
+    assert fits.all()
+    np.testing.assert_allclose(ratio, tiny[:, 0], rtol=1e-5)
+    for changed in (
+        {"w": (Dense(a, g),), "b": (Direct(2 * g[:, 0, 0]),)},  # another multiple for another parameter
+        {"w": (Dense(a[::-1], g),), "b": (Direct(g[:, 0, 0]),)},  # other inputs
+        {"w": (Dense(a, g * jnp.asarray([[[[1, 1, 1, 1.001]]]])),), "b": (Direct(g[:, 0, 0]),)},
+    ):
+        assert not algebra.multiple(changed, one)[1].any()
+    assert algebra.multiple({"w": (Direct((jnp.swapaxes(a, 2, 3) @ g)[:, 0]),), "b": one["b"]}, one) is None
+    assert algebra.multiple({"w": (), "b": one["b"]}, one) is None
+    ids = jnp.asarray(rng.integers(0, 9, (6, 1, 1)))
+    ratio, fits = algebra.multiple({"w": (Gather(ids, g),)}, {"w": (Gather(ids, 2 * g),)})
+    assert fits.all()
+    np.testing.assert_allclose(ratio, 0.5, rtol=1e-6)
+    assert not algebra.multiple({"w": (Gather(ids + 1, g),)}, {"w": (Gather(ids, g),)})[1].any()
 
 
 def test_public_calls_on_a_plain_loss(rng):

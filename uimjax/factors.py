@@ -38,6 +38,7 @@ from uimjax.taps import (
 from uimjax.task import Task
 
 Gradients = dict[str, Any]
+CLOSE, ROUNDING = 1e-4, 1e-6  # how near to a multiple is one, of its own size and of what it is a multiple of
 
 
 def dense(found: Sites, factors: Factors) -> Gradients:
@@ -177,6 +178,53 @@ def pool(factors: Factors, size: int) -> Factors:
         return type(factor)(*(join(x) for x in plain[:2]))
 
     return {path: tuple(one(f) for f in uses) for path, uses in factors.items()}
+
+
+def multiple(x: Factors, y: Factors) -> tuple[Any, Any] | None:
+    """(r `[B]`, fits `[B]` bool): where it fits, each gradient of x is r times that of y, as seen from the factors: all
+    of their parts are, to `CLOSE` of their size or to rounding. None where no factor of one has its like in the other.
+
+    The loss of one class is such a multiple of its margin, `grad nll = -(1 - p) grad log(p / (1 - p))`.
+    """
+    ratios, weights, fits = [], [], []
+    for path in x:
+        if len(x[path]) != len(y[path]):
+            return None
+        for one, other in zip(x[path], y[path], strict=True):
+            parts = _parts(one, other)
+            if parts is None:
+                return None
+            ratio, weight = 1.0, 1.0
+            for a, b in parts:
+                size = jnp.square(b).sum(1)
+                share = (a * b).sum(1) / jnp.where(size > 0, size, 1)
+                off = jnp.linalg.norm(a - share[:, None] * b, axis=1)
+                fits.append(off <= CLOSE * jnp.linalg.norm(a, axis=1) + ROUNDING * jnp.sqrt(size))
+                ratio, weight = ratio * share, weight * size
+            if isinstance(one, Gather) and isinstance(other, Gather):
+                fits.append((one.ids == other.ids).all((1, 2)))
+            ratios.append(ratio)
+            weights.append(weight)
+    ratios, weights = jnp.stack(ratios), jnp.stack(weights)
+    total = weights.sum(0)
+    r = (weights * ratios).sum(0) / jnp.where(total > 0, total, 1)
+    same = (jnp.abs(ratios - r[None]) <= CLOSE * jnp.abs(r)[None] + ROUNDING) | (weights == 0)
+    return r, same.all(0) & jnp.stack(fits).all(0)
+
+
+def _parts(one: Factor, other: Factor) -> list[tuple[Any, Any]] | None:
+    """The parts of two factors that a gradient is a product of, `[B, numbers]` each; None where they are not alike."""
+    if isinstance(one, Direct) and isinstance(other, Direct):
+        pairs = [(one.gradient, other.gradient)]
+    elif isinstance(one, Direct) or isinstance(other, Direct) or type(one) is not type(other):
+        return None
+    elif one.owner is not None or other.owner is not None:
+        return None
+    else:
+        pairs = [(one.g, other.g)] + ([(one.a, other.a)] if isinstance(one, Dense) and isinstance(other, Dense) else [])
+    if any(a.shape != b.shape for a, b in pairs):
+        return None
+    return [(_wide(a).reshape(len(a), -1), _wide(b).reshape(len(b), -1)) for a, b in pairs]
 
 
 def _wide(x):

@@ -6,12 +6,17 @@ import numpy as np
 import pytest
 
 import uimjax as uj
-from uimjax.curvature import damped, damping, projected
+from tests import programs
+from tests.interpret.test_methods import logits
+from uimjax import sketch as sketching
+from uimjax.curvature import damped, damping, projected, source
 from uimjax.curvature.base import Source
+from uimjax.curvature.blocks import Laid
 from uimjax.errors import UsageError
 from uimjax.interpret import methods, sketched, trace
 from uimjax.interpret.base import Method
 from uimjax.interpret.index import build_index
+from uimjax.rows import Pass
 
 BLOCKS = ((0, 20), (20, 60))
 COUNT = 90
@@ -25,8 +30,12 @@ def rows(rng):
 
 
 def in_parts(rows, *cuts, draws=1):
-    ids = np.split(np.arange(COUNT), cuts)
-    return [(some, jnp.asarray(rows.reshape(COUNT, draws, -1)[some].reshape(-1, rows.shape[-1]))) for some in ids]
+    """Of several draws a row the first is the one that is scored."""
+    each = rows.reshape(COUNT, draws, -1)
+    return [
+        sketched.Part(ids, jnp.asarray(each[ids, 0]), jnp.asarray(each[ids].reshape(-1, rows.shape[-1])))
+        for ids in np.split(np.arange(COUNT), cuts)
+    ]
 
 
 def agreement(rows, value):
@@ -68,13 +77,44 @@ def test_halves_are_even_and_queries_are_no_rows():
 def test_split_and_order_change_nothing(rows, draws):
     wide = rows if draws == 1 else np.concatenate([rows, rows[::-1]], 1).reshape(2 * COUNT, -1)
     whole = projected(source=Source("margin"))
-    seen = {} if draws == 1 else {"seen": lambda ids: rows[ids]}
-    one, by = sketched.curvature(whole, BLOCKS, COUNT, in_parts(wide, draws=draws), **seen)
-    other, again = sketched.curvature(whole, BLOCKS, COUNT, in_parts(wide, 7, 50, 51, draws=draws)[::-1], **seen)
+    one, by = sketched.curvature(whole, BLOCKS, COUNT, in_parts(wide, draws=draws))
+    other, again = sketched.curvature(whole, BLOCKS, COUNT, in_parts(wide, 7, 50, 51, draws=draws)[::-1])
     assert again.value == by.value
     asked = jnp.asarray(rows[:3])
     np.testing.assert_allclose(whole.solve(one, asked), whole.solve(other, asked), rtol=1e-3, atol=1e-6)
     assert dict(by.tried)[by.value] >= damping.SKETCHED["margin"]
+
+
+@pytest.mark.parametrize("plus", [0.0, 0.1])
+@pytest.mark.usefixtures("x64")
+def test_the_rows_to_score_are_those_of_the_loss(plus, rng):
+    """Where they are multiples of the margins' they are scaled, also by weights of rows that nobody declared; where
+    some are not (a term of their own from row 8 on), they are sketched for themselves."""
+    _, params, rows = programs.mlp(rng, jnp.float64, batch=20)
+    late = np.arange(20) >= 8
+    data = {"x": np.asarray(rows["x"]), "y": np.asarray(rows["y"]), "w": 1.0 + 2 * late, "r": plus * late}
+
+    def loss(p, e):
+        z = logits(p, e)
+        return -e["w"] * jax.nn.log_softmax(z)[e["y"]] + e["r"] * jnp.sum(jnp.square(z))
+
+    task = uj.Task(loss, outputs=logits, label=lambda e: e["y"])
+    found = uj.sites(task, params, jax.tree.map(lambda x: x[0], data))
+    made = source.gradients(Source("margin"), task, Laid(found, ()), params, data)
+    program, drawn = sketched._program(made, found, uj.Sketch(64)), sketching.drawn(found, uj.Sketch(64))
+    parts = list(sketched.by_source(Source("margin"), task, found, uj.Sketch(64), params, data, Pass(8)))
+    whole = np.concatenate([part.own for part in parts])
+    formed = jax.jit(jax.vmap(jax.grad(loss), (None, 0)))(params, data)
+    oracle = np.concatenate([np.asarray(g).reshape(20, -1) for g in jax.tree.leaves(formed)], 1)
+    np.testing.assert_allclose(
+        whole @ whole.T, oracle @ oracle.T, rtol=2e-4, atol=2e-4 * np.abs(oracle @ oracle.T).max()
+    )
+    text = str(jax.make_jaxpr(program)(params, jax.tree.map(lambda x: x[:8], data), np.arange(8), drawn))
+    assert "cond" in text  # both ways are there, and the rows choose
+    margins = np.concatenate([part.rows for part in parts])
+    scale = (whole * margins).sum(1) / (margins**2).sum(1)
+    off = np.linalg.norm(whole - scale[:, None] * margins, axis=1) / np.linalg.norm(whole, axis=1)
+    assert (off < 1e-3).tolist() == (~late).tolist() if plus else (off < 1e-3).all()
 
 
 def test_a_damping_that_is_given_is_taken(rows):
@@ -86,7 +126,7 @@ def test_a_damping_that_is_given_is_taken(rows):
 
 def test_too_few_rows_and_no_damping_are_refused(rows):
     with pytest.raises(UsageError, match="cannot be chosen from 7 rows.*projected\\(damping=0.1\\)"):
-        sketched.curvature(projected(), BLOCKS, 7, [(np.arange(7), jnp.asarray(rows[:7]))])
+        sketched.curvature(projected(), BLOCKS, 7, [sketched.Part(np.arange(7), *[jnp.asarray(rows[:7])] * 2)])
     curvature = projected()
     for few in (rows[:11], rows):  # of fewer rows than columns, whose zero eigenvalues rounding lifts; and of more
         found = curvature.finish(curvature.update(curvature.init(BLOCKS), jnp.asarray(few)))

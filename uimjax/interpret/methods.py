@@ -1,7 +1,6 @@
 """The page of presets, and `score`: every method over data small enough to be seen row by row."""
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,7 @@ import numpy as np
 
 from uimjax import rows as row
 from uimjax import sketch as sketching
-from uimjax.curvature import Adam, Harmonic, Kronecker, Operator, Source, projected, source
-from uimjax.curvature.blocks import Laid
+from uimjax.curvature import Adam, Harmonic, Kronecker, Operator, Source, projected
 from uimjax.errors import BudgetError, UnknownNameError, UsageError
 from uimjax.interpret import base, baselines, exact, rerank, segments, sketched
 from uimjax.interpret.base import Method, Scores
@@ -21,7 +19,6 @@ from uimjax.interpret.trajectory import Checkpoint, over_checkpoints, run_of
 from uimjax.mesh import replicated, shard_params
 from uimjax.rows import Pass
 from uimjax.sketch import AnySketch, DenseSketch, Sketch, SparseSketch
-from uimjax.taps import Sites
 from uimjax.task import Measurement, Task
 
 HELD = 4 << 30  # bytes of rows that `score` holds at once for a method with curvature
@@ -189,22 +186,15 @@ def _of_rows(task, its: Checkpoint, data, measurement, queries, chosen: Method, 
     keep = chosen.retain and retain is not None
     vectors = base.without(vectors, chosen, base.retained(found, chosen.sketch, params, retain) if keep else None)
     program, drawn = base.row_program(found, found, chosen.sketch), sketching.drawn(found, chosen.sketch)
-    stream = lambda: (  # noqa: E731  # once for the curvature, once for the scores
-        (program(params, b.rows, drawn)[1], b) for b in how.over(data)
-    )
     inverse, damping, held = None, None, None
     if curvature is not None:
         need = row.count(data) * vectors.shape[1] * 4
         if need > HELD:
             raise BudgetError(f"{need / 2**30:.0f} GiB of rows would be held; build an index and trace it instead")
-        held = [block[: int(b.mask.sum())] for block, b in stream()]
-        ids = np.split(np.arange(row.count(data)), np.cumsum([len(block) for block in held])[:-1])
-        parts, seen = zip(ids, held, strict=True), None
-        if curvature.source.kind != "empirical":
-            parts = _of_source(curvature.source, task, found, chosen.sketch, params, data, how)
-            seen = lambda few: np.concatenate(held)[few]  # noqa: E731  # rows of the loss, which are to be scored
+        held = []
+        parts = sketched.by_source(curvature.source, task, found, chosen.sketch, params, data, how)
         columns = sketching.columns(found, chosen.sketch)
-        inverse, damping = sketched.curvature(curvature, columns, row.count(data), parts, seen)
+        inverse, damping = sketched.curvature(curvature, columns, row.count(data), sketched.kept(parts, held))
     directions = base.directions(chosen, inverse, vectors)
 
     def scored(block):
@@ -213,26 +203,8 @@ def _of_rows(task, its: Checkpoint, data, measurement, queries, chosen: Method, 
         return (unit @ directions.T) * base.row_scale(chosen, inverse, unit, norms)[:, None]
 
     scored = jax.jit(scored) if curvature is None else scored
-    rows = held if held is not None else (block for block, _ in stream())
+    rows = held if held is not None else (program(params, b.rows, drawn)[1] for b in how.over(data))
     values = np.concatenate([np.asarray(scored(block)) for block in rows])[: row.count(data)]
     base.finite(jnp.asarray(values), f"scores of {chosen.name}")
     said = {} if curvature is None or damping is None else {"curvature": curvature.name, "damping": damping}
     return Scores(values, base.said(chosen, damping), chosen.unit(measurement), said)
-
-
-def _of_source(choice: Source, task, found, sketch, params, data, how: Pass):
-    """(ids, sketched gradients of another source than the loss), batch by batch; padding left out."""
-    made = source.gradients(choice, task, Laid(found, ()), params, data)
-    program, drawn = _source_rows(made, found, sketch), sketching.drawn(found, sketch)
-    for batch in how.over(data):
-        rows = program(params, batch.rows, np.maximum(batch.ids, 0), drawn)
-        yield batch.ids[batch.mask], rows[: int(batch.mask.sum()) * made.draws]  # padding stands at the end
-
-
-@functools.lru_cache(maxsize=16)
-def _source_rows(made: source.Gradients, found: Sites, sketch: AnySketch | None):
-    def program(params: Any, rows: Any, ids: Any, drawn: Any) -> Any:
-        factors = source.factors(made.laid.sites, made.plain, params, rows, ids)
-        return sketching.rows(made.laid.sites, sketch, drawn, factors, found)
-
-    return jax.jit(program)

@@ -107,7 +107,8 @@ def by(asked: Question, method: str | Method, span: base.Span | None = None) -> 
             "of the loss alone. Use `uj.score`, or trace with logra or trackstar."
         )
     if chosen.of_rows is not None:
-        parts = ((shard.ids, _full(shard)) for shard in index.shards())
+        whole = ((shard.ids, _full(shard)) for shard in index.shards())
+        parts = (sketched.Part(ids, rows, rows) for ids, rows in whole)
         inverse, damping = sketched.curvature(chosen.of_rows, index.blocks, index.rows, parts)
     directions = base.directions(chosen, inverse, vectors)
     return Asked(index, chosen, chosen.unit(asked.measurement), inverse, directions, damping)
