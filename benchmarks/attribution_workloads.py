@@ -7,6 +7,7 @@ tiny Shakespeare and 64 that come after them as queries. A loss of W2 is the mea
 sides. `PEER_COVERS`: the parameters that kronfluence covers, its `nn.Linear` modules, tied ones left out.
 """
 
+import functools
 import os
 import sys
 from collections.abc import Callable
@@ -103,7 +104,7 @@ def write(made: Workload, where: Path) -> None:
 
 def read(name: str, where: Path) -> Workload:
     """What `write` wrote, parameters in the shape that the network takes."""
-    like = network(name)
+    like = jax.eval_shape(functools.partial(network, name))  # drawing one would be time of a cold start
     held = jax.tree_util.tree_leaves_with_path(like)
     paths = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in held]
     with np.load(where / "params.npz") as found:

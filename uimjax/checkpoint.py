@@ -10,13 +10,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from orbax.checkpoint import v1 as ocp
 
 from uimjax.errors import CorruptError, MismatchError, MissingFileError
 from uimjax.store import digest_array, read_manifest, write_manifest
 from uimjax.store.base import make_folder
 
 KEEP = 2  # newest steps kept
+
+
+def _orbax() -> Any:
+    """Loaded where it is needed: it takes half a second, and most scores keep nothing."""
+    from orbax.checkpoint import v1
+
+    return v1
 
 
 def _flat(tree: Any) -> dict[str, Any]:
@@ -33,6 +39,7 @@ def save(folder: Path, step: int, tree: Any, keep: int | None = KEEP) -> None:
     make_folder(folder)
     flat = _flat(tree)
     write_manifest(_digests(folder, step), {name: digest_array(leaf) for name, leaf in flat.items()})
+    ocp = _orbax()
     policy: Any = ocp.training.preservation_policies.LatestN(keep)
     with ocp.training.Checkpointer(str(folder.absolute()), preservation_policy=policy) as checkpointer:
         checkpointer.save(step, flat, overwrite=True)
@@ -46,7 +53,7 @@ def latest(folder: Path) -> int | None:
     """The newest finished step, or None."""
     if not folder.is_dir():
         return None
-    with ocp.training.Checkpointer(str(folder.absolute())) as checkpointer:
+    with _orbax().training.Checkpointer(str(folder.absolute())) as checkpointer:
         return None if checkpointer.latest is None else int(checkpointer.latest.step)
 
 
@@ -54,7 +61,7 @@ def has(folder: Path, step: int) -> bool:
     """Is that step finished and there?"""
     if not folder.is_dir():
         return False
-    with ocp.training.Checkpointer(str(folder.absolute())) as checkpointer:
+    with _orbax().training.Checkpointer(str(folder.absolute())) as checkpointer:
         return step in {c.step for c in checkpointer.checkpoints}
 
 
@@ -76,7 +83,7 @@ def load(folder: Path, template: Any, step: int | None = None) -> tuple[int, Any
         )
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     spec = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place) for name, x in flat.items()}
-    with ocp.training.Checkpointer(str(folder.absolute())) as checkpointer:
+    with _orbax().training.Checkpointer(str(folder.absolute())) as checkpointer:
         try:
             found = checkpointer.load(step, spec)
         except (ValueError, OSError, LookupError) as error:

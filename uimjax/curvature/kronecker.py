@@ -102,8 +102,10 @@ def run_pass(
     program, total, examples, done, number = _pass(made, what), None, 0, 0, 0
     for number, batch in enumerate(batches(), 1):
         given = params, batch.rows, np.maximum(batch.ids, 0), batch.mask, bases
-        if kept is not None and number == 1:
-            done, total = kept.load(jax.eval_shape(program, *given, None))
+        if number == 1:  # from zeros: a first batch with nothing to add to would be a program of its own
+            like = jax.eval_shape(program, *given, None)
+            done, total = (0, None) if kept is None else kept.load(like)
+            total = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like) if total is None else total
         examples += int(batch.mask.sum())
         if number <= done:
             continue
@@ -115,8 +117,8 @@ def run_pass(
         kept.save(number, total, last=True)
     if not examples:
         raise NonFiniteError("a curvature of no rows was asked for")
-    for path, leaf in jax.tree_util.tree_flatten_with_path(total)[0]:
-        if not bool(jnp.isfinite(leaf).all()):
+    for path, fine in jax.tree_util.tree_flatten_with_path(_finite(total))[0]:
+        if not bool(fine):
             raise NonFiniteError(
                 f"the {what} of {jax.tree_util.keystr(path[:1], simple=True)} are not finite: a gradient overflows or "
                 "is NaN. Look for the row with `uj.gradient_norms`."
@@ -137,8 +139,18 @@ def _pass(made: Gradients, what: str):
     return jax.jit(program, donate_argnums=(5,))
 
 
+@jax.jit
+def _finite(tree: Any) -> Any:
+    return jax.tree.map(lambda x: jnp.isfinite(x).all(), tree)
+
+
 def eigenvalues(measured: Sums) -> dict[str, Any]:
-    return {path: value / measured.examples for path, value in measured.sums.items()}
+    return _over(measured.sums, measured.examples)
+
+
+@jax.jit
+def _over(sums: Any, count: Any) -> Any:
+    return jax.tree.map(lambda x: x / count, sums)
 
 
 def kfac_values(measured: Sums, bases: dict[str, Any]) -> dict[str, Any]:

@@ -233,8 +233,12 @@ def remove_span(vectors: Any, span: Span) -> Any:
 
 
 def finite(values: Any, what: str) -> None:
-    if not bool(jnp.isfinite(values).all()):
+    fine = np.isfinite(values).all() if isinstance(values, np.ndarray) else _finite(values)
+    if not bool(fine):
         raise NonFiniteError(f"{what} hold NaN or infinity; the parameters are finite, so look at the loss itself")
+
+
+_finite = jax.jit(lambda values: jnp.isfinite(values).all())
 
 
 def directions(method: Method, inverse: Any, vectors: Any) -> Any:

@@ -205,6 +205,6 @@ def _of_rows(task, its: Checkpoint, data, measurement, queries, chosen: Method, 
     scored = jax.jit(scored) if curvature is None else scored
     rows = held if held is not None else (program(params, b.rows, drawn)[1] for b in how.over(data))
     values = np.concatenate([np.asarray(scored(block)) for block in rows])[: row.count(data)]
-    base.finite(jnp.asarray(values), f"scores of {chosen.name}")
+    base.finite(values, f"scores of {chosen.name}")
     said = {} if curvature is None or damping is None else {"curvature": curvature.name, "damping": damping}
     return Scores(values, base.said(chosen, damping), chosen.unit(measurement), said)

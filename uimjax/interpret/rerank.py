@@ -58,7 +58,6 @@ def _changes(its: Ready, params: Any, data: Any, queries: Any, method: Method, r
     """Exact less separable score of each pair (row, query); rows rising."""
     program = _program(its.laid, method.normalize)
     inside = _asked(its, params, queries, method)
-    weights = {path: rotated.weights(its.inverse, path, -1.0) for path in its.terms}
     out, first = [], 0
     while first < len(rows):
         ids = np.unique(rows[first : first + PAIRS])[:ROWS]
@@ -66,7 +65,7 @@ def _changes(its: Ready, params: Any, data: Any, queries: Any, method: Method, r
         batch = next(row.selected(data, ids, ROWS))
         b, q = np.searchsorted(ids, rows[first:last]), asked[first:last]
         b, q = (np.pad(x, (0, PAIRS - len(x))) for x in (b, q))
-        found = program(params, batch.rows, its.inverse, inside, weights, its.terms, b, q)
+        found = program(params, batch.rows, its.inverse, inside, its.terms, b, q)
         out.append(np.asarray(found)[: last - first])
         first = last
     return np.concatenate(out)
@@ -77,7 +76,8 @@ def _asked(its: Ready, params: Any, queries: Any, method: Method) -> dict[str, A
     enter, parts = curved.entering(its.asked), []
     power = {"unit": -1.0, "update": 0.0}.get(method.normalize)
     for batch in row.batches(queries, min(ROWS, row.count(queries))):
-        inside = jax.tree.map(lambda x, m=batch.mask: x[m], enter(params, batch.rows, its.inverse.bases))
+        inside, real = enter(params, batch.rows, its.inverse.bases), int(batch.mask.sum())
+        inside = inside if batch.mask.all() else jax.tree.map(lambda x, n=real: x[:n], inside)  # padding is at the end
         scale = -1.0 if power is None else -row_scale(its.inverse, inside, power)[:, None, None]
         parts.append({path: inside[path]._replace(a=inside[path].a * scale) for path in its.terms})
     return jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
@@ -87,11 +87,11 @@ def _asked(its: Ready, params: Any, queries: Any, method: Method) -> dict[str, A
 def _program(laid: Laid, normalize: str):
     power = {"unit": -1.0, "self": -1.0, "update": -2.0}.get(normalize)
 
-    def program(params: Any, rows: Any, inverse: Any, asked: Any, weights: Any, terms: Any, b: Any, q: Any) -> Any:
+    def program(params: Any, rows: Any, inverse: Any, asked: Any, terms: Any, b: Any, q: Any) -> Any:
         inside = curved.inside(laid, params, rows, inverse.bases)
         change = 0.0
         for path, its in terms.items():
-            exact, thin = separable.pairs(inside[path], asked[path], b, q, weights[path], its)
+            exact, thin = separable.pairs(inside[path], asked[path], b, q, rotated.weights(inverse, path, -1.0), its)
             change = change + exact - thin
         return change if power is None else change * row_scale(inverse, inside, power)[b]
 
