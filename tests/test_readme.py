@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import lds_table
+
 README = (Path(__file__).parent.parent / "README.md").read_text()
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.S)
 SESSION = re.findall(r"^\$ (.*)$", re.search(r"```console\n(.*?)```", README, re.S)[1], re.M)
@@ -67,3 +69,12 @@ def test_the_commands_page_names_every_command():
     actions = next(a for a in parser()._actions if a.dest == "command")
     for name in actions.choices:
         assert re.search(rf"(uimjax|\|) {name}\b", page), name
+
+
+def test_the_table_of_methods_is_what_was_measured():
+    found, page = lds_table.gathered(), lds_table.PAGE.read_text()
+    assert lds_table.put(page, lds_table.table(found)) == page
+    assert set(found) == set(lds_table.TITLES)
+    for its in found.values():
+        assert {"ekfac", "trak", "source", "random"} <= set(its["methods"])
+        assert all(row["low"] <= row["lds"] <= row["high"] for row in its["methods"].values() if "error" not in row)

@@ -139,6 +139,7 @@ def test_solved_curvatures_equal_dense_algebra(rng, each):
         mean = np.mean([np.linalg.inv(floor * np.eye(size) + np.outer(x, x)) for x in block], 0)
         want, start = want - block @ mean @ v.T, start + size
     got = uj.score(task, params, data, measurement, queries, "datainf", each=each, batch_size=7)
+    assert got.method == "datainf, damping 0.1 x mean eigenvalue of each parameter"
     np.testing.assert_allclose(got.values, want, rtol=1e-3, atol=1e-5 * np.abs(want).max())
 
 

@@ -42,7 +42,7 @@ class Harmonic:
             raise UsageError(f"damping {self.damping} should be above 0: single gradients have rank one")
 
     def __str__(self) -> str:
-        return f"datainf, damping {self.damping:g} x mean eigenvalue of each parameter"
+        return "datainf"
 
 
 def solve(

@@ -33,7 +33,8 @@ def solver(
     """
     if isinstance(choice, Harmonic):
         batches = lambda: how.over(data)  # noqa: E731  # a stream for each of two passes
-        return lambda g: harmonic.solve(laid.sites, params, batches, g, choice.damping), {"damping": str(choice)}
+        said = {"curvature": str(choice), "damping": f"damping {choice.damping:g} x mean eigenvalue of each parameter"}
+        return functools.partial(harmonic.solve, laid.sites, params, batches, damping=choice.damping), said
     value, why, near = _damping(choice, task, laid, params, data, asked, queries, how)
     told: dict[str, Any] = {"curvature": str(choice), "damping": f"damping {value:.3g} ({why})", "solves": []}
 
