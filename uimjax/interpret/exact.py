@@ -208,12 +208,20 @@ def by_parameter(
 
 def streamed(its: Ready, params: Any, data: Any, queries: Any, method: Method, each: bool, how: Pass) -> np.ndarray:
     """`[N, Q]`, or `[N, 1]` of the queries' mean."""
-    program, columns = scored(its.laid, method.normalize, True), []
+    program, whole, done = scored(its.laid, method.normalize, True), None, 0
     for chunk in directions(its, params, queries, method, each):
-        inverse = met(its, method, chunk)
-        parts = [np.asarray(program(params, batch.rows, inverse, chunk))[batch.mask] for batch in how.over(data)]
-        columns.append(np.concatenate(parts))
-    return np.concatenate(columns, 1)
+        inverse, width = met(its, method, chunk), 0
+        for batch in how.over(data):
+            found = np.asarray(program(params, batch.rows, inverse, chunk))
+            if whole is None:
+                whole = np.empty((row.count(data), row.count(queries) if each else 1), found.dtype)
+            real, width = int(batch.mask.sum()), found.shape[1]
+            # Copied to their place: results that are kept would lie between the buffers of later batches, and the heap
+            # would grow with the rows.
+            whole[batch.ids[0] : batch.ids[0] + real, done : done + width] = found[:real]
+        done += width
+    assert whole is not None
+    return whole
 
 
 @functools.lru_cache(maxsize=32)
