@@ -53,7 +53,7 @@ INSIDE = {
     "uimjax.sketch": ["base", "kronecker", "dense", "sparse", "truncated", "unsketched"],
     "uimjax.curvature": [
         "base", "identity", "damping", "projected", "blocks", "statistics", "source", "rotated", "separable",
-        "kronecker", "products", "operator", "harmonic", "adam",
+        "kronecker", "products", "lanczos", "operator", "harmonic", "adam",
     ],
     "uimjax.models": ["classifiers", "decoder"],
     "uimjax.workflow": ["base", "vision", "text"],
