@@ -211,7 +211,10 @@ def _cg_program(kind: str, found: Sites, task: Task, near: Callable[[Any, Direct
             lost = (dot(p, made) <= 0) & (dot(p, p) > 0)
             return {path: jnp.where(lost, jnp.nan, y) for path, y in made.items()}
 
-        return cg(guarded, v, tol=tolerance, maxiter=most, M=functools.partial(near, state))[0]
+        # From zeros that the compiler does not know to be: XLA:CPU makes NaN of some products with a constant that is
+        # spread over an axis (of a layer norm's gains here).
+        start = scaled(v, jnp.zeros_like(damping))
+        return cg(guarded, v, start, tol=tolerance, maxiter=most, M=functools.partial(near, state))[0]
 
     return jax.jit(jax.vmap(one, (None,) * 6 + (0,)))
 
