@@ -3,8 +3,8 @@
 To reach, on two CPU cores (`met` says what was): EK-FAC at the default damping an LDS of at least 0.52 on Fashion-MNIST
 (`fashion`: 50 random halves x 2 seeds, 100 queries), of the first of four trained models; smoothed metagradients on the
 first 20 queries 0.65 with 10 masks and 0.70 with 30 (`--slow`); the whole ladder and the banks at most 15 minutes; no
-method fails. `gpt`: a decoder on
-tinyshakespeare, 40 halves x 2 seeds. Retraining is "rebatched": the kept rows alone are shuffled and cut into batches.
+method fails. `gpt`: a decoder on tinyshakespeare, 40 halves x 2 seeds. Retraining is "rebatched": the kept rows alone
+are shuffled and cut into batches.
 
     UIMJAX_DATA=... python -m benchmarks.lds --json [--only fashion gpt] [--slow] [--quick]
 """
@@ -90,6 +90,9 @@ def judged(made: Judged, only: list[str] | None, masks: int, kept: Path, scratch
 def names(made: Judged) -> list[str]:
     unfit = {"retain_cos"}  # asks for rows to retain, and answers another question
     unfit |= {"bm25", "ngram"} if made.texts is None else set()
+    assert made.task.outputs is not None
+    logits = jax.eval_shape(made.task.outputs, made.initial(0), row.example_spec(made.data))
+    unfit |= {"representer"} if logits.ndim > 1 else set()  # fits a softmax over the classes of rows, not of positions
     return [name for name in (*methods.PRESETS, *methods.BASELINES) if name not in unfit]
 
 
