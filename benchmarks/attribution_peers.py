@@ -130,16 +130,17 @@ def _loaders(its: Given, batch: int, rows_shape: bool = False) -> tuple[Any, Any
     return made[0], made[1]
 
 
-def _single(params: Any, pair: Any, network: Any) -> Any:
-    """One row's loss as dattri wants it: a function of parameters by name."""
-    output = torch.func.functional_call(network, params, (pair[0][None],))
-    return functional.cross_entropy(output, pair[1][None])
+def _mean(params: Any, pair: Any, network: Any) -> Any:
+    """The loss as dattri wants it, a function of parameters by name: of a row, or the mean of a batch (EK-FAC's
+    covariances)."""
+    inputs, targets = pair[0].reshape(-1, pair[0].shape[-1]), pair[1].reshape(-1)
+    return functional.cross_entropy(torch.func.functional_call(network, params, (inputs,)), targets)
 
 
 def dattri_ekfac(its: Given, clock: Clock) -> Any:
     task = importlib.import_module("dattri.task").AttributionTask
     attributor = importlib.import_module("dattri.algorithm.influence_function").IFAttributorEKFAC(
-        task(functools.partial(_single, network=its.network), its.network, its.network.state_dict()),
+        task(functools.partial(_mean, network=its.network), its.network, its.network.state_dict()),
         damping=its.damping,
     )
     rows, queries = _loaders(its, 64)
@@ -153,7 +154,7 @@ def dattri_tracin(its: Given, clock: Clock) -> Any:
     task = importlib.import_module("dattri.task").AttributionTask
     module = importlib.import_module("dattri.algorithm.tracin")
     attributor = module.TracInAttributor(
-        task(functools.partial(_single, network=its.network), its.network, its.network.state_dict()),
+        task(functools.partial(_mean, network=its.network), its.network, its.network.state_dict()),
         weight_list=torch.ones(1),
         normalized_grad=False,
     )
@@ -212,7 +213,6 @@ def trak(its: Given, clock: Clock) -> Any:
             task="image_classification",
             train_set_size=len(rows[0]),
             save_dir=str(its.folder / "trak"),
-            load_from_save_dir=False,
             device="cpu",
             proj_dim=TRAK_WIDTH,
             use_half_precision=False,
