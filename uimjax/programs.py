@@ -8,27 +8,44 @@ from typing import Any
 import jax
 import jax.extend
 import jax.numpy as jnp
+import numpy as np
 
 from uimjax import store
+from uimjax.errors import UsageError
 from uimjax.taps import _compat
 
 
 def digest(program: Any, constants: Sequence[Any], more: str = "") -> str:
-    """Of a traced program and the constants it closes over."""
-    text = re.sub(r" at 0x[0-9a-f]+", "", str(program)) + more
+    """Of a traced program and the constants it closes over.
+
+    Raises:
+        UsageError: it calls back into Python, and what that computes is no part of it.
+    """
+    text = str(program)
+    if called := re.search(r"\b(pure|io)_callback\[", text):
+        raise UsageError(
+            f"a program with jax.{called[1]}_callback has no digest, as what Python computes there cannot be told "
+            "apart: nothing of it can be kept. Write it in JAX, or leave the folder out where there is a choice."
+        )
+    text = re.sub(r" at 0x[0-9a-f]+", "", text) + more
     consts = "".join(store.digest_array(c) for c in constants)
     return hashlib.sha256((text + consts).encode()).hexdigest()[:32]
 
 
 def own_rules(program: Any) -> str:
-    """The reverse rules of a program's `custom_vjp` functions, as the program of its derivative; they are no part of
-    the program itself."""
-    if "custom_vjp" not in str(program):
+    """The derivative's rules of a program's `custom_vjp` and `custom_jvp` functions, as the program of its derivative;
+    they are no part of the program itself."""
+    if not re.search(r"custom_[vj][vj]p", str(program)):
         return ""
 
     def backward(*inputs: Any) -> Any:
         out, pull = jax.vjp(jax.extend.core.jaxpr_as_fun(program), *inputs)
-        return [x for x in pull([jnp.ones_like(x) for x in out]) if x.dtype != jax.dtypes.float0]
+        return [x for x in pull([_ones(x) for x in out]) if x.dtype != jax.dtypes.float0]
 
     made = jax.make_jaxpr(backward)(*program.in_avals)
     return digest(made, _compat.constants(made))
+
+
+def _ones(x: Any) -> Any:
+    """A cotangent of x; integers have none."""
+    return jnp.ones_like(x) if jnp.issubdtype(x.dtype, jnp.inexact) else np.zeros(x.shape, jax.dtypes.float0)

@@ -135,6 +135,25 @@ def test_what_is_kept_is_of_its_causes_alone(ask, tmp_path, monkeypatch):
         np.testing.assert_array_equal(kept, fresh)
 
 
+def test_what_is_kept_is_of_its_derivative_alone(ask, tmp_path):
+    """The same losses, with a derivative of their own by `custom_jvp`."""
+    params, rows, *rest = ask
+    method = Method("m", curvature=Kronecker("ekfac", Source("empirical"), damping=0.1), normalize="none")
+
+    def task(slope):
+        @jax.custom_jvp
+        def same(x):
+            return x * 1.0
+
+        same.defjvp(lambda x, t: (same(*x), slope * t[0]))
+        return uj.Task(lambda p, e: same(TASK.loss(p, e)))
+
+    for slope in (1.0, 10.0):
+        fresh = uj.score(task(slope), params, rows, *rest, method, batch_size=8).values
+        kept = uj.score(task(slope), params, rows, *rest, method, batch_size=8, folder=tmp_path).values
+        np.testing.assert_array_equal(kept, fresh)
+
+
 def test_refusals(ask, tmp_path):
     params, rows, *rest = ask
     with pytest.raises(UsageError, match="keeps the sums of a Kronecker curvature, and grad_dot has none"):

@@ -262,19 +262,32 @@ def test_constants_inside_a_jit_count(rng):
     assert len(digests) == 2
 
 
-def test_a_functions_own_backward_rule_counts():
+@pytest.mark.parametrize("kind", [jax.custom_vjp, jax.custom_jvp])
+def test_a_functions_own_derivative_counts(kind):
     """Two losses that differ only in how a custom function is differentiated are two tasks."""
     from uimjax.interpret.index import task_digest
 
     def digest(slope):
-        @jax.custom_vjp
+        @kind
         def rounded(x):
             return jnp.round(x)
 
-        rounded.defvjp(lambda x: (rounded(x), None), lambda _, g: (slope * g,))
+        if kind is jax.custom_vjp:
+            rounded.defvjp(lambda x: (rounded(x), None), lambda _, g: (slope * g,))
+        else:
+            rounded.defjvp(lambda x, t: (rounded(*x), slope * t[0]))
         return task_digest(sites(Task(lambda w, x: jnp.sum(rounded(x @ w) ** 2)), jnp.ones((3, 2)), jnp.ones(3)))
 
     assert digest(1.0) == digest(1.0) != digest(2.0)
+
+
+def test_what_python_computes_has_no_digest():
+    from uimjax import programs
+
+    for call in (jax.pure_callback, jax.experimental.io_callback):
+        made = jax.make_jaxpr(lambda x, call=call: call(lambda x: 2 * x, x, x))(jnp.ones(3))
+        with pytest.raises(UsageError, match=rf"jax.{call.__name__} has no digest.*leave the folder out"):
+            programs.digest(made, [])
 
 
 def test_mixed_precision_passes(rng):
