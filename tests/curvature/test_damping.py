@@ -30,13 +30,14 @@ def test_the_smallest_damping_that_agrees_is_found(start):
 def test_where_every_damping_agrees_the_smallest_is_taken_at_once():
     found = choose(lambda _: 0.9, 0.85)
     assert (found.value, found.reached, len(found.tried)) == (pytest.approx(damping.LOW), True, 1)
+    assert str(found) == "damping 0.0001 x mean eigenvalue (halves agree at 0.90, the least that is tried)"
     assert choose(lambda _: 0.85, 0.85).value == pytest.approx(damping.LOW)  # as much as was asked for
 
 
 def test_where_none_agrees_the_largest_is_taken_and_said_to_fail():
     found = choose(lambda value: 0.3 + 1e-9 * value, 0.85)
     assert (found.value, found.reached, len(found.tried)) == (pytest.approx(damping.HIGH), False, 2)
-    assert str(found) == "damping 1e+04 x mean eigenvalue (halves agree at 0.30)"
+    assert str(found) == "damping 1e+04 x mean eigenvalue (halves agree at 0.30, the most that is tried)"
 
 
 def test_an_agreement_that_is_not_a_number_agrees_with_nothing():

@@ -18,23 +18,41 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from uimjax.errors import UsageError
+
 LOW, HIGH = 1e-4, 1e4  # of the mean eigenvalue: where damping is looked for
 STEPS = 6  # halvings of that range on a log scale
 THRESHOLD = {"fisher": 0.85, "ggn": 0.85, "margin": 0.9, "empirical": 0.6}  # by source
 SKETCHED = THRESHOLD | {"empirical": 0.85}
+LEAST = 8  # rows of which halves can be taken
 
 
 class Chosen(NamedTuple):
     """`value`: in units of the mean eigenvalue; `tried`: (damping, agreement) in order; `reached`: the agreement asked
-    for was met somewhere in the range."""
+    for was met somewhere in the range. At an end of the range a smaller one may do as well, or none."""
 
     value: float
     tried: tuple[tuple[float, float], ...]
     reached: bool
 
     def __str__(self) -> str:
-        how = f"halves agree at {dict(self.tried)[self.value]:.2f}" if self.tried else "given"
-        return f"damping {self.value:.3g} x mean eigenvalue ({how})"
+        if not self.tried:
+            return f"damping {self.value:.3g} x mean eigenvalue (given)"
+        end = {1: ", the least that is tried", 2: ", the most that is tried"}.get(len(self.tried), "")
+        agreed = f"halves agree at {dict(self.tried)[self.value]:.2f}{end}"
+        return f"damping {self.value:.3g} x mean eigenvalue ({agreed})"
+
+
+def check(count: int, what: str) -> None:
+    """Are there rows enough to halve?
+
+    Raises:
+        UsageError: no.
+    """
+    if count < LEAST:
+        raise UsageError(
+            f"the damping of {what} cannot be chosen from {count} rows (at least {LEAST}); give one, damping=0.1"
+        )
 
 
 def given(value: float) -> Chosen:

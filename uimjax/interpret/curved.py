@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from uimjax import rows as row
+from uimjax import store
 from uimjax.curvature import blocks, kronecker, rotated, source, statistics
 from uimjax.curvature import damping as rule
 from uimjax.curvature.blocks import Laid
@@ -22,25 +23,29 @@ from uimjax.taps import Sites, capture
 from uimjax.task import Task
 
 ROWS, QUERIES = 128, 32  # whose scores the halves have to agree on
+HALVES = "even", "odd"  # as their sums are kept
+READ = 4096  # rows digested at once
 FORMED_BYTES = 256 << 20  # that their gradients may take where they must be formed
-SEED = 0  # of which rows are in which half
 
 
 def curvature(
     choice: Kronecker, task: Task, laid: Laid, params: Any, data: Any, asked: Laid, queries: Any, how: Pass
 ) -> tuple[Rotated, Chosen]:
     """The damped curvature over all rows. Where the choice leaves the damping open, the statistics of two halves are
-    taken apart on the way (half as much work again) and must agree on the queries' scores.
+    taken apart on the way (half as much work again) and must agree on the queries' scores. Which row is in which half
+    follows from its contents, so the order of the rows changes nothing but rounding.
 
-    Raises: as `kronecker.measure` and `source.gradients`.
+    Raises: UsageError: too few rows to halve. As `kronecker.measure` and `source.gradients`.
     """
     made = source.gradients(choice.source, task, laid, params, data)
     kept = resume.passes(how, choice, [made], params, data)
     if choice.damping is not None:
         inverse = kronecker.measure(choice, made, params, lambda: how.over(data), kept)
         return damped(inverse, choice.damping), rule.given(choice.damping)
-    whole, one, other = _halves(choice, made, params, data, how, kept)
-    rows, some = _few(laid.sites, data, ROWS), _few(laid.sites, queries, QUERIES)
+    rule.check(row.count(data), str(choice))
+    order = ordered(data)
+    whole, one, other = _halves(choice, made, params, data, order, how, kept)
+    rows, some = _few(laid.sites, data, order, ROWS), _few(laid.sites, queries, ordered(queries), QUERIES)
     seen = [(half, entering(laid)(params, rows, half.bases), entering(asked)(params, some, half.bases))
             for half in (one, other)]  # fmt: skip
 
@@ -51,10 +56,16 @@ def curvature(
     return damped(whole, chosen.value), chosen
 
 
-def _few(found: Sites, rows: Any, most: int) -> Any:
-    """At most so many rows, evenly spaced, and no more than fit where their gradients are formed."""
+def ordered(rows: Any) -> np.ndarray:
+    """Ids in an order that is as good as random, and of the rows' contents alone: by the digests of their bytes."""
+    digests = [store.digest_rows(batch.rows)[batch.mask] for batch in row.batches(rows, min(READ, row.count(rows)))]
+    return np.argsort(np.concatenate(digests), kind="stable")
+
+
+def _few(found: Sites, rows: Any, order: np.ndarray, most: int) -> Any:
+    """At most so many rows, and no more than fit where their gradients are formed."""
     fits = max(2, FORMED_BYTES // (4 * sum(leaf.size for leaf in found.used)))
-    return row.spread(rows, min(most, fits))
+    return row.take(rows, order[: min(most, fits)])
 
 
 _between = jax.jit(rotated.between)
@@ -68,19 +79,20 @@ def damped(inverse: Rotated, value: float) -> Rotated:
 
 
 def _halves(
-    choice: Kronecker, made: Gradients, params: Any, data: Any, how: Pass, kept: Callable[..., Kept | None]
-) -> list[Rotated]:
-    """The undamped curvatures of all rows, and of either half of them."""
-    order = np.random.default_rng(SEED).permutation(row.count(data))
-    ids = np.sort(order[: len(order) // 2 or 1]), np.sort(order[len(order) // 2 :])
+    choice: Kronecker, made: Gradients, params: Any, data: Any, order: np.ndarray, how: Pass,
+    kept: Callable[..., Kept | None],
+) -> list[Rotated]:  # fmt: skip
+    """The undamped curvatures of all rows, and of either half of them: every second one of the order, so that rows that
+    stand twice are in both."""
+    ids = np.sort(order[::2]), np.sort(order[1::2])
     parts = [functools.partial(how.over, data, half) for half in ids]
     run = functools.partial(kronecker.run_pass, made=made, params=params)
     empty = dict.fromkeys(blocks.shapes(made.laid), (None, None))
     sums, bases = None, [empty] * 3
     if choice.kind != "diagonal":
         halves = [
-            run("covariances", batches=part, bases=None, kept=kept("covariances", k, None))
-            for k, part in enumerate(parts)
+            run("covariances", batches=part, bases=None, kept=kept("covariances", half, None))
+            for half, part in zip(HALVES, parts, strict=True)
         ]
         sums = [_together(halves), *halves]
         bases = [statistics.eigenbases(its.sums) for its in sums]
@@ -88,8 +100,8 @@ def _halves(
         values = [kronecker.kfac_values(its, q) for its, q in zip(sums, bases, strict=True)]
     else:
         halves = [
-            run("eigenvalues", batches=part, bases=q, kept=kept("eigenvalues", k, q))
-            for k, (part, q) in enumerate(zip(parts, bases[1:], strict=True))
+            run("eigenvalues", batches=part, bases=q, kept=kept("eigenvalues", half, q))
+            for half, part, q in zip(HALVES, parts, bases[1:], strict=True)
         ]
         if choice.kind == "diagonal":
             whole = _together(halves)

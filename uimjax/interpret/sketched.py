@@ -15,14 +15,12 @@ from uimjax.curvature import damping as rule
 from uimjax.curvature.blocks import Laid
 from uimjax.curvature.damping import Chosen
 from uimjax.curvature.projected import agreement
-from uimjax.errors import UsageError
 from uimjax.rows import Pass
 from uimjax.sketch import AnySketch
 from uimjax.taps import Sites, capture
 from uimjax.task import Task
 
 ROWS, QUERIES = 128, 32  # training rows that score each other, by the curvatures of both halves
-LEAST = 8  # rows of which halves can be taken
 SEED = 0  # of which rows are in which half
 
 
@@ -52,11 +50,7 @@ def curvature(
         for ids, _, rows in parts:
             state = choice.add(state, choice.batch(blocks, rows), len(ids))
         return choice.finish(state), rule.given(choice.damping) if choice.damping else None
-    if count < LEAST:
-        raise UsageError(
-            f"the damping of {choice.name} cannot be chosen from {count} rows (at least {LEAST}); give one: "
-            "projected(damping=0.1)"
-        )
+    rule.check(count, choice.name)
     first, scored, asked = _halved(count)
     wanted, seen = np.concatenate([scored, asked]), {}
     whole, halves = choice.init(blocks), [choice.init(blocks) for _ in range(2)]

@@ -18,11 +18,23 @@ def digest_text(text: str) -> str:
 
 def digest_array(array: Any) -> str:
     """Of dtype, shape and bytes. Typed PRNG keys count by their data."""
-    if jax.numpy.issubdtype(jax.typeof(array).dtype, jax.dtypes.prng_key):
-        array = jax.random.key_data(array)
-    array = np.ascontiguousarray(array)
+    array = _plain(array)
     head = f"{array.dtype}{array.shape}".encode()
     return digest_bytes(head + array.tobytes())
+
+
+def digest_rows(rows: Any) -> np.ndarray:
+    """Of each row of a pytree of arrays `[N, ...]`, by its bytes alone: `[N]` uint64."""
+    leaves = [_plain(leaf) for leaf in jax.tree.leaves(rows)]
+    found = [xxhash.xxh3_64_intdigest(b"".join(x.tobytes() for x in parts)) for parts in zip(*leaves, strict=True)]
+    return np.array(found, np.uint64)
+
+
+def _plain(array: Any) -> np.ndarray:
+    """As numpy, in C order; of typed PRNG keys their data."""
+    if jax.numpy.issubdtype(jax.typeof(array).dtype, jax.dtypes.prng_key):
+        array = jax.random.key_data(array)
+    return np.ascontiguousarray(array)
 
 
 def digest_tree(tree: Any) -> str:
