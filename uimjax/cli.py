@@ -243,6 +243,7 @@ def _check(args: argparse.Namespace, rest: list[str]) -> int:
         protocol=config.protocol,
         removals=config.removals,
         checkpoints=config.checkpoints,
+        damping=config.damping,
         batch_size=config.batch_size,
         folder=Path(args.out or Path(args.target).with_suffix(".check")),
         progress=quiet if args.json else shown,

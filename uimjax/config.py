@@ -214,6 +214,9 @@ class CheckConfig(_Strict):
     )
     removals: int = Field(10, ge=0, description="trainings without 1 to a tenth of the rows, for calibration")
     checkpoints: int = Field(6, ge=1, description="moments of the training, for methods that read several")
+    damping: float | None = Field(
+        None, gt=0, description="times the mean eigenvalue; none: chosen by each method that has one"
+    )
     batch_size: int = Field(256, ge=1, description="rows scored at once")
 
 

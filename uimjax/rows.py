@@ -6,7 +6,7 @@ stream; the mask is False on padding and the id is -1. *Guarantee*: padding neve
 """
 
 import bisect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -127,6 +127,23 @@ class Pass(NamedTuple):
         made = batches(data, self.batch_size) if ids is None else selected(data, ids, self.batch_size)
         for batch in made:
             yield batch if self.mesh is None else batch._replace(rows=shard_batch(self.mesh, batch.rows))
+
+
+def gathered(how: Pass, data: Any, scores: Callable[[Any], Any]) -> Any:
+    """`scores(rows)` of every batch, a pytree of arrays `[B, ...]`, as arrays of all rows `[N, ...]` on the host.
+
+    Each batch's result is copied to its place: results that are kept would lie between the buffers of later batches,
+    and the heap would grow with the rows.
+    """
+    whole = None
+    for batch in how.over(data):
+        found = jax.tree.map(np.asarray, scores(batch.rows))
+        if whole is None:
+            whole = jax.tree.map(lambda x: np.empty((count(data), *x.shape[1:]), x.dtype), found)
+        first, real = batch.ids[0], int(batch.mask.sum())  # padding stands at the end
+        for into, part in zip(jax.tree.leaves(whole), jax.tree.leaves(found), strict=True):
+            into[first : first + real] = part[:real]
+    return whole
 
 
 def spread(rows: Any, most: int) -> Any:

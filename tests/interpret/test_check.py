@@ -6,6 +6,7 @@ import json
 
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from rich.console import Console
 from scipy import stats
@@ -191,6 +192,11 @@ def test_check_judges_every_method_and_meets_its_folder_again(tmp_path):
     with pytest.raises(UnknownNameError, match="Did you mean 'ekfac'"):
         check.check(ASKED, ("ekfax",), halves=2)
 
+    given = check.check(ASKED, ("auto", "datainf"), halves=8, checkpoints=2, damping=0.7, folder=tmp_path)
+    assert all("damping 0.7 x mean eigenvalue" in its.said for its in given.judgements)
+    with pytest.raises(UsageError, match=r"damping=0.7 was given, and none of grad_dot, random has any"):
+        check.check(ASKED, ("grad_dot", "random"), halves=8, damping=0.7)
+
 
 def test_what_was_trained_for_another_loss_is_trained_again(tmp_path):
     other = Task(lambda p, e: 2 * TASK.loss(p, e))
@@ -232,6 +238,12 @@ def test_auto_takes_what_the_task_allows(monkeypatch):
     run = [check.Checkpoint(ASKED.initial(0), 0.1, 5)] * 3
     assert methods.auto(known, run, DATA)[0] == "source"
     assert methods.auto(known, [its._replace(steps=1) for its in run], DATA)[0] == "ekfac"
+    words = Task(TASK.loss, outputs=lambda p, e: (e["x"] @ p["w"])[None, None], label=lambda e: e["y"])
+    adam = [its._replace(optimizer=optax.adam(0.1).init(its.params)) for its in run]
+    assert methods.auto(words, run, DATA)[0] == "trak"
+    assert methods.auto(words, adam, DATA)[0] == "less"
+    assert methods.auto(known, adam, DATA)[0] == "source"
+    assert methods.auto(words, adam[:2], DATA)[0] == "ekfac"
     chosen, why = methods.auto(TASK, ASKED.initial(0), DATA)
     assert chosen.curvature.source.kind == "empirical"
     assert "no outputs" in why
@@ -274,6 +286,10 @@ def test_check_from_the_command_line(tmp_path, capsys, monkeypatch):
     assert "error" in found["methods"]["trak"]
     assert (tmp_path / "c.check" / "bank").is_dir()
     assert "4 halves x 2 trainings (rebatched), 24 queries" in run()[1]
+    code, out, _ = run("--damping", "0.3", "--methods", "datainf", "--json")
+    assert code == 0
+    assert "damping 0.3 x mean eigenvalue" in json.loads(out)["methods"]["datainf"]["how"]
+    assert run("--damping", "-1")[0] == 2
     code, _, err = run("--methods", "grad_dott")
     assert code == 2
     assert "Did you mean 'grad_dot'" in err

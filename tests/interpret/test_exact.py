@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import xxhash
 
 import uimjax as uj
 from uimjax import rows as row
@@ -46,9 +47,9 @@ class Case(NamedTuple):
     data: dict
     queries: dict
 
-    def score(self, method, measurement=NLL, data=None, batch_size=8, **more):
-        data = self.data if data is None else data
-        return uj.score(TASK, self.params, data, measurement, self.queries, method, batch_size=batch_size, **more)
+    def score(self, method, measurement=NLL, data=None, queries=None, batch_size=8, **more):
+        data, queries = self.data if data is None else data, self.queries if queries is None else queries
+        return uj.score(TASK, self.params, data, measurement, queries, method, batch_size=batch_size, **more)
 
 
 def made(shape):
@@ -241,8 +242,9 @@ def test_the_damping_is_chosen_by_the_agreement_of_halves():
     """What was tried, and how far the scores of two halves agreed, equals dense algebra; so do the scores after it."""
     got = CASE.score("ekfac", each=True)
     (g, q), chosen = vectors(CASE), got.how["damping"]
-    order = np.random.default_rng(curved.SEED).permutation(N)
-    halves = [row.take(CASE.data, np.sort(part)) for part in (order[: N // 2], order[N // 2 :])]
+    contents = [x.tobytes() + y.tobytes() for x, y in zip(CASE.data["x"], CASE.data["y"], strict=True)]
+    order = np.argsort([xxhash.xxh3_64_intdigest(its) for its in contents])
+    halves = [row.take(CASE.data, part) for part in (order[::2], order[1::2])]
     one, two = (matrix("ekfac", CASE, "fisher", half) for half in halves)
     for value, agreement in chosen.tried:
         seen = [by_the_book(h, value, "none", g, q) for h in (one, two)]
@@ -256,6 +258,23 @@ def test_the_damping_is_chosen_by_the_agreement_of_halves():
     other = CASE.score("ekfac", batch_size=7).how["damping"]
     assert other.value == chosen.value
     np.testing.assert_allclose(other.tried, chosen.tried, rtol=1e-6, atol=1e-6)
+    moved, asked = np.roll(np.arange(N)[::-1], 3), np.arange(Q)[::-1]  # neither the rows' order counts nor the queries'
+    other = CASE.score("ekfac", each=True, data=row.take(CASE.data, moved), queries=row.take(CASE.queries, asked))
+    assert other.how["damping"].value == chosen.value
+    close(other.values, got.values[moved][:, asked], 1e-6)
+
+
+@pytest.mark.parametrize("method", ["ekfac", "kfac", "diagonal"])
+def test_too_few_rows_to_halve_are_refused(method):
+    few = row.take(CASE.data, np.arange(rule.LEAST - 1))
+    with pytest.raises(UsageError, match=r"cannot be chosen from 7 rows \(at least 8\); give one"):
+        CASE.score(method, data=few)
+
+
+def test_rows_that_stand_twice_are_in_both_halves():
+    twice = jax.tree.map(lambda x: np.concatenate([x, x]), CASE.data)
+    order = curved.ordered(twice)
+    np.testing.assert_array_equal(np.sort(order[::2] % N), np.sort(order[1::2] % N))
 
 
 # ---------------------------------------------------------------- few terms

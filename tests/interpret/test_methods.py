@@ -9,7 +9,7 @@ import pytest
 
 import uimjax as uj
 from tests import programs
-from uimjax.curvature import projected
+from uimjax.curvature import Source, projected
 from uimjax.errors import NonFiniteError, ShapeError, UnknownNameError, UsageError
 from uimjax.interpret import lexical, methods
 from uimjax.interpret.base import EXACT, Method, remove_span, span_of
@@ -77,7 +77,8 @@ def test_scores_equal_the_formula(name, each, rng):
     task, params, data, measurement, queries = made(rng)
     kept = jax.tree.map(lambda x: x[5:9], data)
     exact = methods.get(name, uj.Sketch(64))  # wide enough to keep every axis whole
-    got = uj.score(task, params, data, measurement, queries, exact, each=each, retain=kept, batch_size=8)
+    retain = kept if exact.retain else None
+    got = uj.score(task, params, data, measurement, queries, exact, each=each, retain=retain, batch_size=8)
     g, q = brute(task.loss, params, data), brute(task.loss, params, queries)
     sizes = [leaf.size for leaf in uj.sites(task, params, jax.tree.map(lambda x: x[0], data)).leaves]
     q = q if each else q.mean(0, keepdims=True)
@@ -91,10 +92,9 @@ def test_scores_equal_the_formula(name, each, rng):
 def test_sign_positive_means_that_training_on_the_row_raises_f(name, rng):
     """Take one real gradient step on a single row: f rises for the strongest proponent, falls for the opponent."""
     task, params, data, measurement, queries = made(rng, dtype=jnp.float32)
-    kept = jax.tree.map(lambda x: x[5:7], data)
-    scores = uj.score(task, params, data, measurement, queries, methods.get(name, uj.Sketch(64)), retain=kept).values[
-        :, 0
-    ]
+    method = methods.get(name, uj.Sketch(64))
+    kept = jax.tree.map(lambda x: x[5:7], data) if method.retain else None
+    scores = uj.score(task, params, data, measurement, queries, method, retain=kept).values[:, 0]
 
     def f(p):
         return float(np.mean(jax.vmap(lambda e: measurement.fun(p, e))(queries)))
@@ -105,6 +105,34 @@ def test_sign_positive_means_that_training_on_the_row_raises_f(name, rng):
 
     assert scores.max() > 0 > scores.min()
     assert f(stepped(int(scores.argmax()))) > f(params) > f(stepped(int(scores.argmin())))
+
+
+def test_what_a_method_would_not_look_at_is_refused(rng):
+    task, params, data, measurement, queries = made(rng, dtype=jnp.float32)
+    ask = task, params, data, measurement, queries
+    for name in ("ekfac", "logra", "auto"):
+        with pytest.raises(UsageError, match="reads no texts, bm25 and ngram do"):
+            uj.score(*ask, name, texts=(["a"] * 30, ["b"]))
+    with pytest.raises(UsageError, match="ekfac keeps nothing of what is right: leave retain out, or take retain_cos"):
+        uj.score(*ask, "ekfac", retain=data)
+    with pytest.raises(UsageError, match="random is a baseline, and keeps nothing of what is right"):
+        uj.score(*ask, "random", retain=data)
+
+
+def test_a_damping_is_given_to_every_preset_that_has_one():
+    names = [name for name, its in methods.PRESETS.items() if methods.with_damping(its, 0.3) != its]
+    assert names == [
+        "trak", "logra", "grass", "trackstar", "diagonal", "kfac", "ekfac", "relatif", "datainf", "arnoldi", "cg",
+        "lissa",
+    ]  # fmt: skip
+    for name in names:
+        its = methods.with_damping(methods.PRESETS[name], 0.3)
+        assert its.curvature.damping == 0.3
+        assert dataclasses.replace(its, curvature=None) == dataclasses.replace(methods.PRESETS[name], curvature=None)
+    trak = methods.with_damping(methods.PRESETS["trak"], 0.3).curvature
+    assert (trak.name, trak.source) == ("projected(damping=0.3)", Source("margin"))
+    with pytest.raises(UsageError, match="damping 0 should be above 0"):
+        methods.with_damping(methods.PRESETS["logra"], 0)
 
 
 def test_batch_size_and_order_change_nothing(rng):

@@ -61,6 +61,11 @@ def metric(choice: Adam, laid: Laid, state: Any) -> Rotated:
     return Rotated(dict.fromkeys(values, (None, None)), values, dict.fromkeys(values, choice.eps))
 
 
+def held(state: Any) -> bool:
+    """Does an optimizer's state hold Adam's second moments somewhere?"""
+    return _holding(state) is not None
+
+
 def _moments(state: Any) -> tuple[Any, Any]:
     """(second moments, how many steps they average or None) of an Optax state, wherever it holds them."""
     if state is None:

@@ -46,7 +46,7 @@ class Curvature:
     `add(state, batch(blocks, rows), len(rows))`; `batch` is pure and jittable, for programs that compute the rows
     themselves, and rows of zeros add nothing to it. `source`: whose gradients the rows are. `damping`: times
     the mean eigenvalue; 0 for a curvature that has none; None: `finish` gives a `Spectrum` whose damping is still to be
-    chosen (`projected.damped`).
+    chosen (`projected.damped`). `with_damping`: the same with that damping, where there is one.
     """
 
     name: str
@@ -58,3 +58,4 @@ class Curvature:
     solve: Callable[..., Any]
     source: Source = EMPIRICAL
     damping: float | None = 0.0
+    with_damping: Callable[[float], "Curvature"] | None = None

@@ -81,8 +81,9 @@ def projected(damping: float | None = None, source: Source = EMPIRICAL, whole: b
             start = stop
         return jnp.concatenate(parts, 1)
 
-    name = f"projected(damping={damping}{', whole' if whole else ''})"
-    return Curvature(name, init, update, batch, add, finish, solve, source, damping)
+    name = f"projected({'damping by halves' if damping is None else f'{damping=}'}{', whole' if whole else ''})"
+    again = lambda value: projected(value, source, whole)  # noqa: E731
+    return Curvature(name, init, update, batch, add, finish, solve, source, damping, again)
 
 
 def damped(made: Spectrum, value: float) -> Spectrum:

@@ -16,7 +16,8 @@ from uimjax.interpret.base import Scores
 from uimjax.taps import Sites, capture
 from uimjax.task import RELATIVE, Task
 
-NAMES = ("random", "loss", "grad_norm", "rep_sim", "representer", "bm25", "ngram")
+LEXICAL = ("bm25", "ngram")  # they read texts
+NAMES = ("random", "loss", "grad_norm", "rep_sim", "representer", *LEXICAL)
 Texts = tuple[Sequence[str], Sequence[str]]
 
 
@@ -31,7 +32,7 @@ def score(
     """
     if name not in NAMES:
         raise UnknownNameError("baseline", name, NAMES)
-    if name in ("bm25", "ngram"):
+    if name in LEXICAL:
         if texts is None:
             raise UsageError(f"{name} compares words: pass texts=(texts of the training rows, texts of the queries)")
         values = {"bm25": lexical.bm25, "ngram": lexical.ngram}[name](*texts)

@@ -14,7 +14,7 @@ from uimjax import rows as row
 from uimjax.errors import UimError, UsageError
 from uimjax.interpret import judge, methods
 from uimjax.interpret.bank import Bank, Protocol, subsets, train_bank
-from uimjax.interpret.base import Scores
+from uimjax.interpret.base import Method, Scores
 from uimjax.interpret.counterfactual import Effects, effects
 from uimjax.interpret.judge import Calibration, Lds
 from uimjax.interpret.trajectory import Checkpoint, record
@@ -67,6 +67,7 @@ def check(
     protocol: Protocol = "rebatched",
     removals: int = 0,
     checkpoints: int = 6,
+    damping: float | None = None,
     batch_size: int = 256,
     folder: Path | None = None,
     progress: Progress = quiet,
@@ -74,7 +75,8 @@ def check(
     """Judge methods by training `halves` x `len(seeds)` models again, and by `removals` of 1 to a tenth of the rows.
 
     The scores are those of one model on all rows, of the first seed, with `checkpoints` of its training for methods
-    that read several. With `folder` everything trained is kept there, and met again.
+    that read several. `damping`, times the mean eigenvalue, replaces what methods would choose.
+    With `folder` everything trained is kept there, and met again.
 
     Raises:
         UnknownNameError: a method that nobody knows. As `train_bank`, `effects`. A method that refuses this task does
@@ -82,9 +84,9 @@ def check(
     """
     if removals == 1:
         raise UsageError("a slope takes 2 removals or more; 0 leaves them out")
-    for name in names:
-        if name not in (*methods.BASELINES, methods.AUTO):
-            methods.get(name)
+    known = [methods.get(name) for name in names if name not in (*methods.BASELINES, methods.AUTO)]
+    if damping is not None and methods.AUTO not in names and all(methods.with_damping(m, damping) is m for m in known):
+        raise UsageError(f"damping={damping} was given, and none of {', '.join(names)} has any: leave it out")
     bank = train_bank(
         *asked[:2], asked.data, asked.recipe, subsets(row.count(asked.data), halves), asked.measurement, asked.queries,
         seeds=seeds, protocol=protocol, folder=None if folder is None else folder / "bank", progress=progress,
@@ -98,7 +100,7 @@ def check(
         asked.task, asked.initial(seeds[0]), asked.data, asked.recipe, checkpoints, seed=seeds[0],
         folder=None if folder is None else folder / "training",
     )  # fmt: skip
-    found = [judged(name, asked, run, bank, (sets, truth) if truth else None, batch_size)
+    found = [judged(name, asked, run, bank, (sets, truth) if truth else None, batch_size, damping)
              for name in progress(list(names), "scoring", unit="methods")]  # fmt: skip
     return Checked(tuple(found), bank, *judge.noise_ceiling(bank))
 
@@ -117,14 +119,19 @@ def judged(
     bank: Bank,
     removals: tuple[list[np.ndarray], Effects] | None = None,
     batch_size: int = 256,
+    damping: float | None = None,
 ) -> Judgement:
     """One method's scores of the run, judged."""
-    start = time.perf_counter()
+    start, texts = time.perf_counter(), asked.texts if name in methods.LEXICAL else None
     try:
+        method: str | Method = name
+        if damping is not None and name not in methods.BASELINES:
+            method = methods.auto(asked.task, run, asked.data)[0] if name == methods.AUTO else name
+            method = methods.with_damping(methods.get(method) if isinstance(method, str) else method, damping)
         with warnings.catch_warnings():
             warnings.simplefilter("error", RuntimeWarning)
             found = methods.score(
-                asked.task, run, asked.data, asked.measurement, asked.queries, name, each=True, texts=asked.texts,
+                asked.task, run, asked.data, asked.measurement, asked.queries, method, each=True, texts=texts,
                 batch_size=batch_size,
             )  # fmt: skip
         taken = time.perf_counter() - start

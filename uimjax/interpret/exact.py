@@ -199,29 +199,17 @@ def by_parameter(
     """Each parameter's part of the scores, `{path: [N, q]}`, for one chunk of queries after the other."""
     program = scored(its.laid, method.normalize, False)
     for chunk in directions(its, params, queries, method, each):
-        parts, inverse = [], met(its, method, chunk)
-        for batch in how.over(data):
-            found = program(params, batch.rows, inverse, chunk)
-            parts.append({path: np.asarray(x)[batch.mask] for path, x in found.items()})
-        yield {path: np.concatenate([part[path] for part in parts]) for path in parts[0]}
+        inverse = met(its, method, chunk)
+        yield row.gathered(how, data, lambda rows: program(params, rows, inverse, chunk))  # noqa: B023  # called at once
 
 
 def streamed(its: Ready, params: Any, data: Any, queries: Any, method: Method, each: bool, how: Pass) -> np.ndarray:
     """`[N, Q]`, or `[N, 1]` of the queries' mean."""
-    program, whole, done = scored(its.laid, method.normalize, True), None, 0
+    program, columns = scored(its.laid, method.normalize, True), []
     for chunk in directions(its, params, queries, method, each):
-        inverse, width = met(its, method, chunk), 0
-        for batch in how.over(data):
-            found = np.asarray(program(params, batch.rows, inverse, chunk))
-            if whole is None:
-                whole = np.empty((row.count(data), row.count(queries) if each else 1), found.dtype)
-            real, width = int(batch.mask.sum()), found.shape[1]
-            # Copied to their place: results that are kept would lie between the buffers of later batches, and the heap
-            # would grow with the rows.
-            whole[batch.ids[0] : batch.ids[0] + real, done : done + width] = found[:real]
-        done += width
-    assert whole is not None
-    return whole
+        inverse = met(its, method, chunk)
+        columns.append(row.gathered(how, data, lambda rows: program(params, rows, inverse, chunk)))  # noqa: B023
+    return columns[0] if len(columns) == 1 else np.concatenate(columns, 1)
 
 
 @functools.lru_cache(maxsize=32)

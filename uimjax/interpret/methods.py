@@ -11,7 +11,7 @@ import numpy as np
 
 from uimjax import rows as row
 from uimjax import sketch as sketching
-from uimjax.curvature import Adam, Harmonic, Kronecker, Operator, Source, projected
+from uimjax.curvature import Adam, Curvature, Harmonic, Kronecker, Operator, Source, adam, projected
 from uimjax.errors import BudgetError, UnknownNameError, UsageError
 from uimjax.interpret import base, baselines, exact, rerank, segments, sketched
 from uimjax.interpret.base import Method, Scores
@@ -45,7 +45,7 @@ PRESETS: dict[str, Method] = {
     "cg": Method("cg", curvature=Operator("cg", iterations=50), normalize="none"),  # arXiv 1703.04730
     "lissa": Method("lissa", curvature=Operator("lissa"), normalize="none"),  # arXiv 1602.03943
 }
-BASELINES = baselines.NAMES
+BASELINES, LEXICAL = baselines.NAMES, baselines.LEXICAL
 AUTO = "auto"
 LARGE = 30_000_000  # parameters, from which on "auto" sketches: EK-FAC's bases and a query's direction are as many
 
@@ -62,10 +62,26 @@ def get(name: str, sketch: AnySketch | None = None) -> Method:
     return dataclasses.replace(method, sketch=sketch) if sketch is not None else method
 
 
+def with_damping(method: Method, value: float) -> Method:
+    """The same method with its damping given, times the mean eigenvalue; one that has none (no curvature, Adam's
+    metric, the segments of a run) as it is.
+
+    Raises:
+        UsageError: the value is not above 0.
+    """
+    its = method.curvature
+    if isinstance(its, Kronecker | Operator | Harmonic) and method.checkpoints != "segments":
+        return dataclasses.replace(method, curvature=dataclasses.replace(its, damping=value))
+    if isinstance(its, Curvature) and its.with_damping is not None:
+        return dataclasses.replace(method, curvature=its.with_damping(value))
+    return method
+
+
 def auto(task: Task, params: Any, data: Any, retain: Any = None) -> tuple[str | Method, str]:
     """(the method that "auto" stands for, why), as in `uimjax help methods`: retain_cos where clean
-    rows to retain are given; logra for more than `LARGE` parameters that the loss uses; source where checkpoints with
-    their steps are; else ekfac, of the empirical Fisher matrix where the task has no outputs."""
+    rows to retain are given; logra for more than `LARGE` parameters that the loss uses; where `segments.SEGMENTS`
+    checkpoints or more are: of sequences less (with Adam's state) or trak, else source (with their steps); else ekfac,
+    of the empirical Fisher matrix where the task has no outputs."""
     run = run_of(params)
     size = sum(leaf.size for leaf in base.training_sites(task, run[-1].params, data, check=False).used)
     if retain is not None:
@@ -75,9 +91,20 @@ def auto(task: Task, params: Any, data: Any, retain: Any = None) -> tuple[str | 
     if task.outputs is None:
         chosen = dataclasses.replace(PRESETS["ekfac"], curvature=Kronecker("ekfac", Source("empirical")))
         return chosen, "the task has no outputs, so the empirical Fisher matrix"
-    if len(run) >= segments.SEGMENTS and all(its.steps > 1 for its in run):
+    several = f"{len(run)} checkpoints of a model of sequences" if len(run) >= segments.SEGMENTS else ""
+    if several and all(adam.held(its.optimizer) for its in run) and _sequences(task, run[-1].params, data):
+        return "less", f"{several} with Adam's state are given"
+    if several and task.label is not None and _sequences(task, run[-1].params, data):
+        return "trak", f"{several} are given"
+    if several and all(its.steps > 1 for its in run):
         return "source", f"{len(run)} checkpoints with their steps are given"
     return "ekfac", "the task has outputs"
+
+
+def _sequences(task: Task, params: Any, data: Any) -> bool:
+    """Are the outputs logits of every position?"""
+    assert task.outputs is not None
+    return jax.eval_shape(task.outputs, params, row.example_spec(data)).ndim > 1
 
 
 def of_index(name: str, retain: bool) -> str:
@@ -122,12 +149,13 @@ def score(
     """
     run = run_of(params)
     if method == AUTO:
+        _check_used("grad_dot", None, None, None, texts)
         method, why = auto(task, params, data, retain)
         kept = folder if _keeps(_named(method)) else None  # logra has nothing to keep
         more = {"each": each, "batch_size": batch_size, "retain": retain, "mesh": mesh, "folder": kept}
         found = score(task, params, data, measurement, queries, method, **more)
         return found._replace(method=f"{found.method} (auto: {why})")
-    _check_place(method, mesh, folder)
+    _check_used(method, mesh, folder, retain, texts)
     if isinstance(method, str) and method in BASELINES:
         return baselines.score(method, task, run[-1].params, data, queries, each, batch_size, seed, texts)
     chosen, how = _named(method), row.Pass(batch_size, mesh, None if folder is None else Path(folder))
@@ -143,14 +171,24 @@ def score(
     return over_checkpoints(found, [its.rate if chosen.checkpoints == "sum" else 1.0 for its in run])
 
 
-def _check_place(method: str | Method, mesh: Any, folder: Any) -> None:
+def _check_used(method: str | Method, mesh: Any, folder: Any, retain: Any, texts: Any) -> None:
+    """Nothing was given that the method would not look at."""
+    name = method if isinstance(method, str) else method.name
+    if texts is not None and name not in LEXICAL:
+        raise UsageError(f"{name} reads no texts, {' and '.join(LEXICAL)} do: leave texts out")
     if isinstance(method, str) and method in BASELINES:
         if mesh is not None or folder is not None:
             raise UsageError(f"{method} is a baseline: it is split over no mesh and keeps nothing in a folder")
-    elif folder is not None and not _keeps(its := _named(method)):
+        if retain is not None:
+            raise UsageError(f"{method} is a baseline, and keeps nothing of what is right: leave retain out")
+        return
+    its = _named(method)
+    if folder is not None and not _keeps(its):
         raise UsageError(
             f"folder={str(folder)!r} keeps the sums of a Kronecker curvature, and {its.name} has none: leave it out"
         )
+    if retain is not None and not its.retain:
+        raise UsageError(f"{its.name} keeps nothing of what is right: leave retain out, or take retain_cos")
 
 
 def _named(method: str | Method) -> Method:

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from uimjax import rows as row
 from uimjax.curvature import blocks, kronecker, rotated, source, statistics
 from uimjax.curvature.blocks import Laid
 from uimjax.curvature.kronecker import Kronecker, Sums
@@ -115,5 +116,4 @@ def _curvature(choice: Kronecker, task: Task, laid: Laid, run: list[Checkpoint],
 
 def _streamed(laid: Laid, params: Any, data: Any, inverse: Rotated, directions: Any, how: Pass) -> np.ndarray:
     program = exact.scored(laid, "none", True)
-    parts = [np.asarray(program(params, b.rows, inverse, directions))[b.mask] for b in how.over(data)]
-    return np.concatenate(parts)
+    return row.gathered(how, data, lambda rows: program(params, rows, inverse, directions))

@@ -338,7 +338,7 @@ def _baseline(loop: Loop, method: str, name: str) -> Scores:
     case, rows = loop.planted.cases[name], loop.planted.train
     texts = ([d.text for d in loop.planted.documents], list(case.texts))
     queries = case.asked[0] if isinstance(case.asked, tuple) else case.asked
-    more = {"seed": loop.config.seed, "texts": texts}
+    more = {"seed": loop.config.seed, "texts": texts if method in methods.LEXICAL else None}
     params, measurement = loop.fitted("train").params, loop.measurement(name)
     return methods.score(loop.task, params, rows, measurement, queries, method, **more)
 
