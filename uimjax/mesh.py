@@ -38,6 +38,11 @@ def data_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(DATA))
 
 
+def ways(mesh: Mesh | None) -> int:
+    """Over how many devices the data axis splits; 1 without a mesh."""
+    return 1 if mesh is None else mesh.shape[DATA]
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
@@ -60,7 +65,7 @@ def shard_params(mesh: Mesh, params: Any) -> Any:
 def shard_batch(mesh: Mesh, batch: Any, axis: int = 0) -> Any:
     """Place a batch (a pytree of `[B, ...]`, or with B at another `axis`) on the mesh, examples over the data axis. B
     must divide evenly."""
-    size = mesh.shape[DATA]
+    size = ways(mesh)
     for leaf in jax.tree.leaves(batch):
         if leaf.shape[axis] % size:
             raise ShapeError(

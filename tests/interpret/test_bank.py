@@ -13,6 +13,7 @@ from uimjax import rows as row
 from uimjax import training
 from uimjax.errors import NonFiniteError, UnknownNameError, UsageError
 from uimjax.interpret import bank
+from uimjax.mesh import make_mesh
 from uimjax.steps import Recipe
 from uimjax.task import Measurement, Task
 
@@ -121,6 +122,19 @@ def test_a_model_that_is_in_the_folder_is_not_trained_again(data, queries, tmp_p
     np.testing.assert_array_equal(turned.values, plain.values[::-1])
 
 
+@pytest.mark.parametrize("protocol", bank.PROTOCOLS)
+def test_models_side_by_side_and_on_devices_are_those_trained_alone(protocol, data, queries, tmp_path):
+    kept, more = bank.subsets(N, 5, 0.7), {"protocol": protocol, "seeds": (0, 3)}
+    alone = trained(data, queries, kept, **more).values
+    for how in ({"together": 3}, {"mesh": make_mesh(4)}, {"together": 2, "mesh": make_mesh(2)}):
+        found = trained(data, queries, kept, **more, **how, folder=tmp_path).values
+        np.testing.assert_allclose(found, alone, rtol=1e-5, atol=1e-6)
+        np.testing.assert_array_equal(trained(data, queries, kept, **more, **how, folder=tmp_path).values, found)
+    groups = []
+    trained(data, queries, kept, **more, together=3, progress=lambda items, *_, **__: groups.extend(items) or items)
+    assert [len(group) for group in groups] == [3, 3, 3, 1]
+
+
 def scaled(factor):
     return Task(lambda p, e: factor * 0.5 * (e["x"] @ p["w"] + p["b"] - e["y"]) ** 2)
 
@@ -185,6 +199,8 @@ def test_a_folder_never_answers_for_another_bank(data, queries, tmp_path):
 
 def test_refusals(data, queries):
     kept = bank.subsets(N, 2)
+    with pytest.raises(UsageError, match="0 models were to be trained together"):
+        trained(data, queries, kept, together=0)
     with pytest.raises(UnknownNameError, match="unknown retraining protocol 'mask'. Did you mean 'masked'"):
         trained(data, queries, kept, protocol="mask")
     for wrong in (kept[:, :5], kept[0], np.zeros((2, N))):

@@ -3,7 +3,8 @@
 Two protocols, named with every result. "rebatched": the kept rows alone are shuffled and cut into batches, as if the
 others had never existed. "masked": every row keeps its place in the batches, and those left out have weight 0, so that
 nothing differs but the rows. One compiled program serves the whole bank; a model that is in the bank is not trained
-again.
+again. Models are independent: several may be trained side by side in one program (`together`), and on a mesh each
+device trains its own.
 """
 
 import functools
@@ -18,6 +19,7 @@ import numpy as np
 from uimjax import programs, steps, store, training
 from uimjax import rows as row
 from uimjax.errors import NonFiniteError, UnknownNameError, UsageError
+from uimjax.mesh import replicated, shard_batch, ways
 from uimjax.progress import Progress, quiet
 from uimjax.steps import Recipe
 from uimjax.store.base import make_folder
@@ -59,46 +61,90 @@ def train_bank(
     *,
     seeds: tuple[int, ...] = (0, 1),
     protocol: Protocol = "rebatched",
+    together: int = 1,
+    mesh: Any = None,
     folder: Path | None = None,
     progress: Progress = quiet,
 ) -> Bank:
     """Train a model for each subset and seed: `initial(seed)` gives its first parameters, and the seed its order.
 
+    `together` models are trained side by side as one batch of models, on each device of the `mesh`'s data axis: worth
+    it on an accelerator that one small model leaves idle, and slower on a CPU, which it does not. Values then differ
+    from those of models trained alone by rounding, and by what a training makes of it.
+
     With `folder`, each finished model's values are kept there, under a digest of everything they follow from.
 
     Raises:
-        UsageError: subsets of other rows, an empty one, or of several sizes where batches are cut anew.
+        UsageError: subsets of other rows, an empty one, of several sizes where batches are cut anew, or none together.
         NonFiniteError: a training diverged.
     """
-    count = row.count(data)
     kept = np.asarray(kept, bool)
+    _check(kept, row.count(data), protocol, together)
+    size = together * ways(mesh)
+    one = _alone if size == 1 and mesh is None else functools.partial(_side_by_side, size, mesh)
+    trained = one(trainer(task, recipe, protocol), _measured(measurement), *jax.tree.map(jnp.asarray, (data, queries)))
+    values = np.full((len(kept), len(seeds), row.count(queries)), np.nan)
+    first = {seed: initial(seed) for seed in seeds}
+    how = protocol if size == 1 else f"{protocol}, {together} together"
+    causes = {
+        seed: cause(task, measurement, first[seed], data, queries, recipe, how) if folder else "" for seed in seeds
+    }
+    paths: dict[tuple[int, int], Path | None] = {}
+    for m, s in [(m, s) for m in range(len(kept)) for s in range(len(seeds))]:
+        name = store.stage_key(causes[seeds[s]], kept[m].tobytes().hex(), seeds[s])
+        path = None if folder is None else make_folder(folder) / f"{name}.json"
+        if path is not None and path.exists():
+            values[m, s] = store.read_json(path)["values"]
+        else:
+            paths[m, s] = path
+    groups = [list(paths)[k : k + size] for k in range(0, len(paths), size)]
+    for group in progress(groups, "training a bank of models", unit="models" if size == 1 else f"times {size} models"):
+        jobs = [(first[seeds[s]], _chosen(kept[m], protocol), jax.random.key(seeds[s])) for m, s in group]
+        for (m, s), its in zip(group, trained(jobs), strict=True):
+            if not np.isfinite(its).all():
+                raise NonFiniteError(f"subset {m}, seed {seeds[s]}: training diverged; lower the learning rate")
+            values[m, s], path = its, paths[m, s]
+            if path is not None:
+                store.write_json(path, {"values": its.tolist()})
+    return Bank(kept, values, protocol)
+
+
+def _check(kept: np.ndarray, count: int, protocol: str, together: int) -> None:
     if protocol not in PROTOCOLS:
         raise UnknownNameError("retraining protocol", protocol, PROTOCOLS)
     if kept.ndim != 2 or kept.shape[1] != count or not kept.any(1).all():
         raise UsageError(f"subsets of shape {kept.shape} for {count} rows; [M, {count}], none empty, was wanted")
     if protocol == "rebatched" and len(set(kept.sum(1).tolist())) > 1:
         raise UsageError("subsets of several sizes have batches of their own each; use protocol='masked'")
-    trained, measured = trainer(task, recipe, protocol), _measured(measurement)
-    placed, asked = jax.tree.map(jnp.asarray, (data, queries))
-    values = np.zeros((len(kept), len(seeds), row.count(queries)))
-    jobs = [(m, s) for m in range(len(kept)) for s in range(len(seeds))]
-    first = {seed: initial(seed) for seed in seeds}
-    causes = {
-        seed: cause(task, measurement, first[seed], data, queries, recipe, protocol) if folder else "" for seed in seeds
-    }
-    for m, s in progress(jobs, "training a bank of models", unit="models"):
-        name = store.stage_key(causes[seeds[s]], kept[m].tobytes().hex(), seeds[s])
-        path = None if folder is None else make_folder(folder) / f"{name}.json"
-        if path is not None and path.exists():
-            values[m, s] = store.read_json(path)["values"]
-            continue
-        params = trained(first[seeds[s]], placed, _chosen(kept[m], protocol), jax.random.key(seeds[s]))
-        values[m, s] = measured(params, asked)
-        if not np.isfinite(values[m, s]).all():
-            raise NonFiniteError(f"subset {m}, seed {seeds[s]}: training diverged; lower the learning rate")
-        if path is not None:
-            store.write_json(path, {"values": values[m, s].tolist()})
-    return Bank(kept, values, protocol)
+    if together < 1:
+        raise UsageError(f"{together} models were to be trained together; at least 1 was wanted")
+
+
+Job = tuple[Any, Any, Any]  # the first parameters, the rows chosen, the key
+
+
+def _alone(train: Any, measure: Any, data: Any, queries: Any) -> Callable[[list[Job]], list[np.ndarray]]:
+    return lambda jobs: [np.asarray(measure(train(job[0], data, *job[1:]), queries)) for job in jobs]
+
+
+def _side_by_side(
+    size: int, mesh: Any, train: Any, measure: Any, data: Any, queries: Any
+) -> Callable[[list[Job]], list[np.ndarray]]:
+    """So many models in one program, split over the mesh; the last group is filled with its last job."""
+    many = jax.jit(
+        lambda firsts, chosen, keys, data, queries: jax.vmap(
+            lambda params, chosen, key: measure(train(params, data, chosen, key), queries)
+        )(firsts, chosen, keys)
+    )
+    data, queries = (data, queries) if mesh is None else jax.device_put((data, queries), replicated(mesh))
+
+    def trained(jobs: list[Job]) -> list[np.ndarray]:
+        filled = jobs + jobs[-1:] * (size - len(jobs))
+        stacked = jax.tree.map(lambda *x: jnp.stack(x), *filled)
+        stacked = stacked if mesh is None else shard_batch(mesh, stacked)
+        return list(np.asarray(many(*stacked, data, queries)))[: len(jobs)]
+
+    return trained
 
 
 def cause(task: Task, measurement: Measurement, params: Any, data: Any, queries: Any, recipe: Recipe, how: str) -> str:
