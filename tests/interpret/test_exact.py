@@ -12,6 +12,7 @@ import xxhash
 import uimjax as uj
 from uimjax import rows as row
 from uimjax.curvature import damping as rule
+from uimjax.curvature import separable
 from uimjax.curvature.kronecker import Kronecker
 from uimjax.curvature.operator import Operator
 from uimjax.curvature.source import Source
@@ -315,6 +316,43 @@ def test_with_few_terms_the_strongest_rows_are_exact_and_the_error_is_measured(m
     order = np.argsort(thin, axis=0)
     for strongest in (order[:2], order[-2:]):
         assert np.take_along_axis(same, strongest, 0).all()
+
+
+@pytest.mark.usefixtures("thin")
+@pytest.mark.parametrize("case", [CASE, SHARED], ids=["outer", "formed"])
+@pytest.mark.parametrize("normalize", ["none", "unit"])
+def test_queries_of_low_rank_are_the_nearest_of_that_rank(case, normalize, monkeypatch):
+    source = Source("empirical")
+    (g, q), h = vectors(case), matrix("ekfac", case, "empirical")
+    h = h + 0.1 * np.trace(h) / len(h) * np.eye(len(h))
+    inverse = np.linalg.inv(h)
+    norms = [np.sqrt(np.einsum("np,pq,nq->n", x, inverse, x)) for x in (g, q)] if normalize == "unit" else [1.0, 1.0]
+
+    def by_rank(rank):
+        want, lost, whole = 0.0, 0.0, 0.0
+        for a, b, shape in ((0, 35, (7, 5)), (35, 53, (6, 3))):
+            u, s, v = np.linalg.svd((q @ inverse)[:, a:b].reshape(Q, *shape), full_matrices=False)
+            kept = np.einsum("qik,qk,qko->qio", u[..., :rank], s[:, :rank], v[:, :rank])
+            want = want - g[:, a:b] @ kept.reshape(Q, -1).T
+            lost, whole = lost + (s[:, rank:] ** 2).sum(1), whole + (s**2).sum(1)
+        return want / np.reshape(norms[0], (-1, 1)) / np.reshape(norms[1], (1, -1)), (lost / whole).max()
+
+    for rank in (1, 2, 5):
+        method = Method("mine", curvature=Kronecker(source=source, damping=0.1, query_rank=rank), normalize=normalize)
+        want, lost = by_rank(rank)
+        got = case.score(method, each=True)
+        close(got.values, want, 1e-6)
+        np.testing.assert_allclose(got.how["query_rank"]["lost"], lost, rtol=1e-4, atol=1e-9)
+        with monkeypatch.context() as patch:  # query by query, and put together one by one
+            patch.setattr(exact, "DIRECTION_BYTES", 1)
+            patch.setattr(separable, "FORMED_BYTES", 1)
+            exact.scored.cache_clear()
+            close(case.score(method, each=True, batch_size=7).values, want, 1e-6)
+        exact.scored.cache_clear()
+    close(want, by_the_book(matrix("ekfac", case, "empirical"), 0.1, normalize, g, q), 1e-6)  # rank 5 is all
+    assert by_rank(1)[1] > 1e-3
+    whole = Method("mine", curvature=Kronecker(source=source, damping=0.1), normalize=normalize)
+    close(case.score(method).values, case.score(whole).values)  # the mean is one direction, and stays whole
 
 
 def test_each_parameter_has_its_part_of_the_scores():

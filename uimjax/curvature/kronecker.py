@@ -37,12 +37,16 @@ class Kronecker:
     `terms`: 0 scores exactly; R > 0 takes `1 / (L + damping)` as R outer products where gradients have rank one
     (`separable.py`): many times as fast for many queries, the strongest rows of each query scored exactly afterwards,
     and the error measured and given with the scores.
+
+    `query_rank`: 0 holds the queries' directions whole, a chunk of them at a time; r > 0 holds r singular pairs of each
+    matrix (where that is less), so that more queries share a pass over the rows. What is lost is given with the scores.
     """
 
     kind: Literal["ekfac", "kfac", "diagonal"] = "ekfac"
     source: Source = Source()
     damping: float | None = None
     terms: int = 0
+    query_rank: int = 0
 
     def __post_init__(self):
         if self.kind not in KINDS:
@@ -51,6 +55,8 @@ class Kronecker:
             raise UsageError(f"damping {self.damping} should be above 0, or None for the rule")
         if self.terms < 0:
             raise UsageError(f"{self.terms} terms; 0 (exact) or more were wanted")
+        if self.query_rank < 0:
+            raise UsageError(f"query_rank {self.query_rank}; 0 (whole directions) or more was wanted")
 
     def __str__(self) -> str:
         return f"{self.kind}({self.source.kind})"

@@ -1,4 +1,5 @@
-"""`1 / (L + damping)` as a sum of few outer products, so that gradients of rank one are scored without being formed.
+"""Few outer products: of `1 / (L + damping)`, so that gradients of rank one are scored without being formed, and of
+queries' directions (`truncated`), so that many of them fit in memory.
 
 For gradients `a (x) g` the score is `sum_io W_io a_i a'_i g_o g'_o` with `W = 1 / (L + damping)` `[I, O]`: I x O
 multiplications a pair. With `W ~ sum_r u_r v_r^T` it is `sum_r (a . u_r a')(g . v_r g')`: R pairs of thin products.
@@ -9,12 +10,16 @@ moments L. So the best R terms are those of the singular value decomposition of 
 gradient touches.
 """
 
+import functools
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from uimjax.curvature.rotated import Outer, Rotated
+
+FORMED_BYTES = 64 << 20  # of directions put together again at once
 
 
 class Terms(NamedTuple):
@@ -29,6 +34,39 @@ class Thin(NamedTuple):
 
     a: Any
     g: Any
+
+
+class Low(NamedTuple):
+    """R singular pairs each in place of formed directions `[Q, n, I, O]`: a `[n, R, Q, I]`, g `[n, R, Q, O]`."""
+
+    a: Any
+    g: Any
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def truncated(directions: Any, rank: int) -> tuple[Low, Any, Any]:
+    """(the `rank` leading singular pairs of each matrix of `[Q, n, I, O]`, the squared norms lost and of the whole
+    `[Q]`). No other matrices of that rank are nearer: a product with a gradient x is off by at most
+    `sqrt(lost) |x|` (Grosse et al. 2023, arXiv 2308.03296, for queries of language models)."""
+    u, s, v = jnp.linalg.svd(directions, full_matrices=False)
+    root = jnp.sqrt(s[..., :rank])
+    a = jnp.transpose(u[..., :rank] * root[..., None, :], (1, 3, 0, 2))
+    g = jnp.transpose(v[..., :rank, :] * root[..., None], (1, 2, 0, 3))
+    return Low(a, g), jnp.square(s[..., rank:]).sum((1, 2)), jnp.square(s).sum((1, 2))
+
+
+def low_products(block: Any, directions: Low) -> Any:
+    """`<x_b, d_q>` `[B, Q]`; of formed gradients `[B, n, I, O]` with the directions put together, a few at a time."""
+    if isinstance(block, Outer):
+        return products(block, Thin(*directions))
+    flat = block.reshape(block.shape[0], -1)
+
+    def one(pair: tuple[Any, Any]) -> Any:
+        return flat @ jnp.einsum("nri,nro->nio", *pair).reshape(-1)
+
+    each = tuple(jnp.moveaxis(x, 2, 0) for x in directions)
+    some = int(np.clip(FORMED_BYTES // (4 * max(flat.shape[1], 1)), 1, each[0].shape[0]))
+    return jax.lax.map(one, each, batch_size=some).T
 
 
 def terms(inverse: Rotated, path: str, count: int) -> Terms:

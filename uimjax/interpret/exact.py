@@ -1,8 +1,8 @@
 """Scores without a sketch: the curvature in its own basis, the training gradients as factors, streamed.
 
 `score_iq = - <H^-1 grad f_q, grad loss_i>` over all parameters. Only the queries' directions stand in memory, a chunk
-of them at a time (`DIRECTION_BYTES`); a training row is seen once a chunk. Where gradients have rank one, directions
-may be kept as few outer products instead (`separable`), all queries at once.
+of them at a time (`DIRECTION_BYTES`); a training row is seen once a chunk. Directions may be kept as few outer products
+instead (`separable`): where gradients have rank one by few terms of the inverse, else by few singular pairs.
 """
 
 import functools
@@ -22,7 +22,7 @@ from uimjax.curvature.harmonic import Harmonic
 from uimjax.curvature.kronecker import Kronecker
 from uimjax.curvature.operator import Operator
 from uimjax.curvature.rotated import Outer, Rotated
-from uimjax.curvature.separable import Terms, Thin
+from uimjax.curvature.separable import Low, Terms, Thin
 from uimjax.interpret import base, curved, solved
 from uimjax.interpret.base import Method
 from uimjax.interpret.solved import Solver
@@ -32,12 +32,13 @@ from uimjax.task import Measurement, Task
 
 DIRECTION_BYTES = 256 << 20  # of directions held at once
 FORMED_BYTES = 64 << 20  # of training gradients formed at once, where they are no outer products
-THIN = 4  # a matrix is worth R terms where they are so many times fewer numbers than it
+THIN = 4  # a matrix is worth R terms, or singular pairs, where they are so many times fewer numbers than it
 
 
 class Ready(NamedTuple):
     """A method made ready for a model: the blocks of its loss and of the measurement, the curvature, and what to say.
-    `terms`: `{path: Terms}` of the parameters whose directions stay outer products. `solve`: where the curvature is no
+    `terms`: `{path: Terms}` of the parameters whose directions stay outer products; `low`: `{path: rank}` of those that
+    keep few singular pairs of their directions. `solve`: where the curvature is no
     diagonal in some basis, from gradients to `H^-1` of them."""
 
     laid: Laid
@@ -45,6 +46,7 @@ class Ready(NamedTuple):
     inverse: Rotated
     terms: dict[str, Terms]
     how: dict[str, Any]
+    low: dict[str, int] = {}  # noqa: RUF012  # of a NamedTuple, and never written to
     solve: Solver | None = None
     question: str = ""  # the measurement's name
 
@@ -68,16 +70,17 @@ def ready(
     if isinstance(choice, Operator | Harmonic):
         solve, said = solved.solver(choice, task, laid, params, data, asked, queries, how)
         plain, question = (Laid(its.sites, ()) for its in (laid, asked))
-        return Ready(plain, question, rotated.identity(plain), {}, said, solve)
+        return Ready(plain, question, rotated.identity(plain), {}, said, solve=solve)
     assert isinstance(choice, Kronecker)
     inverse, chosen = curved.curvature(choice, task, laid, params, data, asked, queries, how)
-    terms = {}
+    terms, shapes = {}, blocks.shapes(laid)
     if choice.terms:
         thin = _rank_one(laid, params, data) & _rank_one(asked, params, queries)
-        shapes = blocks.shapes(laid)
         worth = {path: THIN * choice.terms * (i + o) < n * i * o for path, (n, i, o) in shapes.items()}
         terms = {path: separable.terms(inverse, path, choice.terms) for path in sorted(thin) if worth[path]}
-    return Ready(laid, asked, inverse, terms, {"curvature": str(choice), "damping": chosen})
+    rank = choice.query_rank
+    low = {path: rank for path, (_, i, o) in shapes.items() if THIN * rank * (i + o) < i * o and path not in terms}
+    return Ready(laid, asked, inverse, terms, {"curvature": str(choice), "damping": chosen}, low if rank else {})
 
 
 def _rank_one(laid: Laid, params: Any, rows: Any) -> set[str]:
@@ -96,10 +99,12 @@ def _rank_one(laid: Laid, params: Any, rows: Any) -> set[str]:
 
 def directions(its: Ready, params: Any, queries: Any, method: Method, each: bool) -> Iterator[dict[str, Any]]:
     """`- H^-1 grad f` in the basis where rows are `met`, over the query's own norm where the method normalises it:
-    `{path: formed [Q, n, I, O], or Thin}`, a chunk of queries after the other; of their mean without `each`."""
-    thin = its.terms if each else {}
-    wide = 4 * sum(x.size for path, x in its.inverse.values.items() if path not in thin)
-    size = wide + 4 * sum(its.terms[path].u.shape[1] * sum(its.inverse.values[path].shape[1:]) for path in thin)
+    `{path: formed [Q, n, I, O], Thin or Low}`, a chunk of queries after the other; of their mean without `each`."""
+    thin, low, values = its.terms if each else {}, its.low if each else {}, its.inverse.values
+    wide = 4 * sum(x.size for path, x in values.items() if path not in thin)
+    ranks = {path: its.terms[path].u.shape[1] for path in thin} | low
+    size = 4 * sum(x.size for path, x in values.items() if path not in ranks)
+    size += 4 * sum(rank * values[path].shape[0] * sum(values[path].shape[1:]) for path, rank in ranks.items())
     chunk = int(np.clip(DIRECTION_BYTES // max(size, 1), 1, row.count(queries)))
     piece = int(np.clip(FORMED_BYTES // max(wide, 1), 1, chunk))  # what is formed on the way is a multiple of it
     if not each:
@@ -114,6 +119,7 @@ def directions(its: Ready, params: Any, queries: Any, method: Method, each: bool
         for batch in row.batches(some, piece):
             found, total = program(params, batch.rows, its.inverse, thin)
             base.finite(total, f"gradients of the measurement {its.question!r}")
+            found = _cut(its, found, low)
             parts.append(found if batch.mask.all() else _first(found, int(batch.mask.sum())))
         together = {path: _joined([part.pop(path) for part in parts]) for path in list(parts[0])}
         yield together if its.solve is None else _finish(its, together, method)
@@ -131,10 +137,22 @@ def _sums(its: Ready, params: Any, queries: Any, piece: int) -> dict[str, Any]:
     return whole
 
 
+def _cut(its: Ready, found: dict[str, Any], low: dict[str, int]) -> dict[str, Any]:
+    """Few singular pairs in place of formed directions; `how` holds the largest share of a query's squared norm, over
+    the matrices that are cut, that is lost so."""
+    if not low:
+        return found
+    cut = {path: separable.truncated(found[path], rank) for path, rank in low.items()}
+    lost, whole = (sum(np.asarray(made[k], np.float64) for made in cut.values()) for k in (1, 2))
+    share = float(np.max(lost / np.maximum(whole, 1e-300)))
+    its.how["query_rank"] = {"lost": max(share, its.how.get("query_rank", {"lost": 0.0})["lost"])}
+    return found | {path: made[0] for path, made in cut.items()}
+
+
 def _first(found: dict[str, Any], count: int) -> dict[str, Any]:
     """Of directions those of real queries, which come before the padding."""
     return {
-        path: jax.tree.map(lambda x: x[:, :, :count], v) if isinstance(v, Thin) else v[:count]
+        path: jax.tree.map(lambda x: x[:, :, :count], v) if isinstance(v, Thin | Low) else v[:count]
         for path, v in found.items()
     }
 
@@ -142,7 +160,7 @@ def _first(found: dict[str, Any], count: int) -> dict[str, Any]:
 def _joined(parts: list[Any]) -> Any:
     if len(parts) == 1:
         return parts[0]
-    axis = 2 if isinstance(parts[0], Thin) else 0
+    axis = 2 if isinstance(parts[0], Thin | Low) else 0
     return jax.tree.map(lambda *x: jnp.concatenate(x, axis), *parts)
 
 
@@ -237,8 +255,10 @@ def scored(laid: Laid, normalize: str, added: bool):
     def products_of(made: list[Block], inverse: Rotated, chunk: Any) -> Any:
         inside = rotated.enter(made, inverse.bases)
         thin = {path: v for path, v in chunk.items() if isinstance(v, Thin)}
-        products = rotated.products(inside, {path: v for path, v in chunk.items() if path not in thin})
+        low = {path: v for path, v in chunk.items() if isinstance(v, Low)}
+        products = rotated.products(inside, {path: v for path, v in chunk.items() if path not in thin | low})
         products |= {path: separable.products(inside[path], v) for path, v in thin.items()}
+        products |= {path: separable.low_products(inside[path], v) for path, v in low.items() if path in inside}
         if power is not None:
             scale = row_scale(inverse, inside, power)
             products = {path: x * scale[:, None] for path, x in products.items()}

@@ -93,7 +93,7 @@ def _ready(
             "ekfac or grad_dot. Token scores of an index: `positions.token_scores`."
         )
     if isinstance(chosen.curvature, Kronecker):  # few terms would be an approximation that nothing corrects
-        chosen = dataclasses.replace(chosen, curvature=dataclasses.replace(chosen.curvature, terms=0))
+        chosen = dataclasses.replace(chosen, curvature=dataclasses.replace(chosen.curvature, terms=0, query_rank=0))
     ready = exact.ready(task, its.params, data, measurement, queries, chosen, row.Pass(batch_size), its.optimizer)
     return ready._replace(question=measurement.name), its, chosen
 
