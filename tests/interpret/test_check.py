@@ -194,6 +194,7 @@ def test_check_judges_every_method_and_meets_its_folder_again(tmp_path):
 
     given = check.check(ASKED, ("auto", "datainf"), halves=8, checkpoints=2, damping=0.7, folder=tmp_path)
     assert all("damping 0.7 x mean eigenvalue" in its.said for its in given.judgements)
+    assert given.judgements[0].said.endswith("(auto: the task has no outputs, so the empirical Fisher matrix)")
     with pytest.raises(UsageError, match=r"damping=0.7 was given, and none of grad_dot, random has any"):
         check.check(ASKED, ("grad_dot", "random"), halves=8, damping=0.7)
 

@@ -268,7 +268,8 @@ def test_the_damping_is_chosen_by_the_agreement_of_halves():
 @pytest.mark.parametrize("method", ["ekfac", "kfac", "diagonal"])
 def test_too_few_rows_to_halve_are_refused(method):
     few = row.take(CASE.data, np.arange(rule.LEAST - 1))
-    with pytest.raises(UsageError, match=r"cannot be chosen from 7 rows \(at least 8\); give one"):
+    cure = rf"Kronecker\('{method}', damping=0.1\)"
+    with pytest.raises(UsageError, match=rf"cannot be chosen from 7 rows \(at least 8\); give one: {cure}"):
         CASE.score(method, data=few)
 
 

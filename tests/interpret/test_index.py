@@ -52,10 +52,10 @@ def test_an_index_answers_as_the_gradients_in_memory_do(rng, tmp_path, dtype):
     assert uj.verify_index(tmp_path) == []
     kept = jax.tree.map(lambda x: x[40:], data)
     for name in (name for name in ROWS if name != "trak"):
-        asked = trace.ask(tmp_path, task, params, data, measurement, queries, name, each=True, retain=kept)
-        got = trace.score_all(asked).values
         method = methods.get(name, sketch)
-        ask, retain = (task, params, data, measurement, queries, method), kept if method.retain else None
+        retain = kept if method.retain else None
+        asked = trace.ask(tmp_path, task, params, data, measurement, queries, name, each=True, retain=retain)
+        got, ask = trace.score_all(asked).values, (task, params, data, measurement, queries, method)
         want = uj.score(*ask, each=True, retain=retain, batch_size=16).values
         np.testing.assert_allclose(got, want, atol=(1e-5 if dtype == "float32" else 2e-2) * np.abs(want).max())
         top = trace.top(asked, 7)

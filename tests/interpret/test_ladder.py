@@ -150,6 +150,9 @@ def test_combinations_without_a_meaning_are_refused(rng):
         Method("m", uj.Sketch(4), Kronecker("ekfac"), normalize="none")
     with pytest.raises(UsageError, match="segments .SOURCE. work on the eigenvalues"):
         Method("m", curvature=Harmonic(), normalize="none", checkpoints="segments")
+    for unused in ({"damping": 0.1}, {"terms": 4}, {"query_rank": 8}):
+        with pytest.raises(UsageError, match=f"keep every direction whole: leave {next(iter(unused))} out"):
+            Method("m", curvature=Kronecker(**unused), normalize="none", checkpoints="segments")
     with pytest.raises(UnknownNameError, match="unknown way to use checkpoints 'summ'. Did you mean 'sum'"):
         Method("m", checkpoints="summ")
     with pytest.raises(UsageError, match="should be above 0"):

@@ -111,7 +111,7 @@ def test_what_a_method_would_not_look_at_is_refused(rng):
     task, params, data, measurement, queries = made(rng, dtype=jnp.float32)
     ask = task, params, data, measurement, queries
     for name in ("ekfac", "logra", "auto"):
-        with pytest.raises(UsageError, match="reads no texts, bm25 and ngram do"):
+        with pytest.raises(UsageError, match=f"{name} reads no texts, bm25 and ngram do"):
             uj.score(*ask, name, texts=(["a"] * 30, ["b"]))
     with pytest.raises(UsageError, match="ekfac keeps nothing of what is right: leave retain out, or take retain_cos"):
         uj.score(*ask, "ekfac", retain=data)

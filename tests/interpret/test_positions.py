@@ -35,11 +35,18 @@ def made(tmp_path_factory):
 @pytest.mark.parametrize("name", ["grad_dot", "grad_cos", "retain_cos", "logra", "trackstar"])
 def test_the_shares_of_a_row_add_up_to_its_score(made, name):
     task, params, data, index, f, query = made
-    asked = trace.ask(index, task, params, data, f, query, name, retain=jax.tree.map(lambda x: x[5:8], data))
+    retain = jax.tree.map(lambda x: x[5:8], data) if name == "retain_cos" else None
+    asked = trace.ask(index, task, params, data, f, query, name, retain=retain)
     shares = token_scores(asked, task, params, data, batch_size=5)
     want = trace.score_all(asked).values[:, 0]
     np.testing.assert_allclose(shares.sum(1), want, rtol=2e-3, atol=2e-4 * np.abs(want).max())
     assert (shares[data["counted"] == 0] == 0).all()
+
+
+def test_rows_to_retain_are_refused_where_nothing_is_retained(made):
+    task, params, data, index, f, query = made
+    with pytest.raises(UsageError, match="logra keeps nothing of what is right: leave retain out"):
+        trace.ask(index, task, params, data, f, query, "logra", retain=data)
 
 
 def test_a_share_is_the_product_with_that_tokens_own_gradient(made):

@@ -39,7 +39,8 @@ class Kronecker:
     and the error measured and given with the scores.
 
     `query_rank`: 0 holds the queries' directions whole, a chunk of them at a time; r > 0 holds r singular pairs of each
-    matrix (where that is less), so that more queries share a pass over the rows. What is lost is given with the scores.
+    matrix (where that is less), so that more queries share a pass over the rows. What is lost is given with the scores;
+    the queries' mean is one direction, and stays whole.
     """
 
     kind: Literal["ekfac", "kfac", "diagonal"] = "ekfac"

@@ -66,6 +66,13 @@ class Method:
             raise UsageError(
                 f"{self.name}: segments (SOURCE) work on the eigenvalues of a Kronecker curvature, not normalised"
             )
+        if self.checkpoints == "segments" and isinstance(self.curvature, Kronecker):
+            its = self.curvature
+            if unused := [name for name in ("damping", "terms", "query_rank") if getattr(its, name)]:
+                raise UsageError(
+                    f"{self.name}: segments (SOURCE) have the length of the training for a damping and keep every "
+                    f"direction whole: leave {' and '.join(unused)} out"
+                )
         if isinstance(self.curvature, EXACT) and self.retain:
             raise UsageError(f"{self.name}: retain is for curvatures of rows; {self.curvature} takes whole gradients")
 

@@ -124,10 +124,7 @@ def judged(
     """One method's scores of the run, judged."""
     start, texts = time.perf_counter(), asked.texts if name in methods.LEXICAL else None
     try:
-        method: str | Method = name
-        if damping is not None and name not in methods.BASELINES:
-            method = methods.auto(asked.task, run, asked.data)[0] if name == methods.AUTO else name
-            method = methods.with_damping(methods.get(method) if isinstance(method, str) else method, damping)
+        method, why = (name, "") if damping is None else _damped(name, asked, run, damping)
         with warnings.catch_warnings():
             warnings.simplefilter("error", RuntimeWarning)
             found = methods.score(
@@ -137,9 +134,18 @@ def judged(
         taken = time.perf_counter() - start
         known = removals is not None and found.unit == NATS and found.values.any()
         related = calibrated(found, *removals) if removals is not None and known else None
-        return Judgement(name, taken, judge.lds(found.values, bank), related, found.method)
+        return Judgement(name, taken, judge.lds(found.values, bank), related, found.method + why)
     except (UimError, RuntimeWarning) as error:
         return Judgement(name, time.perf_counter() - start, error=f"{type(error).__name__}: {error}")
+
+
+def _damped(name: str, asked: Asked, run: list[Checkpoint], damping: float) -> tuple[str | Method, str]:
+    """(the method with that damping, what "auto" has to say)."""
+    if name in methods.BASELINES:
+        return name, ""
+    its, why = methods.auto(asked.task, run, asked.data) if name == methods.AUTO else (name, "")
+    its = methods.get(its) if isinstance(its, str) else its
+    return methods.with_damping(its, damping), why and f" (auto: {why})"
 
 
 def calibrated(scores: Scores, sets: Sequence[np.ndarray], truth: Effects) -> Calibration:

@@ -42,7 +42,7 @@ def curvature(
     if choice.damping is not None:
         inverse = kronecker.measure(choice, made, params, lambda: how.over(data), kept)
         return damped(inverse, choice.damping), rule.given(choice.damping)
-    rule.check(row.count(data), str(choice))
+    rule.check(row.count(data), str(choice), f"Kronecker({choice.kind!r}, damping=0.1)")
     order = ordered(data)
     whole, one, other = _halves(choice, made, params, data, order, how, kept)
     rows, some = _few(laid.sites, data, order, ROWS), _few(laid.sites, queries, ordered(queries), QUERIES)

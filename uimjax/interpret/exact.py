@@ -7,7 +7,8 @@ instead (`separable`): where gradients have rank one by few terms of the inverse
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -46,7 +47,7 @@ class Ready(NamedTuple):
     inverse: Rotated
     terms: dict[str, Terms]
     how: dict[str, Any]
-    low: dict[str, int] = {}  # noqa: RUF012  # of a NamedTuple, and never written to
+    low: Mapping[str, int] = MappingProxyType({})
     solve: Solver | None = None
     question: str = ""  # the measurement's name
 
@@ -102,7 +103,7 @@ def directions(its: Ready, params: Any, queries: Any, method: Method, each: bool
     `{path: formed [Q, n, I, O], Thin or Low}`, a chunk of queries after the other; of their mean without `each`."""
     thin, low, values = its.terms if each else {}, its.low if each else {}, its.inverse.values
     wide = 4 * sum(x.size for path, x in values.items() if path not in thin)
-    ranks = {path: its.terms[path].u.shape[1] for path in thin} | low
+    ranks = {path: its.terms[path].u.shape[1] for path in thin} | {**low}
     size = 4 * sum(x.size for path, x in values.items() if path not in ranks)
     size += 4 * sum(rank * values[path].shape[0] * sum(values[path].shape[1:]) for path, rank in ranks.items())
     chunk = int(np.clip(DIRECTION_BYTES // max(size, 1), 1, row.count(queries)))
@@ -137,7 +138,7 @@ def _sums(its: Ready, params: Any, queries: Any, piece: int) -> dict[str, Any]:
     return whole
 
 
-def _cut(its: Ready, found: dict[str, Any], low: dict[str, int]) -> dict[str, Any]:
+def _cut(its: Ready, found: dict[str, Any], low: Mapping[str, int]) -> dict[str, Any]:
     """Few singular pairs in place of formed directions; `how` holds the largest share of a query's squared norm, over
     the matrices that are cut, that is lost so."""
     if not low:

@@ -148,14 +148,13 @@ def score(
         UsageError, UnknownNameError, NonFiniteError, ShapeError, BudgetError; TapError and its children.
     """
     run = run_of(params)
+    _check_used(method, mesh, folder, retain, texts)
     if method == AUTO:
-        _check_used("grad_dot", None, None, None, texts)
         method, why = auto(task, params, data, retain)
         kept = folder if _keeps(_named(method)) else None  # logra has nothing to keep
         more = {"each": each, "batch_size": batch_size, "retain": retain, "mesh": mesh, "folder": kept}
         found = score(task, params, data, measurement, queries, method, **more)
         return found._replace(method=f"{found.method} (auto: {why})")
-    _check_used(method, mesh, folder, retain, texts)
     if isinstance(method, str) and method in BASELINES:
         return baselines.score(method, task, run[-1].params, data, queries, each, batch_size, seed, texts)
     chosen, how = _named(method), row.Pass(batch_size, mesh, None if folder is None else Path(folder))
@@ -176,6 +175,8 @@ def _check_used(method: str | Method, mesh: Any, folder: Any, retain: Any, texts
     name = method if isinstance(method, str) else method.name
     if texts is not None and name not in LEXICAL:
         raise UsageError(f"{name} reads no texts, {' and '.join(LEXICAL)} do: leave texts out")
+    if method == AUTO:  # what it takes is looked at when it is known
+        return
     if isinstance(method, str) and method in BASELINES:
         if mesh is not None or folder is not None:
             raise UsageError(f"{method} is a baseline: it is split over no mesh and keeps nothing in a folder")

@@ -50,7 +50,7 @@ def curvature(
         for ids, _, rows in parts:
             state = choice.add(state, choice.batch(blocks, rows), len(ids))
         return choice.finish(state), rule.given(choice.damping) if choice.damping else None
-    rule.check(count, choice.name)
+    rule.check(count, choice.name, "projected(damping=0.1)")
     first, scored, asked = _halved(count)
     wanted, seen = np.concatenate([scored, asked]), {}
     whole, halves = choice.init(blocks), [choice.init(blocks) for _ in range(2)]

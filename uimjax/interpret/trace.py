@@ -65,11 +65,12 @@ def ask(
 
     Raises:
         MismatchError: the index was built with other parameters or another loss.
-        UnknownNameError, ShapeError, NonFiniteError
+        UsageError: rows to retain, and a method that does not. UnknownNameError, ShapeError, NonFiniteError.
     """
     asked = question(index, task, params, example, measurement, queries, each)
-    keeps = retain is not None and _method(method, True).retain
-    span = retained(asked.held, task, params, example, retain) if keeps else None
+    if retain is not None and not (its := _method(method, True)).retain:
+        raise UsageError(f"{its.name} keeps nothing of what is right: leave retain out, or take retain_cos")
+    span = None if retain is None else retained(asked.held, task, params, example, retain)
     return by(asked, method, span)
 
 
