@@ -70,7 +70,8 @@ def train_bank(
 
     `together` models are trained side by side as one batch of models, on each device of the `mesh`'s data axis: for
     accelerators that one small model leaves idle. (Two CPU cores gain nothing: 4 perceptrons of 670k parameters took
-    0.94 s together and 0.95 s one by one.) Values then differ from those of models trained alone by rounding, and by what a training makes of it.
+    0.94 s together and 0.95 s one by one.) Values then differ from those of models trained alone by rounding, and by
+    what a training makes of it.
 
     With `folder`, each finished model's values are kept there, under a digest of everything they follow from.
 
