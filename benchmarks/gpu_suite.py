@@ -41,7 +41,7 @@ def with_utilisation(run: Run, result: dict[str, Any], peak: float | None) -> di
 
 
 def main() -> None:
-    args = timing.arguments(__doc__ or "")
+    args = timing.arguments(__doc__ or "", only=["gpt_160m", "decoder_1b"])
     runs = {
         "gpt_160m": lambda: decoder(12, 768, 12, 50304, 512, 32),
         "decoder_1b": lambda: decoder(18, 2048, 16, 50304, 1024, 8),
@@ -52,6 +52,8 @@ def main() -> None:
     peak = next((flops for name, flops in PEAK_FLOPS.items() if name in kind), None)
     result: dict[str, Any] = {}
     for name, make in runs.items():
+        if args.only and name not in args.only:
+            continue
         run = make()
         result[name] = with_utilisation(run, measure(run, 5 if args.quick else 10), peak)
         jax.clear_caches()

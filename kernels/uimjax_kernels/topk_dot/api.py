@@ -3,20 +3,27 @@
 from typing import Any
 
 from uimjax_kernels.dispatch import Implementation, dispatch
-from uimjax_kernels.topk_dot import reference
-from uimjax_kernels.topk_dot.reference import TopK
+from uimjax_kernels.topk_dot import pallas_gpu, pallas_tpu, reference
+from uimjax_kernels.topk_dot.select import TopK, merge
 
-_TABLE = {"reference": Implementation(reference.topk_dot, reference.refuses)}
+_TABLE = {
+    "pallas_gpu": Implementation(pallas_gpu.topk_dot, pallas_gpu.refuses, "gpu"),
+    "pallas_tpu": Implementation(pallas_tpu.topk_dot, pallas_tpu.refuses, named=True),
+    "reference": Implementation(reference.topk_dot, reference.refuses),
+}
 
 
-def topk_dot(queries: Any, rows: Any, scale: Any, k: int, *, implementation: str | None = None) -> TopK:
+def topk_dot(
+    queries: Any, rows: Any, scale: Any, k: int, blocks: Any = None, *, implementation: str | None = None
+) -> TopK:
     """The k largest and the k smallest of `scale[i] * <queries[q], rows[i]>` for each query, best first.
 
-    `queries` `[Q, D]`, `rows` `[N, D]`, `scale` `[N]` -> `TopK` of `[Q, k]` each; int32 indices into `rows`. Equal
-    scores keep the lower index. N x Q scores are never held at once. With k > N the tail has index -1 and value -inf
-    (`+inf` among the smallest). Raises `KernelError` where shapes do not fit.
+    `queries` `[Q, D]`, `rows` `[N, D]` (float32, bfloat16, or int8), `scale` `[N]` -> `TopK` of `[Q, k]` each; int32
+    indices into `rows`. With `blocks` `[N, C]` each stretch of `D / C` columns of a row is worth that many times what
+    is stored. Equal scores keep the lower index. N x Q scores are never held at once. With k > N the tail has index -1
+    and value -inf (`+inf` among the smallest). Raises `KernelError` where shapes do not fit.
     """
-    return dispatch("topk_dot", _TABLE, implementation, queries, rows, scale, k)
+    return dispatch("topk_dot", _TABLE, implementation, queries, rows, scale, k, blocks)
 
 
-__all__ = ["TopK", "topk_dot"]
+__all__ = ["TopK", "merge", "topk_dot"]

@@ -1,60 +1,59 @@
 """`topk_dot` in plain jnp: the specification, and the path on a CPU."""
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-BLOCK = 4096  # rows scored at once
+from uimjax_kernels.topk_dot.select import TopK, merge, none_yet, select
+
+BLOCK = 8192  # rows scored at once
 
 
-class TopK(NamedTuple):
-    """`[Q, k]` each: the largest scores and their rows, the smallest scores and theirs."""
-
-    largest: Any
-    largest_index: Any
-    smallest: Any
-    smallest_index: Any
-
-
-def refuses(queries: Any, rows: Any, scale: Any, k: int) -> str | None:
+def refuses(queries: Any, rows: Any, scale: Any, k: int, blocks: Any = None) -> str | None:
     if queries.ndim != 2 or rows.ndim != 2 or queries.shape[1] != rows.shape[1]:
         return f"queries {queries.shape} and rows {rows.shape} should be [Q, D] and [N, D]"
     if scale.shape != rows.shape[:1]:
         return f"scale {scale.shape} should be [N] = {rows.shape[:1]}"
+    if blocks is not None and (blocks.ndim != 2 or len(blocks) != len(rows) or rows.shape[1] % blocks.shape[1]):
+        return f"blocks {blocks.shape} should be [N, C] for rows {rows.shape}, C a divisor of D"
     return None if k >= 1 else f"k = {k} should be at least 1"
 
 
+def decode(rows: Any, blocks: Any) -> Any:
+    """Stored rows `[N, D]` as float32, each stretch of `D / C` columns times its own number of `blocks` `[N, C]`."""
+    wide = rows.astype(jnp.float32)
+    if blocks is None:
+        return wide
+    count, width = rows.shape
+    each = wide.reshape(count, blocks.shape[1], -1) * blocks.astype(jnp.float32)[:, :, None]
+    return each.reshape(count, width)
+
+
+def scores(queries: Any, rows: Any, scale: Any, blocks: Any) -> Any:
+    """`scale[i] * <queries[q], rows[i]>` `[Q, N]`, all of them, in full float32 on every backend."""
+    found = jnp.einsum("qd,nd->qn", queries.astype(jnp.float32), decode(rows, blocks), precision="highest")
+    return found * scale[None]
+
+
 @functools.partial(jax.jit, static_argnums=3)
-def topk_dot(queries: Any, rows: Any, scale: Any, k: int) -> TopK:
-    n, d = rows.shape
-    blocks = max(1, -(-n // BLOCK))
-    size = min(n, BLOCK) if blocks == 1 else BLOCK
-    pad = blocks * size - n
-    rows = jnp.pad(rows, ((0, pad), (0, 0))).reshape(blocks, size, d)
-    scale = jnp.pad(scale, (0, pad)).reshape(blocks, size)
-    index = jnp.arange(blocks * size, dtype=jnp.int32).reshape(blocks, size)
-    empty = (
-        jnp.full((queries.shape[0], k), -jnp.inf, jnp.float32),
-        jnp.full((queries.shape[0], k), -1, jnp.int32),
-    )
+def topk_dot(queries: Any, rows: Any, scale: Any, k: int, blocks: Any = None) -> TopK:
+    n = len(rows)
+    if n <= BLOCK:
+        return select(scores(queries, rows, scale, blocks), k)
+    count = -(-n // BLOCK)
+    stored = (rows, scale) if blocks is None else (rows, scale, blocks)
 
-    def step(best, block):
-        rows, scale, index = block
-        scores = jnp.einsum("qd,nd->qn", queries, rows, preferred_element_type=jnp.float32) * scale[None]
-        real = (index < n)[None]
-        sides = (jnp.where(real, scores, -jnp.inf), jnp.where(real, -scores, -jnp.inf))
-        return tuple(_merge(b, s, index, k) for b, s in zip(best, sides, strict=True)), None
+    def step(best: TopK, at: Any) -> tuple[TopK, None]:
+        start = jnp.minimum(at * BLOCK, n - BLOCK)  # the last tile overlaps: rows before `at * BLOCK` do not count
+        cut = [lax.dynamic_slice_in_dim(x, start, BLOCK) for x in stored]
+        index = start + jnp.arange(BLOCK, dtype=jnp.int32)
+        found = select(scores(queries, cut[0], cut[1], cut[2] if len(cut) > 2 else None), k, index >= at * BLOCK)
+        return merge(best, found._replace(
+            largest_index=jnp.where(found.largest_index < 0, -1, found.largest_index + start),
+            smallest_index=jnp.where(found.smallest_index < 0, -1, found.smallest_index + start),
+        )), None  # fmt: skip
 
-    (high, low), _ = lax.scan(step, (empty, empty), (rows, scale, index))
-    return TopK(high[0], high[1], -low[0], low[1])
-
-
-def _merge(best, scores, index, k):
-    """Earlier rows stand first, so `top_k`, which is stable, keeps the lower index on a tie."""
-    values = jnp.concatenate([best[0], scores], 1)
-    where = jnp.concatenate([best[1], jnp.broadcast_to(index[None], scores.shape)], 1)
-    top, at = lax.top_k(values, k)
-    return top, jnp.where(jnp.isneginf(top), -1, jnp.take_along_axis(where, at, 1))
+    return lax.scan(step, none_yet(len(queries), k), jnp.arange(count, dtype=jnp.int32))[0]

@@ -1,0 +1,1 @@
+"""Squares of per-example gradients, summed over examples, without a gradient an example in memory."""

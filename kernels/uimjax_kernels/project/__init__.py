@@ -1,0 +1,1 @@
+"""A Johnson-Lindenstrauss projection whose signs are computed where they are used."""
