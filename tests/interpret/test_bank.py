@@ -159,6 +159,19 @@ def decaying(share):
     return lambda rate: optax.chain(optax.add_decayed_weights(share), optax.sgd(rate))
 
 
+def test_a_measurement_need_not_have_a_derivative(data, queries, tmp_path):
+    """A bank asks for values alone: one that can only be run forward has a digest, custom rules or not."""
+
+    def value(p, x):
+        start = jax.nn.relu(x @ p["w"] + p["b"])
+        return jax.lax.while_loop(lambda v: v > 1, lambda v: v / 2, start)
+
+    asked = Measurement("halved", value, unit="answer")
+    kept = np.ones((1, N), bool)
+    want = trained(data, queries, kept, measurement=asked).values
+    np.testing.assert_array_equal(trained(data, queries, kept, measurement=asked, folder=tmp_path).values, want)
+
+
 def test_a_folder_never_answers_for_another_bank(data, queries, tmp_path):
     """Another recipe, loss, measurement, rows, queries, first parameters, protocol, subset or seed: other numbers."""
     kept = bank.subsets(N, 1, 0.7)

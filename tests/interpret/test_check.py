@@ -199,6 +199,21 @@ def test_check_judges_every_method_and_meets_its_folder_again(tmp_path):
         check.check(ASKED, ("grad_dot", "random"), halves=8, damping=0.7)
 
 
+def test_a_damping_that_auto_cannot_use_is_an_error_of_that_judgement():
+    """With outputs and six checkpoints auto takes SOURCE, which has none."""
+    task = dataclasses.replace(
+        TASK, outputs=lambda p, e: (e["x"] @ p["w"])[None], nll=lambda o, e: 0.5 * (o[0] - e["y"]) ** 2
+    )
+    asked, short = ASKED._replace(task=task), dataclasses.replace(RECIPE, epochs=24)
+    run = record(task, asked.initial(0), DATA, short, 6)
+    taken, why = methods.auto(task, run, DATA)
+    assert methods.with_damping(methods.get(taken), 0.3) is methods.get(taken)
+    found = check.judged("auto", asked, run, None, damping=0.3)
+    assert "auto took" in found.error
+    assert "no damping to set to 0.3" in found.error
+    assert why in found.error
+
+
 def test_what_was_trained_for_another_loss_is_trained_again(tmp_path):
     other = Task(lambda p, e: 2 * TASK.loss(p, e))
     one, two, again = (record(t, ASKED.initial(0), DATA, RECIPE, 3, folder=tmp_path) for t in (TASK, other, TASK))

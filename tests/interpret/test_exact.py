@@ -17,7 +17,7 @@ from uimjax.curvature.kronecker import Kronecker
 from uimjax.curvature.operator import Operator
 from uimjax.curvature.source import Source
 from uimjax.errors import NonFiniteError, ShapeError, UsageError
-from uimjax.interpret import curved, exact, rerank
+from uimjax.interpret import exact, rerank
 from uimjax.interpret.base import Method
 from uimjax.rows import Pass
 from uimjax.sketch import Sketch
@@ -268,15 +268,23 @@ def test_the_damping_is_chosen_by_the_agreement_of_halves():
 @pytest.mark.parametrize("method", ["ekfac", "kfac", "diagonal"])
 def test_too_few_rows_to_halve_are_refused(method):
     few = row.take(CASE.data, np.arange(rule.LEAST - 1))
-    cure = rf"Kronecker\('{method}', damping=0.1\)"
-    with pytest.raises(UsageError, match=rf"cannot be chosen from 7 rows \(at least 8\); give one: {cure}"):
+    cure = rf"Kronecker\('{method}', Source\('fisher'\), damping=0.1\)"
+    with pytest.raises(UsageError, match=rf"cannot be chosen from 7 distinct rows \(at least 8\); give one: {cure}"):
         CASE.score(method, data=few)
+    with pytest.raises(UsageError, match="from 7 distinct rows"):
+        CASE.score(method, data=jax.tree.map(lambda x: np.concatenate([x] * 5), few))
+    with pytest.raises(UsageError, match=r"give one: Operator\('cg', damping=0.1\)"):
+        CASE.score("cg", data=few)
 
 
-def test_rows_that_stand_twice_are_in_both_halves():
-    twice = jax.tree.map(lambda x: np.concatenate([x, x]), CASE.data)
-    order = curved.ordered(twice)
-    np.testing.assert_array_equal(np.sort(order[::2] % N), np.sort(order[1::2] % N))
+def test_rows_that_stand_twice_change_no_damping():
+    """In both halves they would make these agree whatever the noise."""
+    once = CASE.score("ekfac", each=True)
+    for times in (2, 3):
+        data = jax.tree.map(lambda x, times=times: np.concatenate([x] * times), CASE.data)
+        again = CASE.score("ekfac", each=True, data=data)
+        assert again.how["damping"].value == once.how["damping"].value
+        close(again.values[:N], once.values, 1e-5)
 
 
 # ---------------------------------------------------------------- few terms
@@ -352,8 +360,31 @@ def test_queries_of_low_rank_are_the_nearest_of_that_rank(case, normalize, monke
         exact.scored.cache_clear()
     close(want, by_the_book(matrix("ekfac", case, "empirical"), 0.1, normalize, g, q), 1e-6)  # rank 5 is all
     assert by_rank(1)[1] > 1e-3
+    much = Method("mine", curvature=Kronecker(source=source, damping=0.1, query_rank=99), normalize=normalize)
+    with monkeypatch.context() as patch:
+        patch.setattr(exact, "THIN", 4)
+        assert case.score(much, each=True).how["query_rank"] == {"lost": 0.0}
     whole = Method("mine", curvature=Kronecker(source=source, damping=0.1), normalize=normalize)
     close(case.score(method).values, case.score(whole).values)  # the mean is one direction, and stays whole
+
+
+@pytest.mark.usefixtures("thin")
+def test_low_rank_of_a_question_that_touches_some_parameters_alone():
+    """The first matrix is asked, of the second nothing: there is no direction to cut."""
+    hidden = Measurement("hidden", lambda p, e: jnp.sum(jnp.square(e["x"] @ p["one"]["w"])))
+    source = Source("empirical")
+    for rank in (5, 1):
+        method = Method("mine", curvature=Kronecker(source=source, damping=0.1, query_rank=rank), normalize="none")
+        got = CASE.score(method, measurement=hidden, each=True)
+        whole = dataclasses.replace(method, curvature=Kronecker(source=source, damping=0.1))
+        assert got.how["query_rank"]["lost"] < (1e-9 if rank == 5 else 1)
+        if rank == 5:
+            close(got.values, CASE.score(whole, measurement=hidden, each=True).values, 1e-6)
+
+
+def test_terms_and_low_rank_exclude_each_other():
+    with pytest.raises(UsageError, match="terms=4 scores the strongest rows again exactly, and query_rank=8"):
+        Kronecker(terms=4, query_rank=8)
 
 
 def test_each_parameter_has_its_part_of_the_scores():

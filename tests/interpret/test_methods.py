@@ -197,6 +197,8 @@ def test_baselines(rng):
     featured = uj.Task(task.loss, features=lambda _, e: e["x"])
     sims = uj.score(featured, *args[1:], "rep_sim", each=True).values
     np.testing.assert_allclose(np.diag(sims), 1, rtol=1e-5)
+    with pytest.raises(UnknownNameError, match="Did you mean 'bm25'"):
+        uj.score(*args, "bm52", texts=(["a"], ["b"]))
     with pytest.raises(UsageError, match="pass texts="):
         uj.score(*args, "bm25")
     texts = (["the cat", "a dog", "cat cat"], ["cat"])

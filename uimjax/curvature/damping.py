@@ -43,7 +43,7 @@ class Chosen(NamedTuple):
         return f"damping {self.value:.3g} x mean eigenvalue ({agreed})"
 
 
-def check(count: int, what: str, cure: str) -> None:
+def check(count: int, what: str, cure: str, rows: str = "rows") -> None:
     """Are there rows enough to halve?
 
     Raises:
@@ -51,7 +51,7 @@ def check(count: int, what: str, cure: str) -> None:
     """
     if count < LEAST:
         raise UsageError(
-            f"the damping of {what} cannot be chosen from {count} rows (at least {LEAST}); give one: {cure}"
+            f"the damping of {what} cannot be chosen from {count} {rows} (at least {LEAST}); give one: {cure}"
         )
 
 

@@ -39,8 +39,8 @@ class Kronecker:
     and the error measured and given with the scores.
 
     `query_rank`: 0 holds the queries' directions whole, a chunk of them at a time; r > 0 holds r singular pairs of each
-    matrix (where that is less), so that more queries share a pass over the rows. What is lost is given with the scores;
-    the queries' mean is one direction, and stays whole.
+    matrix that is at least four times as large as they are, so that more queries share a pass over the rows. What is
+    lost is given with the scores; the queries' mean is one direction, and stays whole.
     """
 
     kind: Literal["ekfac", "kfac", "diagonal"] = "ekfac"
@@ -58,6 +58,11 @@ class Kronecker:
             raise UsageError(f"{self.terms} terms; 0 (exact) or more were wanted")
         if self.query_rank < 0:
             raise UsageError(f"query_rank {self.query_rank}; 0 (whole directions) or more was wanted")
+        if self.terms and self.query_rank:
+            raise UsageError(
+                f"terms={self.terms} scores the strongest rows again exactly, and query_rank={self.query_rank} keeps "
+                "no exact directions: take one of them"
+            )
 
     def __str__(self) -> str:
         return f"{self.kind}({self.source.kind})"

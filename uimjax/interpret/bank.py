@@ -154,10 +154,14 @@ def _many(train: Any, measure: Any):
     return jax.jit(jax.vmap(one, (0, 0, 0, None, None)))
 
 
-def cause(task: Task, measurement: Measurement, params: Any, data: Any, queries: Any, recipe: Recipe, how: str) -> str:
-    """A digest of everything a model's values follow from, but for its subset and seed."""
+def cause(
+    task: Task, measurement: Measurement, params: Any, data: Any, queries: Any, recipe: Recipe, how: str,
+    derived: bool = False,
+) -> str:  # fmt: skip
+    """A digest of everything a model's values follow from, but for its subset and seed; `derived`: and those of the
+    measurement's derivative."""
     made = jax.make_jaxpr(measurement.fun)(params, row.example_spec(queries))
-    asked = programs.digest(made, _compat.constants(made), programs.own_rules(made))
+    asked = programs.digest(made, _compat.constants(made), programs.own_rules(made) if derived else "")
     trees = [store.digest_tree(tree) for tree in (params, data, queries)]
     return store.stage_key(training.digest(task, recipe, params, data), asked, trees, how)
 

@@ -145,7 +145,10 @@ def _damped(name: str, asked: Asked, run: list[Checkpoint], damping: float) -> t
         return name, ""
     its, why = methods.auto(asked.task, run, asked.data) if name == methods.AUTO else (name, "")
     its = methods.get(its) if isinstance(its, str) else its
-    return methods.with_damping(its, damping), why and f" (auto: {why})"
+    found = methods.with_damping(its, damping)
+    if name == methods.AUTO and found is its:
+        raise UsageError(f"auto took {its.name} ({why}), and it has no damping to set to {damping:g}")
+    return found, why and f" (auto: {why})"
 
 
 def calibrated(scores: Scores, sets: Sequence[np.ndarray], truth: Effects) -> Calibration:

@@ -29,23 +29,29 @@ FORMED_BYTES = 256 << 20  # that their gradients may take where they must be for
 
 
 def curvature(
-    choice: Kronecker, task: Task, laid: Laid, params: Any, data: Any, asked: Laid, queries: Any, how: Pass
-) -> tuple[Rotated, Chosen]:
+    choice: Kronecker, task: Task, laid: Laid, params: Any, data: Any, asked: Laid, queries: Any, how: Pass,
+    cure: str = "",
+) -> tuple[Rotated, Chosen]:  # fmt: skip
     """The damped curvature over all rows. Where the choice leaves the damping open, the statistics of two halves are
     taken apart on the way (half as much work again) and must agree on the queries' scores. Which row is in which half
-    follows from its contents, so the order of the rows changes nothing but rounding.
+    follows from its contents, so the order of the rows changes nothing but rounding. `cure`: how the caller's own
+    choice is given a damping.
 
-    Raises: UsageError: too few rows to halve. As `kronecker.measure` and `source.gradients`.
+    Raises: UsageError: too few distinct rows to halve. As `kronecker.measure` and `source.gradients`.
     """
     made = source.gradients(choice.source, task, laid, params, data)
     kept = resume.passes(how, choice, [made], params, data)
     if choice.damping is not None:
         inverse = kronecker.measure(choice, made, params, lambda: how.over(data), kept)
         return damped(inverse, choice.damping), rule.given(choice.damping)
-    rule.check(row.count(data), str(choice), f"Kronecker({choice.kind!r}, damping=0.1)")
-    order = ordered(data)
-    whole, one, other = _halves(choice, made, params, data, order, how, kept)
-    rows, some = _few(laid.sites, data, order, ROWS), _few(laid.sites, queries, ordered(queries), QUERIES)
+    contents = digests(data)
+    own = f"Kronecker({choice.kind!r}, Source({choice.source.kind!r}), damping=0.1)"
+    rule.check(len(np.unique(contents)), str(choice), cure or own, "distinct rows")
+    whole, one, other = _halves(choice, made, params, data, halves(contents), how, kept)
+    rows, some = (
+        _few(its.sites, x, np.argsort(d, kind="stable"), most)
+        for its, x, d, most in ((laid, data, contents, ROWS), (asked, queries, digests(queries), QUERIES))
+    )
     seen = [(half, entering(laid)(params, rows, half.bases), entering(asked)(params, some, half.bases))
             for half in (one, other)]  # fmt: skip
 
@@ -56,10 +62,17 @@ def curvature(
     return damped(whole, chosen.value), chosen
 
 
-def ordered(rows: Any) -> np.ndarray:
-    """Ids in an order that is as good as random, and of the rows' contents alone: by the digests of their bytes."""
-    digests = [store.digest_rows(batch.rows)[batch.mask] for batch in row.batches(rows, min(READ, row.count(rows)))]
-    return np.argsort(np.concatenate(digests), kind="stable")
+def digests(rows: Any) -> np.ndarray:
+    """Of each row's bytes, `[N]`: an order by them is as good as random, and of the rows' contents alone."""
+    found = [store.digest_rows(batch.rows)[batch.mask] for batch in row.batches(rows, min(READ, row.count(rows)))]
+    return np.concatenate(found)
+
+
+def halves(contents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Ids of every second distinct row by its digest, and of the others. Rows that stand twice stay together: in both
+    halves they would make them agree whatever the noise."""
+    rank = np.unique(contents, return_inverse=True)[1]
+    return np.flatnonzero(rank % 2 == 0), np.flatnonzero(rank % 2 == 1)
 
 
 def _few(found: Sites, rows: Any, order: np.ndarray, most: int) -> Any:
@@ -79,12 +92,10 @@ def damped(inverse: Rotated, value: float) -> Rotated:
 
 
 def _halves(
-    choice: Kronecker, made: Gradients, params: Any, data: Any, order: np.ndarray, how: Pass,
+    choice: Kronecker, made: Gradients, params: Any, data: Any, ids: tuple[np.ndarray, np.ndarray], how: Pass,
     kept: Callable[..., Kept | None],
 ) -> list[Rotated]:  # fmt: skip
-    """The undamped curvatures of all rows, and of either half of them: every second one of the order, so that rows that
-    stand twice are in both."""
-    ids = np.sort(order[::2]), np.sort(order[1::2])
+    """The undamped curvatures of all rows, and of either half of them."""
     parts = [functools.partial(how.over, data, half) for half in ids]
     run = functools.partial(kronecker.run_pass, made=made, params=params)
     empty = dict.fromkeys(blocks.shapes(made.laid), (None, None))

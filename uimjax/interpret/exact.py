@@ -80,8 +80,11 @@ def ready(
         worth = {path: THIN * choice.terms * (i + o) < n * i * o for path, (n, i, o) in shapes.items()}
         terms = {path: separable.terms(inverse, path, choice.terms) for path in sorted(thin) if worth[path]}
     rank = choice.query_rank
-    low = {path: rank for path, (_, i, o) in shapes.items() if THIN * rank * (i + o) < i * o and path not in terms}
-    return Ready(laid, asked, inverse, terms, {"curvature": str(choice), "damping": chosen}, low if rank else {})
+    said: dict[str, Any] = {"curvature": str(choice), "damping": chosen}
+    if not rank:
+        return Ready(laid, asked, inverse, terms, said)
+    low = {path: rank for path, (_, i, o) in shapes.items() if THIN * rank * (i + o) < i * o}
+    return Ready(laid, asked, inverse, terms, said | {"query_rank": {"lost": 0.0}}, low)
 
 
 def _rank_one(laid: Laid, params: Any, rows: Any) -> set[str]:
@@ -141,12 +144,12 @@ def _sums(its: Ready, params: Any, queries: Any, piece: int) -> dict[str, Any]:
 def _cut(its: Ready, found: dict[str, Any], low: Mapping[str, int]) -> dict[str, Any]:
     """Few singular pairs in place of formed directions; `how` holds the largest share of a query's squared norm, over
     the matrices that are cut, that is lost so."""
-    if not low:
+    cut = {path: separable.truncated(found[path], rank) for path, rank in low.items() if path in found}
+    if not cut:  # none asked for, or of parameters that the measurement does not touch
         return found
-    cut = {path: separable.truncated(found[path], rank) for path, rank in low.items()}
     lost, whole = (sum(np.asarray(made[k], np.float64) for made in cut.values()) for k in (1, 2))
     share = float(np.max(lost / np.maximum(whole, 1e-300)))
-    its.how["query_rank"] = {"lost": max(share, its.how.get("query_rank", {"lost": 0.0})["lost"])}
+    its.how["query_rank"] = {"lost": max(share, its.how["query_rank"]["lost"])}
     return found | {path: made[0] for path, made in cut.items()}
 
 
@@ -224,11 +227,18 @@ def by_parameter(
 
 def streamed(its: Ready, params: Any, data: Any, queries: Any, method: Method, each: bool, how: Pass) -> np.ndarray:
     """`[N, Q]`, or `[N, 1]` of the queries' mean."""
-    program, columns = scored(its.laid, method.normalize, True), []
+    program, whole, done = scored(its.laid, method.normalize, True), None, 0
+    asked = row.count(queries) if each else 1
     for chunk in directions(its, params, queries, method, each):
         inverse = met(its, method, chunk)
-        columns.append(row.gathered(how, data, lambda rows: program(params, rows, inverse, chunk)))  # noqa: B023
-    return columns[0] if len(columns) == 1 else np.concatenate(columns, 1)
+        part = row.gathered(how, data, lambda rows: program(params, rows, inverse, chunk))  # noqa: B023
+        if part.shape[1] == asked:
+            return part
+        whole = np.empty((len(part), asked), part.dtype) if whole is None else whole
+        whole[:, done : done + part.shape[1]] = part
+        done += part.shape[1]
+    assert whole is not None
+    return whole
 
 
 @functools.lru_cache(maxsize=32)

@@ -101,7 +101,7 @@ def _unrolled(
         raise UnknownNameError("way to divide a batch's loss", divide, DIVIDE)
     where = None
     if folder is not None:
-        cause = bank.cause(task, measurement, params, data, queries, recipe, divide)
+        cause = bank.cause(task, measurement, params, data, queries, recipe, divide, derived=True)
         where = Path(folder) / store.stage_key("metagradient", cause, store.digest_array(np.asarray(weights)))
         if checkpoint.latest(where / _END) is not None:
             blank = np.zeros((row.count(queries), row.count(data)), np.float32)

@@ -173,6 +173,8 @@ def score(
 def _check_used(method: str | Method, mesh: Any, folder: Any, retain: Any, texts: Any) -> None:
     """Nothing was given that the method would not look at."""
     name = method if isinstance(method, str) else method.name
+    if method not in (AUTO, *BASELINES):
+        _named(method)  # a name that nobody knows is that first of all
     if texts is not None and name not in LEXICAL:
         raise UsageError(f"{name} reads no texts, {' and '.join(LEXICAL)} do: leave texts out")
     if method == AUTO:  # what it takes is looked at when it is known

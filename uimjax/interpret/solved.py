@@ -67,7 +67,8 @@ def _damping(
         )
     made = source.gradients(Source("fisher"), task, laid, params, data)
     del made  # refused here, if at all, in the words of the source
-    inverse, chosen = curved.curvature(Kronecker("ekfac"), task, laid, params, data, asked, queries, how)
+    cure = f"Operator({choice.kind!r}, damping=0.1)"
+    inverse, chosen = curved.curvature(Kronecker("ekfac"), task, laid, params, data, asked, queries, how, cure)
     near = Precondition(_divided(laid), inverse) if choice.kind == "cg" else PLAIN
     return next(iter(inverse.damping.values())), f"EK-FAC's, {chosen}", near
 
