@@ -145,7 +145,6 @@ def test_signs_are_the_same_however_they_are_cut_and_placed(rng):
                 part = np.asarray(signs(n - 1, start, height))
                 stop = min(start + height, rows)
                 np.testing.assert_array_equal(part[: stop - start], whole[start:stop])
-                assert not part[stop - start :].any()
         place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(meshes.DATA))
         every = functools.partial(dense._signs, choice, leaf, key, n - 1, 0, -(-rows // 8) * 8)
         spread = jax.jit(every, out_shardings=place)()

@@ -10,6 +10,7 @@ from uimjax.curvature import statistics
 from uimjax.curvature.blocks import Laid, blocks
 from uimjax.taps import Direct, Gather, each_example, pair, sites, to_matrices
 from uimjax.task import Task
+from uimjax_kernels import gram_square
 
 NAMES = ["mlp", "decoder_scanned", "nnx_cnn", "slices"]
 
@@ -151,3 +152,25 @@ def test_a_parameter_of_another_precision_than_its_use(rng):
     ((_, values),) = statistics.eigenvalues(blocks(Laid(found, ()), factors), bases).items()
     gradients = programs.brute_force(lambda w, x: jnp.sum(jnp.tanh(x @ w.astype(jnp.float64))), w, rows)[1]
     np.testing.assert_allclose(values.sum(), np.square(np.asarray(gradients, np.float64)).sum(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("positions", [1, 12])
+def test_models_in_half_precision_have_their_gradients_squared_in_it(positions, rng, monkeypatch):
+    """As on a GPU, where a kernel does it; here by its reference. Of 2^-9 a number, hundreds of sums keep the mean."""
+
+    def loss(p, x):
+        return jnp.square(jnp.tanh(x @ p["one"]) @ p["two"]).astype(jnp.float32).sum()
+
+    params = {k: jnp.asarray(rng.normal(size=s), jnp.bfloat16) for k, s in (("one", (20, 24)), ("two", (24, 16)))}
+    batch = jnp.asarray(rng.normal(size=(9, positions, 20)), jnp.bfloat16)
+    found = sites(Task(loss), params, batch[0])
+    made = blocks(Laid(found, ()), programs.captured(found, params, batch)[1])
+    bases = statistics.eigenbases(statistics.covariances(made))
+    mask = jnp.arange(len(batch)) > 0
+    want, met = statistics.eigenvalues(made, bases, mask), []
+    monkeypatch.setattr(statistics, "IN_HALF", (jax.default_backend(),))
+    monkeypatch.setattr(statistics, "gram_square", lambda a, g: met.append(a.dtype) or gram_square(a, g))
+    got = statistics.eigenvalues(made, bases, mask)
+    assert met == ([] if positions == 1 else [jnp.bfloat16] * 2), "rows of one position are squared by their factors"
+    for path, values in want.items():
+        assert float(jnp.abs(got[path] - values).sum()) < 1e-2 * float(jnp.abs(values).sum())

@@ -1,13 +1,15 @@
 """The contracts of `gram_square` and `project`, for every implementation, against float64 numpy."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from uimjax_kernels import gram_square, project
 from uimjax_kernels.dispatch import KernelError
-from uimjax_kernels.gram_square import reference
+from uimjax_kernels.gram_square import pallas_gpu, reference
 from uimjax_kernels.gram_square.api import _TABLE as GRAM
+from uimjax_kernels.project import pallas_gpu as projecting
 from uimjax_kernels.project.api import _TABLE as PROJECT
 
 SHAPES = [(5, 7, 9, 33), (3, 130, 200, 20), (1, 1, 1, 1), (17, 16, 64, 128)]
@@ -22,6 +24,15 @@ def close(found, want):
 def test_gram_square(name, size, length, rows, cols, rng):
     a, g = (jnp.asarray(rng.normal(size=(size, length, n)), jnp.bfloat16) for n in (rows, cols))
     want = (np.einsum("bti,bto->bio", *(np.asarray(x, np.float64) for x in (a, g))) ** 2).sum(0)
+    close(gram_square(a, g, implementation=name), want)
+
+
+@pytest.mark.parametrize("name", GRAM)
+def test_examples_of_one_program_add_up(name, monkeypatch, rng):
+    monkeypatch.setattr(pallas_gpu, "PROGRAMS", 2)  # three examples a program, the last filled up
+    a, g = (jnp.asarray(rng.normal(size=(5, 20, n)), jnp.bfloat16) for n in (18, 24))
+    want = (np.einsum("bti,bto->bio", *(np.asarray(x, np.float64) for x in (a, g))) ** 2).sum(0)
+    jax.clear_caches()
     close(gram_square(a, g, implementation=name), want)
 
 
@@ -50,8 +61,13 @@ def _signs(rows, width, seed):
 
 
 @pytest.mark.parametrize("name", PROJECT)
-@pytest.mark.parametrize(("size", "numbers", "width", "start"), [(3, 70, 50, 0), (1, 1, 1, 9), (20, 200, 160, 5000)])
-def test_project(name, size, numbers, width, start, rng):
+@pytest.mark.parametrize("split", [False, True])
+@pytest.mark.parametrize(
+    ("size", "numbers", "width", "start"), [(3, 70, 50, 0), (1, 1, 1, 9), (20, 300, 160, 2**32 - 300)]
+)
+def test_project(name, size, numbers, width, start, split, rng, monkeypatch):
+    monkeypatch.setattr(projecting, "PROGRAMS", 528 if split else 1)  # a program takes one step, or all
+    jax.clear_caches()
     x, seed = rng.normal(size=(size, numbers)).astype(np.float32), (7, 4_000_000_000)
     want = x.astype(np.float64) @ _signs(range(start, start + numbers), width, seed) / np.sqrt(width)
     close(project(jnp.asarray(x), jnp.array(seed, jnp.uint32), width, start, implementation=name), want)
@@ -88,5 +104,7 @@ def test_what_does_not_fit_is_refused_with_the_reason():
         gram_square(ones, jnp.ones((3, 3, 4)))
     with pytest.raises(KernelError, match="two uint32"):
         project(jnp.ones((2, 3)), jnp.ones(2), 4)
+    with pytest.raises(KernelError, match="numbered from 0 to 2"):
+        project(jnp.ones((2, 3)), jnp.ones(2, jnp.uint32), 4, 2**32 - 2)
     with pytest.raises(KernelError, match="width 0"):
         project(jnp.ones((2, 3)), jnp.ones(2, jnp.uint32), 0)

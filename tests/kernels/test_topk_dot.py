@@ -1,11 +1,13 @@
 """The contract of `topk_dot`, for every implementation, against plain numpy."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from uimjax_kernels import topk_dot
 from uimjax_kernels.dispatch import KernelError
+from uimjax_kernels.topk_dot import pallas_gpu, pallas_tpu
 from uimjax_kernels.topk_dot.api import _TABLE
 from uimjax_kernels.topk_dot.select import select
 
@@ -39,6 +41,17 @@ def test_equals_numpy(name, dtype, n, d, q, k, c, rng):
         where = np.take_along_axis(scores, np.asarray(index), 1)  # near-equal neighbours may change places
         np.testing.assert_allclose(where, values, rtol=1e-4, atol=1e-5 * size)
         assert all(len(set(row)) == k for row in np.asarray(index).tolist())
+
+
+@pytest.mark.parametrize("module", [pallas_gpu, pallas_tpu])
+def test_scores_that_do_not_fit_together_are_taken_in_turn(module, monkeypatch, rng):
+    monkeypatch.setattr(module, "SCORES", 1)  # one tile of rows at a time
+    queries, rows = rng.normal(size=(3, 64)).astype(np.float32), rng.integers(-9, 9, (1300, 64)).astype(np.int8)
+    jax.clear_caches()
+    got = module.topk_dot(jnp.asarray(queries), jnp.asarray(rows), jnp.ones(1300), 5)
+    order = np.argsort(-(queries.astype(np.float64) @ rows.T), axis=1, kind="stable")
+    np.testing.assert_array_equal(got.largest_index, order[:, :5])
+    np.testing.assert_array_equal(got.smallest_index, order[:, ::-1][:, :5])
 
 
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)

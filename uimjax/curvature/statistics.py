@@ -16,7 +16,9 @@ import numpy as np
 
 from uimjax.curvature.blocks import Block, formed
 from uimjax.taps import Gather, expand
+from uimjax_kernels import gram_square
 
+IN_HALF = ("gpu",)  # backends where matrices of a bfloat16 model are squared in that precision
 Pair = tuple[Any, Any]  # of the rows [n, I, I] and the columns [n, O, O]; None: the axis keeps its own basis
 
 
@@ -140,12 +142,16 @@ def _eigenvalues(block: Block, bases: Pair, mask: Any) -> Any:
         return jnp.einsum("bnti,bnto->nio", jnp.square(a), jnp.square(g))
     plain = block._replace(uses=tuple((expand(use), where) for use, where in block.uses))
     size = plain.examples
-    chunk = max(1, min(size, CHUNK_BYTES // (4 * math.prod(block.shape))))
     kept = jnp.ones(size, bool) if mask is None else mask
+    if (halves := _in_half(plain)) is not None:
+        a, g = (rotate(x, basis)[:, 0].astype(jnp.bfloat16) for x, basis in zip(halves, bases, strict=True))
+        return gram_square(a, jnp.where(kept[:, None, None], g, 0))[None]
+    steps = -(-size // max(1, min(size, CHUNK_BYTES // (4 * math.prod(block.shape)))))
+    chunk = -(-size // steps)  # as many in each step, so that little is filled up with zeros
 
     def cut(x: Any) -> Any:  # examples beyond the last are zeros, and not kept
-        padded = jnp.pad(x, [(0, -size % chunk)] + [(0, 0)] * (x.ndim - 1))
-        return padded.reshape(-1, chunk, *x.shape[1:])
+        padded = jnp.pad(x, [(0, steps * chunk - size)] + [(0, 0)] * (x.ndim - 1))
+        return padded.reshape(steps, chunk, *x.shape[1:])
 
     split = jax.tree.map(cut, (tuple(use for use, _ in plain.uses), plain.plain, kept))
 
@@ -159,6 +165,17 @@ def _eigenvalues(block: Block, bases: Pair, mask: Any) -> Any:
 
     one = jax.eval_shape(lambda part: some(*part[:2]), jax.tree.map(lambda x: x[0], split))
     return jax.lax.scan(step, jnp.zeros(block.shape, one.dtype), split)[0]
+
+
+def _in_half(plain: Block) -> tuple[Any, Any] | None:
+    """The factors of a matrix of a bfloat16 model, on a GPU: their rotated gradients are squared in a kernel that never
+    writes one (2^-9 of each is lost, and they are many)."""
+    if jax.default_backend() not in IN_HALF or plain.plain is not None or len(plain.uses) != 1 or plain.shape[0] != 1:
+        return None
+    use, where = plain.uses[0]
+    if isinstance(use, Gather) or where is not None or use.owner is not None:
+        return None
+    return (use.a, use.g) if use.a.dtype == use.g.dtype == jnp.bfloat16 else None
 
 
 def rotated(block: Block, rows: Any, cols: Any) -> Any:

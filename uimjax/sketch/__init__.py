@@ -25,7 +25,7 @@ _KINDS: dict[str, Any] = {
 
 __all__ = [
     "VERSION", "AnySketch", "DenseSketch", "Sketch", "SparseSketch",
-    "columns", "drawn", "from_record", "lift", "low_rank", "principal", "record", "rows",
+    "columns", "drawn", "from_record", "lift", "low_rank", "principal", "record", "rows", "shapes",
 ]  # fmt: skip
 
 
@@ -38,6 +38,13 @@ def _of(sketch: AnySketch | None) -> tuple[str, Any]:
 def columns(found: Sites, sketch: AnySketch | None) -> tuple[tuple[int, int], ...]:
     """Column ranges of the rows, one for each block of a curvature."""
     return _of(sketch)[1].columns(sketch, found)
+
+
+def shapes(found: Sites, sketch: AnySketch) -> tuple[tuple[int, int], ...]:
+    """Of the matrices that those blocks hold, row by row; a block that is no matrix has one row."""
+    if isinstance(sketch, Sketch):
+        return kronecker.shapes(sketch, found)
+    return tuple((1, stop - start) for start, stop in columns(found, sketch))
 
 
 @functools.lru_cache(maxsize=32)

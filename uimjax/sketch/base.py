@@ -9,7 +9,7 @@ import jax
 
 from uimjax.taps import Leaf
 
-VERSION = 2  # of how matrices follow from a choice; stored in every index
+VERSION = 3  # of how matrices follow from a choice; stored in every index
 
 
 def leaf_key(key: Any, leaf: Leaf) -> Any:

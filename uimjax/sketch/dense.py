@@ -1,7 +1,7 @@
 """Dense Johnson-Lindenstrauss projection of the whole gradient, as TRAK takes it (Park et al. 2023, arXiv 2303.14186).
 
-`s_k = sum_d R_dk g_d` over all parameters d, `R_dk = +-1 / sqrt(width)`. R is never stored: each row of each
-parameter's matrix draws its signs from a key of its own, block by block beside the gradient that meets it.
+`s_k = sum_d R_dk g_d` over all parameters d, `R_dk = +-1 / sqrt(width)`. R is never stored: its signs follow from a key
+for each matrix and from their place, and are made where the gradient meets them (`uimjax_kernels.project`).
 
 *Guarantees*: `E <s(x), s(y)> = <x, y>` with variance `(|x|^2 |y|^2 + <x, y>^2 - 2 sum_d x_d^2 y_d^2) / width`; the same
 bits for any blocking, batch split or sharding.
@@ -32,8 +32,11 @@ from uimjax.taps import (
     pair,
     to_matrices,
 )
+from uimjax_kernels import project
+from uimjax_kernels.project.reference import signs
 
 BLOCK_BYTES = 32 << 20  # of signs that stand in memory at once, where one row of a matrix has no more
+NUMBERS = 1 << 22  # of a gradient that are formed at once, where a kernel makes the signs and none stand in memory
 
 
 @dataclass(frozen=True)
@@ -96,39 +99,42 @@ def lift(sketch: DenseSketch, found: Sites, drawn: Any, vectors: Any) -> dict[st
 def _blocks(sketch: DenseSketch, leaf: Leaf) -> tuple[tuple[Any, Any], int]:
     """((stack entry, first row) of each block, rows a block)."""
     n, rows, cols = leaf.layout.shape
-    height = max(1, min(rows, BLOCK_BYTES // (4 * cols * sketch.width)))
+    numbers = NUMBERS if jax.default_backend() == "gpu" else BLOCK_BYTES // (4 * sketch.width)
+    height = max(1, min(rows, numbers // cols))
     starts = np.arange(0, rows, height)
     return (jnp.asarray(np.repeat(np.arange(n), len(starts))), jnp.asarray(np.tile(starts, n))), height
 
 
-def _signs(sketch: DenseSketch, leaf: Leaf, key: Any, entry: Any, start: Any, height: int) -> Any:
-    """R of the rows from `start` on of one stack entry, `[height, O, width]`, float32; zeros beyond the last row."""
+def _place(leaf: Leaf, key: Any, entry: Any, start: Any) -> tuple[Any, Any]:
+    """(the seed of one stack entry's signs, which row of R is the first of the matrix's row `start`)."""
     _, rows, cols = leaf.layout.shape
-    words = -(-sketch.width // 32)
-    key = jax.random.fold_in(key, entry)
+    if rows * cols > 2**32:
+        raise UsageError(f"{leaf.path} has {rows} x {cols} entries, more than the 2^32 that a dense sketch can number")
+    seed = jax.random.key_data(jax.random.fold_in(key, entry)).astype(jnp.uint32)
+    return seed, start.astype(jnp.uint32) * np.uint32(cols)
 
-    def row(index: Any) -> Any:
-        bits = jax.random.bits(jax.random.fold_in(key, index), (cols, words), jnp.uint32)
-        signs = (bits[:, :, None] >> jnp.arange(32, dtype=jnp.uint32)[None, None]) & 1
-        return signs.reshape(cols, -1)[:, : sketch.width].astype(jnp.float32)
 
-    index = start + jnp.arange(height)
-    signs = jax.vmap(row)(index)
-    return jnp.where((index < rows)[:, None, None], (2 * signs - 1) / np.sqrt(np.float32(sketch.width)), 0.0)
+def _signs(sketch: DenseSketch, leaf: Leaf, key: Any, entry: Any, start: Any, height: int) -> Any:
+    """R of the rows from `start` on of one stack entry, `[height, O, width]`, float32."""
+    seed, first = _place(leaf, key, entry, start)
+    cols = leaf.layout.shape[2]
+    return (signs(first, height * cols, seed, sketch.width) / np.sqrt(np.float32(sketch.width))).reshape(
+        height, cols, -1
+    )
 
 
 def _leaf_apply(sketch: DenseSketch, leaf: Leaf, key: Any, uses: tuple[Factor, ...]) -> Any:
     blocks, height = _blocks(sketch, leaf)
     n, rows, _ = leaf.layout.shape
-    spare = len(blocks[0]) // n * height - rows  # the last block reads beyond the rows, where signs are zero
+    spare = len(blocks[0]) // n * height - rows  # the last block reads beyond the rows, where all is zero
     if any(place is not None for _, place in pair(leaf, uses)):  # slices: formed at their place
         uses = (Direct(form(leaf, uses)),)
     held = [_padded(leaf, expand(use), spare) for use in uses]
 
     def step(total: Any, at: tuple[Any, Any]) -> tuple[Any, None]:
-        signs = _signs(sketch, leaf, key, at[0], at[1], height)
+        seed, first = _place(leaf, key, at[0], at[1])
         formed = functools.reduce(jnp.add, (_rows_of(use, at[0], at[1], height) for use in held))
-        return total + jnp.einsum("bro,rok->bk", formed, signs), None
+        return total + project(formed.reshape(len(formed), -1), seed, sketch.width, first), None
 
     return jax.lax.scan(step, jnp.zeros((uses[0].examples, sketch.width), jnp.float32), blocks)[0]
 

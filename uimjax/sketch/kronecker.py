@@ -78,6 +78,11 @@ def columns(sketch: Sketch, found: Sites) -> tuple[tuple[int, int], ...]:
     return blocks((leaf.layout.shape[0], math.prod(sides(sketch, leaf))) for leaf in found.used)
 
 
+def shapes(sketch: Sketch, found: Sites) -> tuple[tuple[int, int], ...]:
+    """(p, q) of each of those blocks, which holds its matrix row by row."""
+    return tuple(sides(sketch, leaf) for leaf in found.used for _ in range(leaf.layout.shape[0]))
+
+
 def matrices(sketch: Sketch, found: Sites) -> Matrices:
     """The projection matrices, float32. Cheap to make and never stored: they follow from the seed and the path."""
     key = jax.random.key(sketch.seed)

@@ -12,7 +12,7 @@ _TABLE = {
 }
 
 
-def project(x: Any, seed: Any, width: int, start: int = 0, *, implementation: str | None = None) -> Any:
+def project(x: Any, seed: Any, width: int, start: Any = 0, *, implementation: str | None = None) -> Any:
     """`x R / sqrt(width)` `[B, width]` float32 of `x` `[B, D]`, with R `[D, width]` of signs that follow from `seed`
     (two uint32) and their place: `start` is the row of R that the first column of x meets, so that parts of a long
     vector add up. E <project(x), project(y)> = <x, y> (Achlioptas 2003). Raises `KernelError` where shapes do not

@@ -23,8 +23,12 @@ PROGRAMS = 528  # four a multiprocessor of the largest cards
 refuses = reference.refuses
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3))
-def project(x: Any, seed: Any, width: int, start: int = 0) -> Any:
+def project(x: Any, seed: Any, width: int, start: Any = 0) -> Any:
+    return _project(x, jnp.append(seed, jnp.asarray(start, jnp.uint32)), width)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _project(x: Any, seed: Any, width: int) -> Any:
     size, numbers = x.shape
     tile, columns = power_of_two(size, 16, ROWS), WORD * WORDS
     across, down = -(-width // columns), -(-size // tile)
@@ -37,10 +41,10 @@ def project(x: Any, seed: Any, width: int, start: int = 0) -> Any:
     high, low = upper.astype(jnp.bfloat16), (whole - upper).astype(jnp.bfloat16)
     spec = pl.BlockSpec((tile, each), lambda i, j, k: (i, k))
     found = pl.pallas_call(
-        functools.partial(_kernel, start=start),
+        _kernel,
         jax.ShapeDtypeStruct((split, down * tile, across * columns), jnp.float32),
         grid=(down, across, split),
-        in_specs=[spec, spec, pl.BlockSpec((2,), lambda i, j, k: (0,))],
+        in_specs=[spec, spec, pl.BlockSpec((3,), lambda i, j, k: (0,))],
         out_specs=pl.BlockSpec((1, tile, columns), lambda i, j, k: (k, i, j)),
         compiler_params=triton.CompilerParams(num_warps=WARPS, num_stages=STAGES),
         interpret=interpreted("gpu"),
@@ -49,9 +53,9 @@ def project(x: Any, seed: Any, width: int, start: int = 0) -> Any:
     return found.sum(0)[:size, :width] / np.sqrt(np.float32(width))
 
 
-def _kernel(high: Any, low: Any, seed: Any, out: Any, *, start: int) -> None:
+def _kernel(high: Any, low: Any, seed: Any, out: Any) -> None:
     seeds = seed[0], seed[1]
-    first = (pl.program_id(2) * high.shape[1] + start).astype(jnp.uint32)
+    first = (pl.program_id(2) * high.shape[1]).astype(jnp.uint32) + seed[2]
     word = (pl.program_id(1) * WORDS).astype(jnp.uint32)
     shifts = jax.lax.broadcasted_iota(jnp.uint32, (STEP, WORD), 1)
 

@@ -11,12 +11,16 @@ WORD = 32  # signs a hash gives
 BLOCK = 4096  # rows of the matrix at once
 
 
-def refuses(x: Any, seed: Any, width: int, start: int = 0) -> str | None:
+def refuses(x: Any, seed: Any, width: int, start: Any = 0) -> str | None:
     if x.ndim != 2:
         return f"x {x.shape} should be [B, D]"
     if seed.shape != (2,) or seed.dtype != jnp.uint32:
         return f"seed {seed.shape} {seed.dtype} should be two uint32"
-    return None if width >= 1 and start >= 0 else f"width {width} and start {start} should be positive"
+    if width < 1:
+        return f"width {width} should be at least 1"
+    if isinstance(start, int) and not 0 <= start <= 2**32 - x.shape[1]:
+        return f"rows {start} to {start + x.shape[1]} of the matrix: they are numbered from 0 to 2^32 - 1"
+    return None
 
 
 def mixed(x: Any) -> Any:
@@ -44,8 +48,12 @@ def signs(start: Any, count: int, seed: Any, width: int) -> Any:
     return 2 * bits.reshape(count, -1)[:, :width].astype(jnp.float32) - 1
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3))
-def project(x: Any, seed: Any, width: int, start: int = 0) -> Any:
+def project(x: Any, seed: Any, width: int, start: Any = 0) -> Any:
+    return _project(x, seed, width, jnp.asarray(start, jnp.uint32))
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _project(x: Any, seed: Any, width: int, start: Any) -> Any:
     size, numbers = x.shape
     block = min(BLOCK, numbers)
     parts = jnp.moveaxis(jnp.pad(x, ((0, 0), (0, -numbers % block))).reshape(size, -1, block), 1, 0)
@@ -55,6 +63,6 @@ def project(x: Any, seed: Any, width: int, start: int = 0) -> Any:
         made = signs(first, block, seed, width)
         return total + jnp.einsum("bd,dk->bk", part.astype(jnp.float32), made, precision="highest"), None
 
-    first = start + block * jnp.arange(len(parts))
+    first = start + np.uint32(block) * jnp.arange(len(parts), dtype=jnp.uint32)
     total = jax.lax.scan(step, jnp.zeros((size, width), jnp.float32), (parts, first))[0]
     return total / np.sqrt(np.float32(width))

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import jax.numpy as jnp
+
 from uimjax_kernels.dispatch import Implementation, dispatch
 from uimjax_kernels.topk_dot import pallas_gpu, pallas_tpu, reference
 from uimjax_kernels.topk_dot.select import TopK, merge
@@ -20,10 +22,11 @@ def topk_dot(
 
     `queries` `[Q, D]`, `rows` `[N, D]` (float32, bfloat16, or int8), `scale` `[N]` -> `TopK` of `[Q, k]` each; int32
     indices into `rows`. With `blocks` `[N, C]` each stretch of `D / C` columns of a row is worth that many times what
-    is stored. Equal scores keep the lower index. N x Q scores are never held at once. With k > N the tail has index -1
+    is stored. Equal scores keep the lower index. N x Q scores are never held at once: 8,192
+    rows' are, and on an accelerator 64 MiB of them. With k > N the tail has index -1
     and value -inf (`+inf` among the smallest). Raises `KernelError` where shapes do not fit.
     """
-    return dispatch("topk_dot", _TABLE, implementation, queries, rows, scale, k, blocks)
+    return dispatch("topk_dot", _TABLE, implementation, queries, rows, jnp.asarray(scale, jnp.float32), k, blocks)
 
 
 __all__ = ["TopK", "merge", "topk_dot"]

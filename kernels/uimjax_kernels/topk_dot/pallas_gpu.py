@@ -1,4 +1,5 @@
-"""`topk_dot` for GPUs (Pallas, Triton lowering): rows are read once, as stored, and widened in registers.
+"""`topk_dot` for GPUs (Pallas, Triton lowering): rows are read once, as stored, and widened in registers (copied first
+where their number is no multiple of 64, or their width).
 
 Queries are split in two bfloat16 numbers each, which with rows of bfloat16 or int8 (exact in bfloat16) loses about
 2^-16 of a query.
@@ -19,7 +20,7 @@ from uimjax_kernels.topk_dot.shapes import halves, padded
 
 ROWS, STEP, QUERIES = 64, 64, 64  # of a tile: rows, columns a step, queries
 WARPS, STAGES = 4, 3
-AT_ONCE = 1 << 18  # rows whose scores stand in memory together
+SCORES = 1 << 24  # that stand in memory together
 
 
 def refuses(queries: Any, rows: Any, scale: Any, k: int, blocks: Any = None) -> str | None:
@@ -34,18 +35,18 @@ def refuses(queries: Any, rows: Any, scale: Any, k: int, blocks: Any = None) -> 
 @functools.partial(jax.jit, static_argnums=3)
 def topk_dot(queries: Any, rows: Any, scale: Any, k: int, blocks: Any = None) -> TopK:
     best = none_yet(len(queries), k)
-    for start in range(0, len(rows), AT_ONCE):
-        stop = min(start + AT_ONCE, len(rows))
+    step = max(1, SCORES // len(queries) // ROWS) * ROWS
+    for start in range(0, len(rows), step):
+        stop = min(start + step, len(rows))
         found = select(scores(queries, rows, scale, blocks, start, stop), k)
         moved = (jnp.where(x < 0, -1, x + start) for x in (found.largest_index, found.smallest_index))
         best = merge(best, TopK(found.largest, next(moved), found.smallest, next(moved)))
     return best
 
 
-def scores(queries: Any, rows: Any, scale: Any, blocks: Any, start: int = 0, stop: int | None = None) -> Any:
+def scores(queries: Any, rows: Any, scale: Any, blocks: Any, start: int, stop: int) -> Any:
     """`[Q, stop - start]` float32; `start` a multiple of `ROWS`."""
     count, width = rows.shape
-    stop = count if stop is None else stop
     if blocks is None:
         blocks = jnp.ones((count, 1), jnp.float32)
     tile = power_of_two(len(queries), 16, QUERIES)

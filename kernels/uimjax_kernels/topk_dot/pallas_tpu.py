@@ -1,4 +1,5 @@
-"""`topk_dot` for TPUs (Pallas, Mosaic): rows are read once, as stored, and widened in vector memory.
+"""`topk_dot` for TPUs (Pallas, Mosaic): rows are read once, as stored, and widened in vector memory (copied first where
+their number is no multiple of 512, or their width of 128).
 
 Lowered and interpreted in the tests; not measured on a chip yet, so it is picked by name alone.
 """
@@ -17,7 +18,7 @@ from uimjax_kernels.topk_dot.select import TopK, merge, none_yet, select
 from uimjax_kernels.topk_dot.shapes import halves, padded
 
 ROWS, STEP, QUERIES = 512, 128, 64  # of a tile: rows, columns a step, queries
-AT_ONCE = 1 << 18  # rows whose scores stand in memory together
+SCORES = 1 << 24  # that stand in memory together
 
 
 def refuses(queries: Any, rows: Any, scale: Any, k: int, blocks: Any = None) -> str | None:
@@ -32,18 +33,18 @@ def refuses(queries: Any, rows: Any, scale: Any, k: int, blocks: Any = None) -> 
 @functools.partial(jax.jit, static_argnums=3)
 def topk_dot(queries: Any, rows: Any, scale: Any, k: int, blocks: Any = None) -> TopK:
     best = none_yet(len(queries), k)
-    for start in range(0, len(rows), AT_ONCE):
-        stop = min(start + AT_ONCE, len(rows))
+    step = max(1, SCORES // len(queries) // ROWS) * ROWS
+    for start in range(0, len(rows), step):
+        stop = min(start + step, len(rows))
         found = select(scores(queries, rows, scale, blocks, start, stop), k)
         moved = (jnp.where(x < 0, -1, x + start) for x in (found.largest_index, found.smallest_index))
         best = merge(best, TopK(found.largest, next(moved), found.smallest, next(moved)))
     return best
 
 
-def scores(queries: Any, rows: Any, scale: Any, blocks: Any, start: int = 0, stop: int | None = None) -> Any:
+def scores(queries: Any, rows: Any, scale: Any, blocks: Any, start: int, stop: int) -> Any:
     """`[Q, stop - start]` float32; `start` a multiple of `ROWS`."""
     count = len(rows)
-    stop = count if stop is None else stop
     if blocks is None:
         blocks = jnp.ones((count, 1), jnp.float32)
     asked = halves(padded(queries.astype(jnp.float32), QUERIES, STEP), QUERIES)

@@ -31,9 +31,9 @@ def select(scores: Any, k: int, counted: Any = None) -> TopK:
     return TopK(high[0], high[1], -low[0], low[1])
 
 
-def merge(old: TopK, new: TopK, k: int | None = None) -> TopK:
-    """Of rows that come before and rows that come after; `k` of them, as many as `old` has if not given."""
-    k = old.largest.shape[1] if k is None else k
+def merge(old: TopK, new: TopK) -> TopK:
+    """Of rows that come before and rows that come after; as many as `old` has."""
+    k = int(old.largest.shape[1])
     high = _merged(old.largest, new.largest, old.largest_index, new.largest_index, k)
     low = _merged(-old.smallest, -new.smallest, old.smallest_index, new.smallest_index, k)
     return TopK(high[0], high[1], -low[0], low[1])
