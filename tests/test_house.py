@@ -40,10 +40,11 @@ FLOORS = [
 ]
 INSIDE = {
     "uimjax.taps": ["_compat", "base", "views", "follow", "plan", "run", "layouts", "capture", "parts", "proof"],
-    "uimjax.store": ["base", "digest", "manifest", "journal", "shards", "stage"],
+    "uimjax.store": ["base", "coding", "digest", "manifest", "journal", "shards", "stage"],
     "uimjax.interpret": [
         "base", "trajectory", "lexical", "representation", "baselines", "resume", "curved", "sketched", "solved",
-        "exact", "segments", "rerank", "self_influence", "methods", "index", "trace", "positions", "shares", "bank",
+        "exact", "segments", "rerank", "self_influence", "methods", "index", "price",
+        "indexing", "trace", "positions", "shares", "bank",
         "judge", "metagradient", "counterfactual", "check",
     ],
     "uimjax.corpora": ["base", "truth", "digits", "files", "plants", "tokenizer", "documents", "stdlib", "text_plants"],

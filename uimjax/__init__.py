@@ -25,7 +25,10 @@ _WHERE = {
     "Checkpoint": "uimjax.interpret.trajectory",
     "Recipe": "uimjax.steps",
     "Method": "uimjax.interpret.base",
-    "build_index": "uimjax.interpret.index",
+    "append_index": "uimjax.interpret.indexing",
+    "build_index": "uimjax.interpret.indexing",
+    "merge_indexes": "uimjax.interpret.indexing",
+    "repair_index": "uimjax.interpret.indexing",
     "open_index": "uimjax.interpret.index",
     "verify_index": "uimjax.interpret.index",
     "trace": "uimjax.interpret.trace",
@@ -51,9 +54,12 @@ if TYPE_CHECKING:
     from uimjax.interpret import counterfactual as counterfactual
     from uimjax.interpret import methods as methods
     from uimjax.interpret.base import Method as Method
-    from uimjax.interpret.index import build_index as build_index
     from uimjax.interpret.index import open_index as open_index
     from uimjax.interpret.index import verify_index as verify_index
+    from uimjax.interpret.indexing import append_index as append_index
+    from uimjax.interpret.indexing import build_index as build_index
+    from uimjax.interpret.indexing import merge_indexes as merge_indexes
+    from uimjax.interpret.indexing import repair_index as repair_index
     from uimjax.interpret.methods import score as score
     from uimjax.interpret.shares import score_by_parameter as score_by_parameter
     from uimjax.interpret.shares import score_by_token as score_by_token

@@ -196,7 +196,7 @@ def _index(args: argparse.Namespace, rest: list[str]) -> int:
     keep_buffers()  # before anything computes
     from uimjax.config import IndexConfig, read_yaml
     from uimjax.corpora import read_rows
-    from uimjax.interpret.index import build_index
+    from uimjax.interpret.indexing import build_index
     from uimjax.progress import quiet, shown
     from uimjax.sketch import Sketch
 
@@ -211,7 +211,8 @@ def _index(args: argparse.Namespace, rest: list[str]) -> int:
         sketch=Sketch(config.sketch_rank, seed=config.seed),
         batch_size=config.batch_size,
         shard_rows=config.shard_rows,
-        dtype=config.dtype,
+        coding=config.coding,
+        target_recall=config.target_recall,
         progress=quiet if args.json else shown,
     )
     found = {

@@ -188,7 +188,15 @@ class IndexConfig(_Strict):
     seed: int = Field(0, description="of the projection matrices")
     batch_size: int = Field(64, ge=1)
     shard_rows: int = Field(1024, ge=1)
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    coding: str = Field(
+        "float32", description="float32, bfloat16, int8, int4; rank4-int8: matrices as 4 pairs of factors"
+    )
+    target_recall: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="in coding's stead: the smallest that keeps that share of top-20 lists on a sample",
+    )
 
 
 class CheckTrainChoice(TrainChoice):

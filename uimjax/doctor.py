@@ -17,7 +17,8 @@ from uimjax import rows as row
 from uimjax import taps
 from uimjax.errors import UimError
 from uimjax.interpret.base import followed_sites
-from uimjax.interpret.index import build_index, verify_index
+from uimjax.interpret.index import verify_index
+from uimjax.interpret.indexing import build_index
 from uimjax.mesh import make_mesh
 from uimjax.onepass import collect
 from uimjax.task import Task

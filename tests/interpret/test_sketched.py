@@ -15,7 +15,7 @@ from uimjax.curvature.blocks import Laid
 from uimjax.errors import UsageError
 from uimjax.interpret import methods, sketched, trace
 from uimjax.interpret.base import Method
-from uimjax.interpret.index import build_index
+from uimjax.interpret.indexing import build_index
 from uimjax.rows import Pass
 
 BLOCKS = ((0, 20), (20, 60))

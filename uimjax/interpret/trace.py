@@ -13,6 +13,7 @@ from uimjax.errors import MismatchError, UsageError
 from uimjax.interpret import base, methods, sketched
 from uimjax.interpret.base import Method, Scores
 from uimjax.interpret.index import Index, open_index, task_digest
+from uimjax.store.coding import BLOCK
 from uimjax.taps import Sites
 from uimjax.task import Measurement, Task
 from uimjax_kernels import TopK, topk_dot
@@ -108,7 +109,7 @@ def by(asked: Question, method: str | Method, span: base.Span | None = None) -> 
             "of the loss alone. Use `uj.score`, or trace with logra or trackstar."
         )
     if chosen.of_rows is not None:
-        whole = ((shard.ids, _full(shard)) for shard in index.shards())
+        whole = ((shard.ids, _full(index, shard)) for shard in index.shards())
         parts = (sketched.Part(ids, rows, rows) for ids, rows in whole)
         inverse, damping = sketched.curvature(chosen.of_rows, index.blocks, index.rows, parts)
     directions = base.directions(chosen, inverse, vectors)
@@ -158,10 +159,9 @@ def top(asked: Asked, k: int = 20) -> Trace:
         raise UsageError(f"k = {k} examples were asked for; at least 1 was wanted")
     k = min(k, asked.held.rows)
     best: TopK | None = None
-    for entry in asked.held.entries:
-        shard = asked.held.shard(entry)
-        found = topk_dot(asked.directions, jnp.asarray(shard.vectors, jnp.float32), _scale(asked, shard), k)
-        found = _shift(found, entry.start)
+    for shard in asked.held.shards():
+        rows, blocks = _stored(asked.held, shard)
+        found = _shift(topk_dot(asked.directions, rows, _scale(asked, shard), k, blocks), int(shard.ids[0]))
         best = found if best is None else _merge(best, found, k)
     assert best is not None
     values, label = [np.asarray(x) for x in best], base.said(asked.method, asked.damping)
@@ -172,19 +172,29 @@ def score_all(asked: Asked) -> Scores:
     """Every row's score, `[N, Q]`: for data small enough to look at whole."""
     parts = []
     for shard in asked.held.shards():
-        products = jnp.asarray(shard.vectors, jnp.float32) @ asked.directions.T
+        products = asked.held.vectors(shard) @ asked.directions.T
         parts.append(np.asarray(products * _scale(asked, shard)[:, None]))
     how = {} if asked.damping is None else {"damping": asked.damping}
     return Scores(np.concatenate(parts), base.said(asked.method, asked.damping), asked.unit, how)
 
 
-def _full(shard: store.Shard):
-    return jnp.asarray(shard.vectors, jnp.float32) * jnp.asarray(shard.norm)[:, None]
+def _stored(index: Index, shard: store.Shard) -> tuple[Any, Any]:
+    """Rows and their blocks' scales as `topk_dot` takes them: as they are stored, where it knows the coding."""
+    coding, width = index.coding, index.manifest["width"]
+    plain = coding.rank == 0 and coding.dtype != "int4"
+    if plain and (coding.dtype != "int8" or width % BLOCK["int8"] == 0):
+        return jnp.asarray(shard.vectors.numbers), shard.vectors.scales
+    return index.vectors(shard), None
+
+
+def _full(index: Index, shard: store.Shard):
+    return index.vectors(shard) * jnp.asarray(shard.norm)[:, None]
 
 
 def _scale(asked: Asked, shard: store.Shard):
-    vectors = jnp.asarray(shard.vectors, jnp.float32)
-    return base.row_scale(asked.method, asked.inverse, vectors, jnp.asarray(shard.norm))
+    if asked.method.of_rows is None:  # unit rows are unit rows; what a coding took from their length is no reason
+        return jnp.asarray(shard.norm if asked.method.normalize == "none" else shard.norm > 0, jnp.float32)
+    return base.row_scale(asked.method, asked.inverse, asked.held.vectors(shard), jnp.asarray(shard.norm))
 
 
 def _shift(found: TopK, start: int) -> TopK:

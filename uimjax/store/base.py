@@ -1,13 +1,18 @@
-"""Atomic files: a reader sees the old bytes or the new bytes, never a part."""
+"""Atomic files: a reader sees the old bytes or the new bytes, never a part. And reading ahead."""
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 from uimjax.errors import OutputError
 
 TEMPORARY = ".tmp-"
+Item = TypeVar("Item")
+Found = TypeVar("Found")
 
 
 def fsync_folder(folder: Path) -> None:
@@ -57,3 +62,19 @@ def make_folder(folder: Path) -> Path:
             f"cannot write to {folder}: {error.strerror or error}. Choose another folder with --out."
         ) from error
     return folder
+
+
+def ahead(items: Iterable[Item], read: Callable[[Item], Found], most: int = 2) -> Iterator[Found]:
+    """`read(item)` of each, in order; while one is looked at the next are read, at most so many of them."""
+    with ThreadPoolExecutor(most) as pool:
+        waiting: deque[Future[Found]] = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(read, item))
+                if len(waiting) > most:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for each in waiting:
+                each.cancel()

@@ -4,9 +4,10 @@ import fcntl
 import json
 import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 from uimjax.errors import CorruptError, OutputError
+from uimjax.store.base import atomic
 from uimjax.store.digest import digest_text
 
 
@@ -30,9 +31,17 @@ def _decode(line: str, path: Path, number: int) -> Entry:
     check, _, body = line.partition(" ")
     if digest_text(body)[:16] != check:
         raise CorruptError(
-            f"{path}, line {number}: the checksum does not match. Remove the index folder and build it again."
+            f"{path}, line {number}: the checksum does not match. Run `uimjax index repair` with the index's config."
         )
     return Entry(**json.loads(body))
+
+
+def _lock(file: IO[bytes], path: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        raise OutputError(f"{path.parent} is being written by another process; wait for it to end.") from error
 
 
 class Journal:
@@ -44,11 +53,7 @@ class Journal:
             self._file = path.open("a+b")
         except OSError as error:
             raise OutputError(f"cannot write {path}: {error.strerror}. Choose another folder with --out.") from error
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._file.close()
-            raise OutputError(f"{path.parent} is being written by another process; wait for it to end.") from error
+        _lock(self._file, path)
         self._file.seek(0)
         data = self._file.read()
         whole = data.rfind(b"\n") + 1
@@ -75,6 +80,34 @@ class Journal:
         self.close()
 
     @staticmethod
+    def salvage(path: Path) -> list[Entry]:
+        """The entries whose checksums are right, of a journal that may be damaged."""
+        out = []
+        for line in path.read_bytes().split(b"\n") if path.exists() else []:
+            try:
+                out.append(_decode(line.decode(), path, 0))
+            except (CorruptError, UnicodeDecodeError):
+                continue
+        return out
+
+    @staticmethod
+    def rewrite(path: Path, entries: list[Entry]) -> bool:
+        """Put exactly these entries in its place; True where that changed its bytes.
+
+        Raises:
+            OutputError: another process is writing it, or it cannot be written.
+        """
+        data = "".join(_encode(entry) for entry in entries).encode()
+        if path.exists():
+            with path.open("rb") as held:
+                _lock(held, path)
+                if held.read() == data:
+                    return False
+        with atomic(path) as temporary:
+            temporary.write_bytes(data)
+        return True
+
+    @staticmethod
     def read(path: Path) -> list[Entry]:
         """The entries of a journal that nobody writes any more."""
         data = path.read_bytes() if path.exists() else b""
@@ -85,5 +118,5 @@ def _parse(data: bytes, path: Path) -> list[Entry]:
     try:
         lines = data.decode().splitlines()
     except UnicodeDecodeError as error:
-        raise CorruptError(f"{path} is not text: {error}. Remove the index folder and build it again.") from error
+        raise CorruptError(f"{path} is not text: {error}. Run `uimjax index repair` with its config.") from error
     return [_decode(line, path, number) for number, line in enumerate(lines, start=1)]

@@ -25,7 +25,8 @@ from uimjax.corpora.documents import line_at
 from uimjax.errors import ShapeError, UsageError
 from uimjax.interpret import methods, trace, trajectory
 from uimjax.interpret.base import Scores, Span, training_sites
-from uimjax.interpret.index import Index, build_index, task_digest
+from uimjax.interpret.index import Index, task_digest
+from uimjax.interpret.indexing import build_index
 from uimjax.interpret.positions import token_scores
 from uimjax.mitigate import proof
 from uimjax.models import decoder

@@ -20,7 +20,8 @@ from uimjax.corpora.base import Corpus, checked
 from uimjax.errors import UsageError
 from uimjax.interpret import counterfactual, methods, trace
 from uimjax.interpret.base import Scores
-from uimjax.interpret.index import build_index, task_digest
+from uimjax.interpret.index import task_digest
+from uimjax.interpret.indexing import build_index
 from uimjax.mitigate import proof
 from uimjax.mitigate.edit import Edit
 from uimjax.progress import Progress, quiet
