@@ -17,6 +17,14 @@ import pytest  # noqa: E402
 jax.config.update("jax_disable_most_optimizations", True)  # the tests compile far more than they compute
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _compiled_once(tmp_path_factory):
+    """Programs that two tests share are compiled once, for each test process by itself (writing is not atomic)."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
 @pytest.fixture(autouse=True)
 def _strict_ranks():
     with jax.numpy_rank_promotion("raise"):

@@ -196,7 +196,11 @@ def test_index_build_and_verify_from_the_command_line(tmp_path, capsys, monkeypa
     (tmp_path / "i.yaml").write_text("load: own_load:load\nrows: rows.jsonl\nshard_rows: 8\n")
     done = command_line("index", "build", "i.yaml", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == {"folder": "i.index", "rows": 20, "width": 3, "shards": 3}
+    found = json.loads(done.stdout)
+    assert found["price"][0]["recall"] == 1.0
+    del found["price"]
+    sizes = {"rows": 20, "width": 3, "shards": 3, "coding": "float32", "row_bytes": 12}
+    assert found == {"folder": "i.index"} | sizes
     code, out, _ = run_cli("index", "verify", "i.index", capsys=capsys)
     assert (code, "every byte is right" in out) == (0, True)
     shard = tmp_path / "i.index/shards/000002.parquet"
@@ -204,6 +208,25 @@ def test_index_build_and_verify_from_the_command_line(tmp_path, capsys, monkeypa
     code, out, _ = run_cli("index", "verify", "i.index", "--json", capsys=capsys)
     assert code == 4
     assert "shard 2" in json.loads(out)["problems"][0]
+    code, out, _ = run_cli("index", "repair", "i.yaml", capsys=capsys)
+    assert (code, "000002.parquet computed again" in out) == (0, True)
+    code, out, _ = run_cli("index", "repair", "i.yaml", "--json", capsys=capsys)
+    assert (code, json.loads(out)) == (0, {"repaired": []})
+    (tmp_path / "more.jsonl").write_text("".join(f'{{"x": [1, {k}, 2], "y": {k}.5}}\n' for k in range(9)))
+    few = ("--rows", "more.jsonl", "--coding", "int8", "--json")
+    code, out, err = run_cli("index", "build", "i.yaml", *few, "--out", "few", capsys=capsys)
+    assert (code, json.loads(out)["coding"]) == (0, "int8"), err
+    code, out, err = run_cli("index", "merge", "i.index", "few", "--out", "both", capsys=capsys)
+    assert (code, "coding float32 (asked for: int8)" in err or "coding int8" in err) == (3, True), err
+    code, _, err = run_cli("index", "merge", "i.index", "few", capsys=capsys)
+    assert (code, "with --out FOLDER" in err) == (2, True)
+    code, out, err = run_cli("index", "append", "i.yaml", "--rows", "more.jsonl", "--out", "few", capsys=capsys)
+    assert (code, "9 rows of 3 numbers (int8" in out) == (0, True), err  # they are there already
+    code, out, err = run_cli("index", "append", "i.yaml", "--out", "few", capsys=capsys)
+    assert (code, "29 rows of 3 numbers" in out) == (0, True), err
+    assert "are kept (on 9 rows)" in out
+    code, out, _ = run_cli("index", "verify", "few", capsys=capsys)
+    assert code == 0
     for module, rows, code, words in [
         ("own_load_two", None, 3, "MismatchError: i.index holds an index of other parameters"),
         ("own_load_nan", None, 3, "NonFiniteError: parameters"),

@@ -42,12 +42,20 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("--reveal", action="store_true", help="show leaked secrets in clear; they are masked otherwise")
     doctor = _command(commands, "doctor", "is this machine fit, and your own loss", out="")
     doctor.add_argument("--task", help="pkg.module:function returning (uimjax.Task, params, rows): every check of it")
-    index = commands.add_parser("index", help="build or verify an index of your own model and rows")
+    index = commands.add_parser("index", help="build, verify, repair, grow or join indexes of your own model and rows")
     actions = index.add_subparsers(dest="action", metavar="ACTION", required=True)
     build = _command(actions, "build", "sketch every row's gradient; continues where it stopped", out=None)
     build.add_argument("target", help="a YAML config (`uimjax new index`)")
     verify = _command(actions, "verify", "check every byte of an index", out="")
     verify.add_argument("target", help="the folder of an index")
+    repair = _command(actions, "repair", "recompute what is damaged, to the same bytes", out=None)
+    repair.add_argument("target", help="the YAML config it was built with (of an index that grew: with all rows)")
+    append = _command(
+        actions, "append", "add the config's rows to a finished index (--rows NEW, --out FOLDER)", out=None
+    )
+    append.add_argument("target", help="a YAML config")
+    merge = _command(actions, "merge", "one index of the rows of several (--out FOLDER)", out=None)
+    merge.add_argument("target", nargs="+", help="folders of indexes of one model and different rows")
     check = _command(commands, "check", "judge attribution methods by retraining your own small task", out=None)
     check.add_argument("target", help="a YAML config (`uimjax new check`)")
     new = commands.add_parser("new", help="write a commented config into this folder")
@@ -68,7 +76,8 @@ def _command(commands: Any, name: str, what: str, out: str | None) -> argparse.A
 def main(argv: list[str] | None = None) -> None:
     """Entry point; ends the process with the exit code of what happened."""
     args, rest = parser().parse_known_args(argv)
-    takes_settings = args.command in ("demo", "run", "check", *STAGES) or getattr(args, "action", "") == "build"
+    takes_settings = args.command in ("demo", "run", "check", *STAGES)
+    takes_settings |= getattr(args, "action", "") in ("build", "repair", "append")
     if rest and not takes_settings:
         parser().error(f"unrecognised: {' '.join(rest)}")
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM):
@@ -191,37 +200,58 @@ def _index(args: argparse.Namespace, rest: list[str]) -> int:
             else "\n".join(problems) or f"{args.target}: every byte is right"
         )
         return 4 if problems else 0
+    from uimjax.interpret import indexing
+    from uimjax.progress import quiet, shown
+
+    progress = quiet if args.json else shown
+    if args.action == "merge":
+        if not args.out:
+            raise UsageError("merging writes a new index: say where, with --out FOLDER")
+        return _told(indexing.merge_indexes(args.target, args.out, progress), args.json)
     from uimjax.allocator import keep_buffers
 
     keep_buffers()  # before anything computes
     from uimjax.config import IndexConfig, read_yaml
     from uimjax.corpora import read_rows
-    from uimjax.interpret.indexing import build_index
-    from uimjax.progress import quiet, shown
     from uimjax.sketch import Sketch
 
     config = _override(IndexConfig, read_yaml(Path(args.target)), rest)
     rows = read_rows(config.rows)
     task, params = _loaded(config.load, "(uimjax.Task, params)", 2)
-    index = build_index(
-        task,
-        params,
-        rows,
-        args.out or Path(args.target).with_suffix(".index"),
-        sketch=Sketch(config.sketch_rank, seed=config.seed),
-        batch_size=config.batch_size,
-        shard_rows=config.shard_rows,
-        coding=config.coding,
-        target_recall=config.target_recall,
-        progress=quiet if args.json else shown,
-    )
+    out = args.out or Path(args.target).with_suffix(".index")
+    if args.action == "append":
+        return _told(indexing.append_index(task, params, rows, out, progress=progress), args.json)
+    choices = {"sketch": Sketch(config.sketch_rank, seed=config.seed)}
+    choices |= config.model_dump(include={"batch_size", "shard_rows", "coding", "target_recall"})
+    if args.action == "build":
+        return _told(indexing.build_index(task, params, rows, out, **choices, progress=progress), args.json)
+    done = indexing.repair_index(task, params, rows, out, **choices, progress=progress)
+    print(json.dumps({"repaired": done}) if args.json else "\n".join(done) or f"{out}: nothing was broken")
+    return 0
+
+
+def _told(index: Any, as_json: bool) -> int:
+    """What an index holds, and what its coding costs."""
+    price = (index.price or {"parts": []})["parts"]
     found = {
         "folder": str(index.folder),
         "rows": index.rows,
         "width": index.manifest["width"],
         "shards": len(index.entries),
+        "coding": str(index.coding),
+        "row_bytes": index.row_bytes,
+        "price": price,
     }
-    print(json.dumps(found) if args.json else f"{found['rows']} rows of {found['width']} numbers in {found['folder']}")
+    if as_json:
+        print(json.dumps(found))
+        return 0
+    print(f"{index.rows} rows of {found['width']} numbers ({index.coding}, {index.row_bytes} bytes) in {index.folder}")
+    lossy = str(index.coding) != "float32"
+    for part in price if lossy else []:
+        print(
+            f"{part['smaller']:.1f} times smaller than float32; scores correlate {part['correlation']:.4f} with those "
+            f"of whole rows, and {part['recall']:.1%} of their top {part['top']} are kept (on {part['rows']} rows)"
+        )
     return 0
 
 

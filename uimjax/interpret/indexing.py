@@ -17,7 +17,7 @@ import numpy as np
 from uimjax import rows as row
 from uimjax import sketch as sketching
 from uimjax import store
-from uimjax.errors import CorruptError, MismatchError, OutputError, ShapeError, UsageError
+from uimjax.errors import CorruptError, MismatchError, MissingFileError, OutputError, ShapeError, UsageError
 from uimjax.interpret import base, price
 from uimjax.interpret.index import (
     JOURNAL,
@@ -163,7 +163,15 @@ def repair_index(
 
     Raises: as `build_index`; CorruptError where computing again gives other bytes than the journal vouches for.
     """
-    root, done = Path(folder), []
+    root = Path(folder)
+    if not (root / MANIFEST).exists():
+        raise MissingFileError(f"{root} holds no index (no {MANIFEST}). Build one with `uimjax index build`.")
+    with store.Journal.locked(root / JOURNAL):
+        return _repair(root, task, params, data, mesh, progress, choices)
+
+
+def _repair(root, task, params, data, mesh, progress, choices) -> list[str]:
+    done: list[str] = []
     try:
         held = read_manifest(root)
         maker = _as_built(held, task, params, data, root, mesh)

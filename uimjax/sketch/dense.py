@@ -111,7 +111,7 @@ def _place(leaf: Leaf, key: Any, entry: Any, start: Any) -> tuple[Any, Any]:
     if rows * cols > 2**32:
         raise UsageError(f"{leaf.path} has {rows} x {cols} entries, more than the 2^32 that a dense sketch can number")
     seed = jax.random.key_data(jax.random.fold_in(key, entry)).astype(jnp.uint32)
-    return seed, start.astype(jnp.uint32) * np.uint32(cols)
+    return seed, jnp.asarray(start, jnp.uint32) * np.uint32(cols)
 
 
 def _signs(sketch: DenseSketch, leaf: Leaf, key: Any, entry: Any, start: Any, height: int) -> Any:

@@ -1,8 +1,10 @@
 """The journal of an index: one line a finished shard, each with its own checksum, appended and synced."""
 
+import contextlib
 import fcntl
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -91,18 +93,27 @@ class Journal:
         return out
 
     @staticmethod
+    @contextlib.contextmanager
+    def locked(path: Path) -> Iterator[None]:
+        """No other process writes it meanwhile, damaged or not.
+
+        Raises:
+            OutputError: one does.
+        """
+        with path.open("ab") as held:
+            _lock(held, path)
+            yield
+
+    @staticmethod
     def rewrite(path: Path, entries: list[Entry]) -> bool:
         """Put exactly these entries in its place; True where that changed its bytes.
 
         Raises:
-            OutputError: another process is writing it, or it cannot be written.
+            OutputError: it cannot be written.
         """
         data = "".join(_encode(entry) for entry in entries).encode()
-        if path.exists():
-            with path.open("rb") as held:
-                _lock(held, path)
-                if held.read() == data:
-                    return False
+        if path.exists() and path.read_bytes() == data:
+            return False
         with atomic(path) as temporary:
             temporary.write_bytes(data)
         return True
