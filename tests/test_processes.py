@@ -1,11 +1,21 @@
-"""Two real processes over gloo: the same norms and sketches as in one."""
+"""Real processes: the same norms, sketches and indexes as of one, and a named end where one of them is lost."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import numpy as np
+import pytest
+
+from tests.interpret.test_index import digest
+from uimjax.errors import UsageError
+from uimjax.mesh import on_cluster, start_processes
+
+ROOT = Path(__file__).parent.parent
 
 SCRIPT = """
 import sys
@@ -57,3 +67,108 @@ def test_two_processes_find_what_one_does(tmp_path):
     assert set(one) == set(two) == {"loss", "norm", "sketch"}
     for name in one:
         np.testing.assert_allclose(two[name], one[name], rtol=1e-5, atol=1e-6)
+
+
+# ---------------------------------------------------------------- an index built by several
+
+
+BUILD = """
+import sys, time
+import jax, jax.numpy as jnp, numpy as np
+import uimjax as uj
+from uimjax.errors import UimError
+from uimjax.interpret.indexing import Share
+from uimjax.mesh import start_processes
+folder, process, processes, coordinator, limit, stuck = sys.argv[1:]
+def slow(items, what, unit="", skip=0):
+    print("ready", flush=True)
+    for k, item in enumerate(items):
+        if k == int(stuck):
+            time.sleep(60)
+        yield item
+        time.sleep(0.02)
+share = Share(*start_processes(coordinator or None, int(processes), int(process), 60), float(limit))
+assert jax.process_count() == (int(processes) if coordinator else 1)
+rng = np.random.default_rng(0)
+params = {"w": rng.normal(size=(6, 7)).astype(np.float32), "b": rng.normal(size=7).astype(np.float32)}
+data = {"x": rng.normal(size=(120, 6)).astype(np.float32), "y": rng.integers(7, size=120)}
+loss = lambda p, e: -jax.nn.log_softmax(jnp.tanh(e["x"] @ p["w"]) + p["b"])[e["y"]]
+how = {"sketch": uj.Sketch(4), "batch_size": 4, "shard_rows": 4, "coding": "int8", "share": share, "progress": slow}
+try:
+    uj.build_index(uj.Task(loss), params, data, folder, **how)
+except UimError as error:
+    print(f"{type(error).__name__}: {error}", file=sys.stderr)
+    sys.exit(error.exit_code)
+"""
+
+
+def part_of_a_build(folder, process, processes, coordinator="", limit=60, stuck=-1):
+    env = dict(os.environ, JAX_NUM_CPU_DEVICES="1", JAX_PLATFORMS="cpu")
+    env |= {"JAX_COMPILATION_CACHE_DIR": str(folder.parent / f"cache{process}")}
+    env |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    command = [sys.executable, "-c", BUILD, *map(str, (folder, process, processes, coordinator, limit, stuck))]
+    return subprocess.Popen(command, env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def ended(processes):
+    """(exit code, what it said) of each."""
+    out = []
+    for process in processes:
+        said = process.communicate(timeout=120)[1]
+        out.append((process.returncode, said))
+    return out
+
+
+def test_killed_and_gone_on_by_one_or_two_the_bytes_are_those_of_one(tmp_path):
+    assert ended([part_of_a_build(tmp_path / "whole", 0, 1)])[0][0] == 0
+    want = digest(tmp_path / "whole")
+    for name, again in (("one", 1), ("two", 2)):
+        folder = tmp_path / name
+        both = [part_of_a_build(folder, k, 2) for k in range(2)]
+        assert both[1].stdout is not None
+        both[1].stdout.readline()
+        time.sleep(0.15)
+        both[1].send_signal(signal.SIGKILL)
+        (code, said), (killed, _) = ended(both)
+        assert killed == -signal.SIGKILL
+        assert (code, "LostProcessError: process 1 of 2 ended before it had made shard" in said) == (75, True), said
+        assert not (folder / "price.json").exists()
+        assert digest(folder) != want
+        assert [code for code, _ in ended([part_of_a_build(folder, k, again) for k in range(again)])] == [0] * again
+        assert digest(folder) == want
+
+
+def test_processes_that_a_coordinator_brings_together_build_the_same(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    found = ended([part_of_a_build(tmp_path / "both", k, 2, f"127.0.0.1:{port}") for k in range(2)])
+    assert [code for code, _ in found] == [0, 0], found
+    assert ended([part_of_a_build(tmp_path / "whole", 0, 1)])[0][0] == 0
+    assert digest(tmp_path / "both") == digest(tmp_path / "whole")
+
+
+def test_a_stalled_process_is_named_within_the_limit(tmp_path):
+    both = [part_of_a_build(tmp_path / "i", 0, 2, limit=2), part_of_a_build(tmp_path / "i", 1, 2, stuck=3)]
+    start = time.monotonic()
+    code, said = ended(both[:1])[0]
+    taken = time.monotonic() - start
+    both[1].kill()
+    ended(both[1:])
+    assert (code, "process 1 of 2 has not made shard 7 for 2 s" in said) == (75, True), said
+    assert taken < 40
+
+
+def test_what_does_not_fit_is_refused_before_anything_starts(monkeypatch):
+    with pytest.raises(UsageError, match="process 2 of 2: a number from 0 to 1"):
+        start_processes(None, 2, 2)
+    with pytest.raises(UsageError, match="name all of --coordinator"):
+        start_processes("host:1", None, 0)
+    with pytest.raises(UsageError, match="name all of --coordinator"):
+        start_processes(None, 2)
+    assert start_processes() == (0, 1)
+    for name, value in (("SLURM_STEP_NUM_TASKS", "2"), ("OMPI_COMM_WORLD_SIZE", "4"), ("TPU_WORKER_HOSTNAMES", "a,b")):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, value)
+            assert on_cluster()
+    assert not on_cluster()

@@ -46,6 +46,7 @@ def parser() -> argparse.ArgumentParser:
     actions = index.add_subparsers(dest="action", metavar="ACTION", required=True)
     build = _command(actions, "build", "sketch every row's gradient; continues where it stopped", out=None)
     build.add_argument("target", help="a YAML config (`uimjax new index`)")
+    _of_several(build)
     verify = _command(actions, "verify", "check every byte of an index", out="")
     verify.add_argument("target", help="the folder of an index")
     repair = _command(actions, "repair", "recompute what is damaged, to the same bytes", out=None)
@@ -54,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
         actions, "append", "add the config's rows to a finished index (--rows NEW, --out FOLDER)", out=None
     )
     append.add_argument("target", help="a YAML config")
+    _of_several(append)
     merge = _command(actions, "merge", "one index of the rows of several (--out FOLDER)", out=None)
     merge.add_argument("target", nargs="+", help="folders of indexes of one model and different rows")
     check = _command(commands, "check", "judge attribution methods by retraining your own small task", out=None)
@@ -71,6 +73,14 @@ def _command(commands: Any, name: str, what: str, out: str | None) -> argparse.A
     if out != "":
         made.add_argument("--out", default=out, help=f"where to write{f' (default {out})' if out else ''}")
     return made
+
+
+def _of_several(made: argparse.ArgumentParser) -> None:
+    """Flags of one of several processes that do one job."""
+    made.add_argument("--processes", type=int, help="how many processes share the job (a cluster's launcher says so)")
+    made.add_argument("--process", type=int, help="which of them this is, from 0")
+    made.add_argument("--coordinator", help="HOST:PORT of process 0, where they meet; without it, in --out alone")
+    made.add_argument("--limit", type=int, default=600, help="seconds to wait for the others (default 600)")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -217,14 +227,23 @@ def _index(args: argparse.Namespace, rest: list[str]) -> int:
 
     config = _override(IndexConfig, read_yaml(Path(args.target)), rest)
     rows = read_rows(config.rows)
+    share = indexing.ALONE
+    if args.action != "repair":
+        from uimjax.mesh import start_processes
+
+        ways = (args.coordinator, args.processes, args.process, args.limit)
+        share = indexing.Share(*start_processes(*ways), args.limit)  # before any device is touched
+        progress = progress if share.process == 0 else quiet
     task, params = _loaded(config.load, "(uimjax.Task, params)", 2)
     out = args.out or Path(args.target).with_suffix(".index")
     if args.action == "append":
-        return _told(indexing.append_index(task, params, rows, out, progress=progress), args.json)
+        return _told(indexing.append_index(task, params, rows, out, share=share, progress=progress), args.json)
     choices = {"sketch": Sketch(config.sketch_rank, seed=config.seed)}
     choices |= config.model_dump(include={"batch_size", "shard_rows", "coding", "target_recall"})
     if args.action == "build":
-        return _told(indexing.build_index(task, params, rows, out, **choices, progress=progress), args.json)
+        return _told(
+            indexing.build_index(task, params, rows, out, **choices, share=share, progress=progress), args.json
+        )
     done = indexing.repair_index(task, params, rows, out, **choices, progress=progress)
     print(json.dumps({"repaired": done}) if args.json else "\n".join(done) or f"{out}: nothing was broken")
     return 0

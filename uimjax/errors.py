@@ -12,6 +12,7 @@
     │   └── MismatchError              an artefact made from other parameters, data or choices
     ├── CorruptError          exit 4   bytes on disk are not the bytes that were written
     ├── OutputError           exit 5   the output folder cannot be written
+    ├── LostProcessError      exit 75  another process of the job is gone; start it again
     └── TapError              exit 6   the user's loss cannot be followed
         ├── CoverageError              a parameter's gradient is not accounted for
         └── BudgetError                a dense per-example gradient would not fit
@@ -78,6 +79,16 @@ class CorruptError(UimError):
 
 class OutputError(UimError):
     exit_code = 5
+
+
+class LostProcessError(UimError):
+    exit_code = 75
+
+    def __init__(self, index: int, count: int, what: str):
+        super().__init__(
+            f"process {index} of {count} {what}. What was finished is kept: start the job again, on any number of "
+            "processes, and it goes on."
+        )
 
 
 class TapError(UimError):

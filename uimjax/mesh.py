@@ -6,12 +6,13 @@ Differentiate under `jit` with a batch placed by `shard_batch`, never inside `ja
 respect to a replicated value comes back summed over devices.
 """
 
+import os
 from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from uimjax.errors import ShapeError, UsageError
+from uimjax.errors import LostProcessError, ShapeError, UsageError
 
 DATA, MODEL = "data", "model"
 
@@ -31,6 +32,42 @@ def make_mesh(data: int | None = None, devices: Any = None, model: int = 1) -> M
         )
     used = devices[: data * model]
     return jax.make_mesh((data, model), (DATA, MODEL), axis_types=(AxisType.Auto,) * 2, devices=used)
+
+
+def start_processes(
+    coordinator: str | None = None, processes: int | None = None, process: int | None = None, limit_s: int = 300
+) -> tuple[int, int]:
+    """(this process, how many there are). A job of several is joined where a cluster started this process (SLURM, Open
+    MPI, Kubernetes, Cloud TPU) or a `coordinator`, HOST:PORT of process 0, is given, before any device is touched.
+
+    Raises:
+        UsageError: some of the three are missing, or do not fit.
+        LostProcessError: the others did not come within `limit_s`.
+    """
+    given = processes is not None and process is not None
+    if processes is not None and process is not None and not 0 <= process < processes:
+        raise UsageError(f"process {process} of {processes}: a number from 0 to {max(processes - 1, 0)} was wanted")
+    if given != (processes is not None or process is not None) or (coordinator is not None and not given):
+        raise UsageError("name all of --coordinator HOST:PORT, --processes N and --process I, or the last two")
+    if coordinator is None and (given or not on_cluster()):
+        return process or 0, processes or 1
+    known = {} if coordinator is None else {
+        "coordinator_address": coordinator, "num_processes": processes, "process_id": process,
+        "coordinator_bind_address": coordinator,
+    }  # fmt: skip
+    try:
+        jax.distributed.initialize(**known, initialization_timeout=limit_s, heartbeat_timeout_seconds=30)
+    except RuntimeError as error:
+        told = f"could not join the others at {coordinator or 'the place its cluster named'} in {limit_s} s ({error})"
+        raise LostProcessError(process or 0, processes or 0, told) from error
+    return jax.process_index(), jax.process_count()
+
+
+def on_cluster() -> bool:
+    """Did a launcher start this process as one of several?"""
+    several = any(int(os.environ.get(name) or 1) > 1 for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"))
+    pod = {"KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"} <= set(os.environ)
+    return several or pod or "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
 
 
 def data_sharding(mesh: Mesh) -> NamedSharding:

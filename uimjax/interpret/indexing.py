@@ -5,20 +5,18 @@ bytes as one that was not; a shard that exists is never trusted unless the journ
 is broken, and nothing else.
 """
 
-import re
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from uimjax import rows as row
 from uimjax import sketch as sketching
 from uimjax import store
-from uimjax.errors import CorruptError, MismatchError, MissingFileError, OutputError, ShapeError, UsageError
+from uimjax.errors import CorruptError, MismatchError, MissingFileError, OutputError, UsageError
 from uimjax.interpret import base, price
+from uimjax.interpret.fill import ALONE, Maker, Share, Span, fill, kept, priced, spans, sweep, written
 from uimjax.interpret.index import (
     JOURNAL,
     MANIFEST,
@@ -33,64 +31,11 @@ from uimjax.interpret.index import (
     part,
     read_manifest,
 )
-from uimjax.mesh import shard_batch
 from uimjax.progress import Progress, quiet
 from uimjax.sketch import AnySketch, Sketch
-from uimjax.store.base import TEMPORARY, make_folder
-from uimjax.store.coding import Shapes
+from uimjax.store.base import make_folder
 from uimjax.taps import check_budget
 from uimjax.task import Task
-
-
-class Span(NamedTuple):
-    """Shard `number`: rows `[start, stop)`."""
-
-    number: int
-    start: int
-    stop: int
-
-
-class Maker(NamedTuple):
-    """Makes rows of an index: `described`, its manifest but for the parts; the compiled program and its inputs."""
-
-    described: dict[str, Any]
-    program: Any
-    params: Any
-    drawn: Any
-    mesh: Any
-
-    @property
-    def coding(self) -> store.Coding:
-        return store.Coding.parse(self.described["coding"])
-
-    @property
-    def shapes(self) -> Shapes:
-        return tuple((p, q) for p, q in self.described["shapes"])
-
-    def gradients(self, data: Any, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(losses, norms, unit rows `[n, D]`) of the rows `ids`."""
-        parts: list[tuple[Any, ...]] = []
-        for batch in row.selected(data, ids, self.described["batch_size"]):
-            rows = batch.rows if self.mesh is None else shard_batch(self.mesh, batch.rows)
-            loss, found = self.program(self.params, rows, self.drawn)
-            real = int(batch.mask.sum())
-            parts.append(tuple(np.asarray(x, np.float32)[:real] for x in (loss, *_unit(found))))
-        losses, norms, units = (np.concatenate(each) for each in zip(*parts, strict=True))
-        base.finite(norms, f"gradients of training rows {ids[0]} to {ids[-1]}")
-        return losses, norms, units
-
-    def shard(self, data: Any, start: int, stop: int, first: int) -> store.Shard:
-        """Rows `[start, stop)` of the index; the data begin at its row `first`."""
-        losses, norms, units = self.gradients(data, np.arange(start - first, stop - first))
-        packed = store.pack(self.coding, self.shapes, units)
-        vectors = store.Packed(*(None if x is None else np.asarray(x) for x in packed))
-        return store.Shard(np.arange(start, stop), losses, norms, vectors)
-
-
-@jax.jit
-def _unit(rows):
-    norm = jnp.linalg.norm(rows, axis=1)
-    return norm, rows / jnp.where(norm > 0, norm, 1.0)[:, None]
 
 
 def build_index(
@@ -105,18 +50,22 @@ def build_index(
     coding: str | store.Coding = "float32",
     target_recall: float | None = None,
     mesh: Any = None,
+    share: Share = ALONE,
     progress: Progress = quiet,
 ) -> Index:
     """Sketch every row's gradient into shards; shards that the journal lists are kept.
 
     `sketch` defaults to rank 16 on both sides. `coding`: how unit vectors are stored (`store.Coding`; norms are always
     float32); with `target_recall` the smallest one that keeps that share of top-20 lists on a sample. What it costs is
-    measured and kept (`Index.price`). With a `mesh`, a batch is split over its data axis.
+    measured and kept (`Index.price`). With a `mesh`, a batch is split over its data axis. `share`: this process is one
+    of several that build it together, each on devices of its own, in a folder that all can write to; the bytes are
+    those of one.
 
     Raises:
         NonFiniteError, ShapeError, TapError: from the parameters, rows or loss, before anything is compiled or written.
         MismatchError: the folder holds an index of other parameters, rows or choices. UnknownNameError: no such coding.
         OutputError: the folder cannot be written. CorruptError: what it holds is damaged (see `repair_index`).
+        LostProcessError: another process of the job is gone, or stalled.
     """
     root = Path(folder)
     maker = _maker(task, params, data, root, sketch, batch_size, shard_rows, coding, target_recall, mesh)
@@ -125,12 +74,13 @@ def build_index(
         raise OutputError(f"{root / SHARDS} holds files and {root} no index; choose another folder")
     make_folder(make_folder(root) / SHARDS)
     _agree(root, maker.described | {"parts": parts})
-    return _fill(root, maker, data, 0, progress)
+    return fill(root, maker, data, 0, share, progress)
 
 
 def append_index(
-    task: Task, params: Any, data: Any, folder: str | Path, *, mesh: Any = None, progress: Progress = quiet
-) -> Index:
+    task: Task, params: Any, data: Any, folder: str | Path, *, mesh: Any = None, share: Share = ALONE,
+    progress: Progress = quiet,
+) -> Index:  # fmt: skip
     """Add rows to a finished index, with the choices it was built with; their ids go on from its last row. Started
     again after it was stopped, it goes on; rows that are the last part already are not added twice.
 
@@ -145,7 +95,7 @@ def append_index(
         held["parts"].append(new)
     _same(root, held, maker.described | {"parts": held["parts"]})
     store.write_manifest(root / MANIFEST, held)
-    return _fill(root, maker, data, count(held) - new["rows"], progress)
+    return fill(root, maker, data, count(held) - new["rows"], share, progress)
 
 
 def repair_index(
@@ -188,12 +138,12 @@ def _repair(root, task, params, data, mesh, progress, choices) -> list[str]:
     for span in progress(spans(held), "repairing", unit="shards"):
         entry = known.get(span.number)
         if entry is None or not intact(root / SHARDS / entry.file, entry):
-            entry = _written(root, maker, data, 0, span, entry)
+            entry = written(root, maker, data, 0, span, entry)
             done.append(f"shard {span.number}: {root / SHARDS / entry.file} computed again")
         entries.append(entry)
     if store.Journal.rewrite(root / JOURNAL, entries):
         done.append(f"{root / JOURNAL}: written again")
-    if _priced(root, maker, data, 0):
+    if priced(root, maker, data, 0):
         done.append(f"{root / PRICE}: measured again")
     return done
 
@@ -220,7 +170,7 @@ def merge_indexes(folders: list[str | Path], out: str | Path, progress: Progress
     _agree(root, joined)
     sources = [(index, entry) for index in held for entry in index.entries]
     with store.Journal(root / JOURNAL) as journal:
-        _sweep(root, journal.entries)
+        sweep(root, {entry.file for entry in journal.entries})
         check_order(journal.entries, journal.path)
         for number, (index, entry) in enumerate(progress(sources, "merging", unit="shards", skip=len(journal.entries))):
             if number < len(journal.entries):
@@ -228,24 +178,12 @@ def merge_indexes(folders: list[str | Path], out: str | Path, progress: Progress
             start = journal.entries[-1].stop if number else 0
             span = Span(number, start, start + entry.stop - entry.start)
             shard = index.shard(entry)._replace(ids=np.arange(span.start, span.stop))
-            journal.append(_kept(root, shard, span, index.coding, index.shapes))
+            journal.append(kept(root, shard, span, index.coding, index.shapes))
         if not (root / PRICE).exists():
             store.write_manifest(
                 root / PRICE, {"parts": [p for i in held for p in (i.price or {"parts": []})["parts"]]}
             )
         return Index(root, joined, tuple(journal.entries))
-
-
-def spans(manifest: dict[str, Any]) -> list[Span]:
-    """The shards of all parts; none holds rows of two."""
-    out: list[Span] = []
-    first = 0
-    for each in manifest["parts"]:
-        stop = first + each["rows"]
-        for start in range(first, stop, manifest["shard_rows"]):
-            out.append(Span(len(out), start, min(start + manifest["shard_rows"], stop)))
-        first = stop
-    return out
 
 
 def _maker(task, params, data, root, sketch, batch_size, shard_rows, coding, target_recall, mesh) -> Maker:
@@ -288,66 +226,6 @@ def _parts(root: Path, data: Any) -> list[dict[str, Any]]:
     return [part(jax.tree.map(lambda x, a=a, b=b: x[a:b], data)) for a, b in zip(ends, ends[1:], strict=False)]
 
 
-def _fill(root: Path, maker: Maker, data: Any, first: int, progress: Progress) -> Index:
-    """Every shard that is not there; the data begin at row `first` of the index."""
-    manifest = read_manifest(root)
-    with store.Journal(root / JOURNAL) as journal:
-        _sweep(root, journal.entries)
-        check_order(journal.entries, journal.path)
-        held = {entry.shard: entry for entry in journal.entries}
-        for span in progress(spans(manifest), "sketching gradients", unit="shards", skip=len(held)):
-            before = held.get(span.number)
-            if before is not None and (span.start < first or intact(root / SHARDS / before.file, before)):
-                continue
-            if span.start < first:
-                raise ShapeError(f"{root} lacks rows from {span.start} on, and these begin at {first}; build it first")
-            entry = _written(root, maker, data, first, span, before)
-            if before is None:
-                journal.append(entry)
-        _priced(root, maker, data, first)
-        return Index(root, manifest, tuple(journal.entries))
-
-
-def _written(root: Path, maker: Maker, data: Any, first: int, span: Span, before: store.Entry | None) -> store.Entry:
-    """A shard computed and written; one that was damaged must come back as it was."""
-    entry = _kept(root, maker.shard(data, span.start, span.stop, first), span, maker.coding, maker.shapes)
-    if before is not None and entry != before:
-        raise CorruptError(
-            f"{root / SHARDS / entry.file} was damaged and computing it again gave other bytes; build into a new folder"
-        )
-    return entry
-
-
-def _kept(root: Path, shard: store.Shard, span: Span, coding: store.Coding, shapes: Shapes) -> store.Entry:
-    path = root / SHARDS / f"{span.number:06d}.parquet"
-    store.write_shard(path, shard, coding, shapes)
-    return store.Entry(*span, path.name, path.stat().st_size, store.digest_file(path))
-
-
-def _priced(root: Path, maker: Maker, data: Any, first: int) -> bool:
-    """Measure the coding on each part that was not measured yet; True where one was. The data begin at row `first`."""
-    try:
-        found = store.read_manifest(root / PRICE)["parts"] if (root / PRICE).exists() else []
-    except CorruptError:
-        found = []
-    parts = read_manifest(root)["parts"]
-    start = sum(each["rows"] for each in parts[: len(found)])
-    new = []
-    for each in parts[len(found) :]:
-        ids = price.sample(each["rows"])
-        if maker.coding == store.Coding():
-            new.append(price.nothing_lost(maker.coding, maker.shapes, len(ids)))
-        elif start < first:
-            raise ShapeError(f"{root / PRICE} lacks rows from {start} on, and these begin at {first}; repair it first")
-        else:
-            unit = maker.gradients(data, ids + start - first)[2]
-            new.append(price.measure(maker.coding, maker.shapes, unit))
-        start += each["rows"]
-    if new:
-        store.write_manifest(root / PRICE, {"parts": [*found, *(each._asdict() for each in new)]})
-    return bool(new)
-
-
 _MEANING = {
     "params": "other parameters",
     "parts": "other training rows",
@@ -369,17 +247,3 @@ def _same(root: Path, held: dict[str, Any], wanted: dict[str, Any]) -> None:
     if differing:
         what = ", ".join(_MEANING.get(key, f"{key} {held.get(key)} (asked for: {wanted[key]})") for key in differing)
         raise MismatchError(f"{root} holds an index of {what}. Choose another folder, or remove that one.")
-
-
-def _sweep(root: Path, entries: list[store.Entry]) -> None:
-    """Remove what a crash left: temporary files and shards that no journal line vouches for."""
-    listed = {entry.file for entry in entries}
-    for path in _files(root):
-        orphan = bool(re.fullmatch(r"\d{6}\.parquet", path.name)) and path.name not in listed
-        if path.name.startswith(TEMPORARY) or orphan:
-            path.unlink()
-
-
-def _files(root: Path) -> Iterator[Path]:
-    yield from root.iterdir()
-    yield from (root / SHARDS).iterdir()

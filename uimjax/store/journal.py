@@ -38,9 +38,9 @@ def _decode(line: str, path: Path, number: int) -> Entry:
     return Entry(**json.loads(body))
 
 
-def _lock(file: IO[bytes], path: Path) -> None:
+def _lock(file: IO[bytes], path: Path, shared: bool = False) -> None:
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except OSError as error:
         file.close()
         raise OutputError(f"{path.parent} is being written by another process; wait for it to end.") from error
@@ -94,15 +94,24 @@ class Journal:
 
     @staticmethod
     @contextlib.contextmanager
-    def locked(path: Path) -> Iterator[None]:
-        """No other process writes it meanwhile, damaged or not.
+    def locked(path: Path, shared: bool = False) -> Iterator[None]:
+        """No other process writes it meanwhile, damaged or not; `shared`: those of one job keep others out.
 
         Raises:
             OutputError: one does.
         """
         with path.open("ab") as held:
-            _lock(held, path)
+            _lock(held, path, shared)
             yield
+
+    @staticmethod
+    def busy(path: Path) -> bool:
+        """Is a process writing it?"""
+        try:
+            with Journal.locked(path, shared=True):
+                return False
+        except OutputError:
+            return True
 
     @staticmethod
     def rewrite(path: Path, entries: list[Entry]) -> bool:
