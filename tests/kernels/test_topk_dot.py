@@ -70,6 +70,18 @@ def test_selection_is_that_of_a_sort_where_many_scores_are_equal(rng):
 
 
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
+def test_rows_that_do_not_count_are_passed_over(name, rng):
+    queries, rows = rng.normal(size=(3, 64)).astype(np.float32), rng.integers(-9, 9, (9000, 64)).astype(np.int8)
+    kept = rng.random(9000) < 0.01
+    got = topk_dot(jnp.asarray(queries), rows, jnp.ones(9000), 200, None, jnp.asarray(kept), implementation=name)
+    scores = np.where(kept, queries.astype(np.float64) @ rows.T, -np.inf)
+    some = int(kept.sum())
+    np.testing.assert_array_equal(got.largest_index[:, :some], np.argsort(-scores, axis=1, kind="stable")[:, :some])
+    assert (np.asarray(got.largest_index)[:, some:] == -1).all()
+    assert (np.asarray(got.smallest_index)[:, some:] == -1).all()
+
+
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
 def test_more_than_there_are_is_marked(name):
     got = topk_dot(jnp.ones((1, 2)), jnp.ones((2, 2), jnp.int8), jnp.ones(2), 4, implementation=name)
     assert got.largest_index.tolist() == [[0, 1, -1, -1]]
@@ -82,5 +94,7 @@ def test_what_does_not_fit_is_refused_with_the_reason():
         topk_dot(jnp.ones((1, 3)), jnp.ones((4, 2)), jnp.ones(4), 1)
     with pytest.raises(KernelError, match="no implementation 'cuda'; it has pallas_gpu"):
         topk_dot(jnp.ones((1, 2)), jnp.ones((4, 2)), jnp.ones(4), 1, implementation="cuda")
+    with pytest.raises(KernelError, match=r"counted float32\(4,\) should be bool"):
+        topk_dot(jnp.ones((1, 2)), jnp.ones((4, 2)), jnp.ones(4), 1, None, jnp.ones(4))
     with pytest.raises(KernelError, match="k = 0"):
         topk_dot(jnp.ones((1, 2)), jnp.ones((4, 2)), jnp.ones(4), 0)

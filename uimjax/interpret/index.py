@@ -5,7 +5,7 @@ Files: `manifest.json` (digests of everything the rows follow from), `journal.js
 merged); their ids run on.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,9 +66,9 @@ class Index:
         path = self.folder / PRICE
         return store.read_manifest(path) if path.exists() else None
 
-    def shards(self) -> Iterator[store.Shard]:
-        """Every shard in order, its CRCs verified; the next are read while one is looked at."""
-        return store.ahead(self.entries, self.shard)
+    def shards(self, entries: Sequence[store.Entry] | None = None) -> Iterator[store.Shard]:
+        """Every shard in order (or those of `entries`), its CRCs verified; the next are read while one is looked at."""
+        return store.ahead(self.entries if entries is None else entries, self.shard)
 
     def shard(self, entry: store.Entry) -> store.Shard:
         path = self.folder / SHARDS / entry.file

@@ -9,25 +9,15 @@ import numpy as np
 
 from uimjax import store
 from uimjax.curvature.damping import Chosen
-from uimjax.errors import MismatchError, UsageError
-from uimjax.interpret import base, methods, sketched
+from uimjax.errors import MismatchError, ShapeError, UsageError
+from uimjax.interpret import base, cascade, methods, sketched
 from uimjax.interpret.base import Method, Scores
+from uimjax.interpret.hits import Trace
 from uimjax.interpret.index import Index, open_index, task_digest
 from uimjax.store.coding import BLOCK
 from uimjax.taps import Sites
 from uimjax.task import Measurement, Task
 from uimjax_kernels import TopK, topk_dot
-
-
-class Trace(NamedTuple):
-    """For each query, best first: `proponents` `[Q, k]` row ids and their positive-end scores, `opponents` likewise."""
-
-    proponents: np.ndarray
-    proponent_scores: np.ndarray
-    opponents: np.ndarray
-    opponent_scores: np.ndarray
-    method: str
-    unit: str
 
 
 class Asked(NamedTuple):
@@ -137,7 +127,7 @@ def trace(
     index: Index | str | Path,
     task: Task,
     params: Any,
-    example: Any,
+    data: Any,
     measurement: Measurement,
     queries: Any,
     method: str | Method = "grad_cos",
@@ -145,23 +135,49 @@ def trace(
     k: int = 20,
     each: bool = False,
     retain: Any = None,
+    where: Any = None,
+    rerank: int = 0,
 ) -> Trace:
     """The k strongest proponents and opponents of the queries' mean (of each query with `each`), in one pass.
 
-    See `ask` for the arguments and what is refused.
+    `where` `[N]` bool: only rows where it is True are asked, the others' shards are not even read. `rerank`: so many
+    candidates at either end are scored again by their gradients themselves (`cascade.rerank`); `data` are then all
+    rows that the index was built from, otherwise any of them (for their shapes).
+
+    See `ask` for the other arguments and what is refused. Raises: MismatchError: other rows than the index has, to
+    re-rank. ShapeError: `where` is no mask of its rows. UsageError: no row is left, or rerank is smaller than k.
     """
-    return top(ask(index, task, params, example, measurement, queries, method, each, retain), k)
+    if rerank and rerank < k:
+        raise UsageError(f"{rerank} candidates cannot give the {k} strongest: rerank={k} or more was wanted")
+    asked = ask(index, task, params, data, measurement, queries, method, each, retain)
+    if not rerank:
+        return top(asked, k, where)
+    cascade.check_rows(asked.held, data)
+    found = top(asked, rerank, where)
+    return cascade.rerank(found, asked, task, params, data, measurement, queries, each, k)
 
 
-def top(asked: Asked, k: int = 20) -> Trace:
-    """The k strongest proponents and opponents of a question made ready, streamed over the shards."""
+def top(asked: Asked, k: int = 20, where: Any = None) -> Trace:
+    """The k strongest proponents and opponents of a question made ready, streamed over shards. Raises as `trace`."""
     if k < 1:
         raise UsageError(f"k = {k} examples were asked for; at least 1 was wanted")
-    k = min(k, asked.held.rows)
+    held, kept = asked.held, None
+    if where is not None:
+        kept = np.asarray(where)
+        if kept.shape != (held.rows,) or kept.dtype != bool:
+            raise ShapeError(
+                f"where is {kept.dtype}{list(kept.shape)}; bool[{held.rows}], one for each row, was wanted"
+            )
+        if not kept.any():
+            raise UsageError("where leaves no row to ask")
+    k = min(k, held.rows if kept is None else int(kept.sum()))
+    entries = [e for e in held.entries if kept is None or kept[e.start : e.stop].any()]
     best: TopK | None = None
-    for shard in asked.held.shards():
-        rows, blocks = _stored(asked.held, shard)
-        found = _shift(topk_dot(asked.directions, rows, _scale(asked, shard), k, blocks), int(shard.ids[0]))
+    for entry, shard in zip(entries, held.shards(entries), strict=True):
+        rows, blocks = _stored(held, shard)
+        counted = None if kept is None else jnp.asarray(kept[entry.start : entry.stop])
+        found = topk_dot(asked.directions, rows, _scale(asked, shard), k, blocks, counted)
+        found = _shift(found, entry.start)
         best = found if best is None else _merge(best, found, k)
     assert best is not None
     values, label = [np.asarray(x) for x in best], base.said(asked.method, asked.damping)

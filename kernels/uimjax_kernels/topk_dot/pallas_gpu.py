@@ -23,8 +23,8 @@ WARPS, STAGES = 4, 3
 SCORES = 1 << 24  # that stand in memory together
 
 
-def refuses(queries: Any, rows: Any, scale: Any, k: int, blocks: Any = None) -> str | None:
-    reason = reference.refuses(queries, rows, scale, k, blocks)
+def refuses(queries: Any, rows: Any, scale: Any, k: int, blocks: Any = None, counted: Any = None) -> str | None:
+    reason = reference.refuses(queries, rows, scale, k, blocks, counted)
     if reason is None and rows.dtype not in (jnp.bfloat16, jnp.int8):
         return f"rows of {rows.dtype}: bfloat16 or int8 were wanted"
     if reason is None and blocks is not None and (rows.shape[1] // blocks.shape[1]) % STEP:
@@ -33,12 +33,13 @@ def refuses(queries: Any, rows: Any, scale: Any, k: int, blocks: Any = None) -> 
 
 
 @functools.partial(jax.jit, static_argnums=3)
-def topk_dot(queries: Any, rows: Any, scale: Any, k: int, blocks: Any = None) -> TopK:
+def topk_dot(queries: Any, rows: Any, scale: Any, k: int, blocks: Any = None, counted: Any = None) -> TopK:
     best = none_yet(len(queries), k)
     step = max(1, SCORES // len(queries) // ROWS) * ROWS
     for start in range(0, len(rows), step):
         stop = min(start + step, len(rows))
-        found = select(scores(queries, rows, scale, blocks, start, stop), k)
+        kept = None if counted is None else counted[start:stop]
+        found = select(scores(queries, rows, scale, blocks, start, stop), k, kept)
         moved = (jnp.where(x < 0, -1, x + start) for x in (found.largest_index, found.smallest_index))
         best = merge(best, TopK(found.largest, next(moved), found.smallest, next(moved)))
     return best
