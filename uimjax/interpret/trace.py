@@ -14,10 +14,10 @@ from uimjax.interpret import base, cascade, methods, sketched
 from uimjax.interpret.base import Method, Scores
 from uimjax.interpret.hits import Trace
 from uimjax.interpret.index import Index, open_index, task_digest
+from uimjax.interpret.strongest import Stored, strongest
 from uimjax.store.coding import BLOCK
 from uimjax.taps import Sites
 from uimjax.task import Measurement, Task
-from uimjax_kernels import TopK, topk_dot
 
 
 class Asked(NamedTuple):
@@ -172,16 +172,17 @@ def top(asked: Asked, k: int = 20, where: Any = None) -> Trace:
             raise UsageError("where leaves no row to ask")
     k = min(k, held.rows if kept is None else int(kept.sum()))
     entries = [e for e in held.entries if kept is None or kept[e.start : e.stop].any()]
-    best: TopK | None = None
-    for entry, shard in zip(entries, held.shards(entries), strict=True):
-        rows, blocks = _stored(held, shard)
-        counted = None if kept is None else jnp.asarray(kept[entry.start : entry.stop])
-        found = topk_dot(asked.directions, rows, _scale(asked, shard), k, blocks, counted)
-        found = _shift(found, entry.start)
-        best = found if best is None else _merge(best, found, k)
-    assert best is not None
-    values, label = [np.asarray(x) for x in best], base.said(asked.method, asked.damping)
-    return Trace(values[1], values[0], values[3], values[2], label, asked.unit)
+    shards = (
+        Stored(
+            entry.start,
+            *_stored(held, shard, _scale(asked, shard)),
+            None if kept is None else kept[entry.start : entry.stop],
+        )
+        for entry, shard in zip(entries, held.shards(entries), strict=True)
+    )
+    best = strongest(shards, asked.directions, k)
+    label = base.said(asked.method, asked.damping)
+    return Trace(best.largest_index, best.largest, best.smallest_index, best.smallest, label, asked.unit)
 
 
 def score_all(asked: Asked) -> Scores:
@@ -194,13 +195,13 @@ def score_all(asked: Asked) -> Scores:
     return Scores(np.concatenate(parts), base.said(asked.method, asked.damping), asked.unit, how)
 
 
-def _stored(index: Index, shard: store.Shard) -> tuple[Any, Any]:
-    """Rows and their blocks' scales as `topk_dot` takes them: as they are stored, where it knows the coding."""
+def _stored(index: Index, shard: store.Shard, scale: Any) -> tuple[Any, Any, Any]:
+    """(rows, what each counts, their blocks' scales): as they are stored, where that can be multiplied."""
     coding, width = index.coding, index.manifest["width"]
     plain = coding.rank == 0 and coding.dtype != "int4"
     if plain and (coding.dtype != "int8" or width % BLOCK["int8"] == 0):
-        return jnp.asarray(shard.vectors.numbers), shard.vectors.scales
-    return index.vectors(shard), None
+        return shard.vectors.numbers, scale, shard.vectors.scales
+    return np.asarray(index.vectors(shard)), scale, None
 
 
 def _full(index: Index, shard: store.Shard):
@@ -211,21 +212,3 @@ def _scale(asked: Asked, shard: store.Shard):
     if asked.method.of_rows is None:  # unit rows are unit rows; what a coding took from their length is no reason
         return jnp.asarray(shard.norm if asked.method.normalize == "none" else shard.norm > 0, jnp.float32)
     return base.row_scale(asked.method, asked.inverse, asked.held.vectors(shard), jnp.asarray(shard.norm))
-
-
-def _shift(found: TopK, start: int) -> TopK:
-    def move(index):
-        return np.where(np.asarray(index) < 0, -1, np.asarray(index, np.int64) + start)
-
-    return TopK(np.asarray(found[0]), move(found[1]), np.asarray(found[2]), move(found[3]))
-
-
-def _merge(old: TopK, new: TopK, k: int) -> TopK:
-    """Stable: on a tie the lower row id stays."""
-
-    def join(values, index, sign):
-        order = np.argsort(-sign * values, axis=1, kind="stable")[:, :k]
-        return np.take_along_axis(values, order, 1), np.take_along_axis(index, order, 1)
-
-    joined = [np.concatenate([a, b], 1) for a, b in zip(old, new, strict=True)]
-    return TopK(*join(joined[0], joined[1], 1), *join(joined[2], joined[3], -1))
