@@ -7,7 +7,7 @@ was killed on the way, and however many there were when it was started again.
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -151,7 +151,7 @@ def _together(root: Path, maker: Maker, data: Any, first: int, share: Share, who
                 journal.append(entry)
         found = _awaited(root, share, len(whole))
         if share.process:
-            _until(lambda: len(store.Journal.read(root / JOURNAL)) == len(whole) and (root / PRICE).exists(), share)
+            _until(lambda: len(store.Journal.read(root / JOURNAL)) == len(whole) and _has_price(root), root, share)
         else:
             store.Journal.rewrite(root / JOURNAL, [found[span.number] for span in whole])
             _priced_and_tidy(root, maker, data, first)
@@ -176,9 +176,17 @@ def _awaited(root: Path, share: Share, wanted: int) -> dict[int, store.Entry]:
     return found
 
 
-def _until(ready: Any, share: Share) -> None:
-    start = time.monotonic()
+def _has_price(root: Path) -> bool:
+    return (root / PRICE).exists() and len(store.read_manifest(root / PRICE)["parts"]) == len(
+        read_manifest(root)["parts"]
+    )
+
+
+def _until(ready: Callable[[], bool], root: Path, share: Share) -> None:
+    start, first = time.monotonic(), _own(root, 0, share.processes)
     while not ready():
+        if first.exists() and not store.Journal.busy(first) and not ready():
+            raise LostProcessError(0, share.processes, "ended before it had put the journals together")
         if time.monotonic() - start > share.limit_s:
             raise LostProcessError(0, share.processes, f"has not put the journals together for {share.limit_s:g} s")
         time.sleep(POLL_S)

@@ -85,7 +85,11 @@ class Journal:
     def salvage(path: Path) -> list[Entry]:
         """The entries whose checksums are right, of a journal that may be damaged."""
         out = []
-        for line in path.read_bytes().split(b"\n") if path.exists() else []:
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            return out
+        for line in data.split(b"\n"):
             try:
                 out.append(_decode(line.decode(), path, 0))
             except (CorruptError, UnicodeDecodeError):
@@ -106,10 +110,13 @@ class Journal:
 
     @staticmethod
     def busy(path: Path) -> bool:
-        """Is a process writing it?"""
+        """Is a process writing it? Not one that is gone, or never was."""
         try:
-            with Journal.locked(path, shared=True):
+            with path.open("rb") as held:
+                _lock(held, path, shared=True)
                 return False
+        except FileNotFoundError:
+            return False
         except OutputError:
             return True
 
