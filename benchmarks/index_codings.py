@@ -27,8 +27,8 @@ from uimjax.task import Task
 
 LENGTH, QUERIES, TOP, CANDIDATES = 128, 64, 20, 200
 PLAIN = ("bfloat16", "int8", "int4")
-TERMS = ("rank1-bfloat16", "rank1-int8", "rank2-int8", "rank4-int8", "rank8-int8", "rank8-int4", "rank16-int4")
-SKETCHES = (16, 32, 64)
+TERMS = ("rank1-bfloat16", "rank1-int8", "rank2-int8", "rank4-int8")
+SKETCHES = (16, 32)
 
 
 def pieces(count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -86,7 +86,7 @@ def bootstrap(values: np.ndarray) -> np.ndarray:
 
 def main() -> None:
     args = timing.arguments(__doc__ or "")
-    count, epochs = (256, 1) if args.quick else (4096, 3)
+    count, epochs = (256, 1) if args.quick else (2048, 3)
     data, queries = pieces(count)
     task = Task(functools.partial(networks.gpt_loss, heads=4))
     initial = networks.gpt_params(jax.random.key(0), 4, 128, 256, LENGTH)
