@@ -2,6 +2,6 @@
 
 from uimjax_kernels.gram_square.api import gram_square
 from uimjax_kernels.project.api import project
-from uimjax_kernels.topk_dot.api import TopK, merge, topk_dot
+from uimjax_kernels.topk_dot.api import TopK, topk_dot
 
-__all__ = ["TopK", "gram_square", "merge", "project", "topk_dot"]
+__all__ = ["TopK", "gram_square", "project", "topk_dot"]

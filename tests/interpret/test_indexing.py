@@ -170,6 +170,24 @@ def test_other_rows_repair_nothing(case, tmp_path):
         uj.repair_index(task, params, data, tmp_path)
 
 
+def test_a_lost_manifest_is_not_written_again_for_another_model(case, tmp_path):
+    """Shards that are intact would pass for those of whatever is given."""
+    task, params, data, *_ = case
+    uj.build_index(task, params, data, tmp_path, **KW)
+    want = digest(tmp_path)
+    path = tmp_path / "manifest.json"
+    path.write_bytes(path.read_bytes()[:-9])
+    damaged = digest(tmp_path)
+    other, turned = jax.tree.map(lambda x: x + 1, params), rows_of(data, slice(None, None, -1))
+    wrong = [(other, data, KW), (params, turned, KW), (params, data, {}), (params, data, KW | {"coding": "int4"})]
+    for its, rows, choices in [*wrong, (params, data, KW | {"shard_rows": 9})]:
+        with pytest.raises(MismatchError, match="000000.parquet was not made of these"):
+            uj.repair_index(task, its, rows, tmp_path, **choices)
+        assert digest(tmp_path) == damaged
+    uj.repair_index(task, params, data, tmp_path, **KW)
+    assert digest(tmp_path) == want
+
+
 def test_an_index_that_is_being_written_is_not_repaired(case, tmp_path):
     task, params, data, *_ = case
     uj.build_index(task, params, data, tmp_path, **KW)

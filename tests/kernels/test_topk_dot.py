@@ -7,7 +7,7 @@ import pytest
 
 from uimjax_kernels import topk_dot
 from uimjax_kernels.dispatch import KernelError
-from uimjax_kernels.topk_dot import pallas_gpu, pallas_tpu
+from uimjax_kernels.topk_dot import pallas_gpu, pallas_tpu, shapes
 from uimjax_kernels.topk_dot.api import _TABLE
 from uimjax_kernels.topk_dot.select import select
 
@@ -45,7 +45,7 @@ def test_equals_numpy(name, dtype, n, d, q, k, c, rng):
 
 @pytest.mark.parametrize("module", [pallas_gpu, pallas_tpu])
 def test_scores_that_do_not_fit_together_are_taken_in_turn(module, monkeypatch, rng):
-    monkeypatch.setattr(module, "SCORES", 1)  # one tile of rows at a time
+    monkeypatch.setattr(shapes, "SCORES", 1)  # one tile of rows at a time
     queries, rows = rng.normal(size=(3, 64)).astype(np.float32), rng.integers(-9, 9, (1300, 64)).astype(np.int8)
     jax.clear_caches()
     got = module.topk_dot(jnp.asarray(queries), jnp.asarray(rows), jnp.ones(1300), 5)

@@ -127,10 +127,10 @@ def _repair(root, task, params, data, mesh, progress, choices) -> list[str]:
         maker = _as_built(held, task, params, data, root, mesh)
         _same(root, held, maker.described | {"parts": _parts(root, data)})
     except CorruptError:
-        (root / MANIFEST).unlink()  # its rows are taken for one part
         defaults = {"sketch": None, "batch_size": 64, "shard_rows": 1024, "coding": "float32", "target_recall": None}
-        maker = _maker(task, params, data, root, mesh=mesh, **(defaults | choices))
-        held = maker.described | {"parts": _parts(root, data)}
+        maker = _maker(task, params, data, root / "none", mesh=mesh, **(defaults | choices))
+        held = maker.described | {"parts": [part(data)]}  # its rows are taken for one part
+        _check_witness(root, maker, data, spans(held))
         store.write_manifest(root / MANIFEST, held)
         done.append(f"{root / MANIFEST}: written again")
     known = {entry.shard: entry for entry in store.Journal.salvage(root / JOURNAL)}
@@ -146,6 +146,32 @@ def _repair(root, task, params, data, mesh, progress, choices) -> list[str]:
     if priced(root, maker, data, 0):
         done.append(f"{root / PRICE}: measured again")
     return done
+
+
+def _check_witness(root: Path, maker: Maker, data: Any, whole: list[Span]) -> None:
+    """A manifest that is lost says no more what the shards were made of: one that is intact must come out the same.
+
+    Raises:
+        MismatchError: it does not. Nothing was changed.
+    """
+    for entry in store.Journal.salvage(root / JOURNAL):
+        if not intact(root / SHARDS / entry.file, entry):
+            continue
+        held, same = None, tuple(entry[:3]) in {tuple(span) for span in whole}
+        try:
+            held = store.read_shard(root / SHARDS / entry.file, entry.stop - entry.start, maker.coding, maker.shapes)
+        except CorruptError:  # of another coding or width
+            same = False
+        if (
+            not same
+            or held is None
+            or not jax.tree.all(jax.tree.map(np.array_equal, held, maker.shard(data, entry.start, entry.stop, 0)))
+        ):
+            raise MismatchError(
+                f"{root / MANIFEST} is damaged, and {entry.file} was not made of these parameters, rows, loss and "
+                "choices. Repair it with those that it was built with (for one that grew: build it again)."
+            )
+        return
 
 
 def merge_indexes(folders: list[str | Path], out: str | Path, progress: Progress = quiet) -> Index:

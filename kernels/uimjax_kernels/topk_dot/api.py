@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from uimjax_kernels.dispatch import Implementation, dispatch
 from uimjax_kernels.topk_dot import pallas_gpu, pallas_tpu, reference
-from uimjax_kernels.topk_dot.select import TopK, merge
+from uimjax_kernels.topk_dot.select import TopK
 
 _TABLE = {
     "pallas_gpu": Implementation(pallas_gpu.topk_dot, pallas_gpu.refuses, "gpu"),
@@ -31,4 +31,4 @@ def topk_dot(
     return dispatch("topk_dot", _TABLE, implementation, queries, rows, scale, k, blocks, counted)
 
 
-__all__ = ["TopK", "merge", "topk_dot"]
+__all__ = ["TopK", "topk_dot"]

@@ -13,34 +13,20 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu
 
 from uimjax_kernels.dispatch import interpreted
-from uimjax_kernels.topk_dot import reference
-from uimjax_kernels.topk_dot.select import TopK, merge, none_yet, select
+from uimjax_kernels.topk_dot import shapes
+from uimjax_kernels.topk_dot.select import TopK
 from uimjax_kernels.topk_dot.shapes import halves, padded
 
 ROWS, STEP, QUERIES = 512, 128, 64  # of a tile: rows, columns a step, queries
-SCORES = 1 << 24  # that stand in memory together
 
 
-def refuses(queries: Any, rows: Any, scale: Any, k: int, blocks: Any = None, counted: Any = None) -> str | None:
-    reason = reference.refuses(queries, rows, scale, k, blocks, counted)
-    if reason is None and rows.dtype not in (jnp.bfloat16, jnp.int8):
-        return f"rows of {rows.dtype}: bfloat16 or int8 were wanted"
-    if reason is None and blocks is not None and (rows.shape[1] // blocks.shape[1]) % STEP:
-        return f"blocks of {rows.shape[1] // blocks.shape[1]} columns: a multiple of {STEP} was wanted"
-    return reason
+refuses = functools.partial(shapes.refuses, STEP)
 
 
 @functools.partial(jax.jit, static_argnums=3)
 def topk_dot(queries: Any, rows: Any, scale: Any, k: int, blocks: Any = None, counted: Any = None) -> TopK:
-    best = none_yet(len(queries), k)
-    step = max(1, SCORES // len(queries) // ROWS) * ROWS
-    for start in range(0, len(rows), step):
-        stop = min(start + step, len(rows))
-        kept = None if counted is None else counted[start:stop]
-        found = select(scores(queries, rows, scale, blocks, start, stop), k, kept)
-        moved = (jnp.where(x < 0, -1, x + start) for x in (found.largest_index, found.smallest_index))
-        best = merge(best, TopK(found.largest, next(moved), found.smallest, next(moved)))
-    return best
+    some = functools.partial(scores, queries, rows, scale, blocks)
+    return shapes.in_turn(some, len(queries), len(rows), ROWS, k, counted)
 
 
 def scores(queries: Any, rows: Any, scale: Any, blocks: Any, start: int, stop: int) -> Any:
