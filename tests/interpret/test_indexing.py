@@ -14,7 +14,7 @@ from tests import programs
 from tests.interpret.test_index import digest, made
 from uimjax import store
 from uimjax.errors import CorruptError, MismatchError, MissingFileError, OutputError, UsageError
-from uimjax.interpret import price
+from uimjax.interpret import indexing, price
 
 KW = {"sketch": uj.Sketch(4), "batch_size": 4, "shard_rows": 8, "coding": "int8"}
 
@@ -72,6 +72,24 @@ def test_an_append_that_was_stopped_goes_on_to_the_same_bytes(case, tmp_path):
         uj.open_index(tmp_path / "b")
     with pytest.raises(MissingFileError, match="of 30 rows: its build was stopped"):
         uj.append_index(task, params, rows_of(data, slice(0, 5)), tmp_path / "b")  # other rows, at no moment for them
+    uj.append_index(task, params, more, tmp_path / "b")
+    assert digest(tmp_path / "a") == digest(tmp_path / "b")
+
+
+def test_two_that_add_the_same_rows_agree_whoever_comes_first(case, tmp_path, monkeypatch):
+    """The other process writes the manifest after this one has read it."""
+    task, params, data, *_ = case
+    first, more = rows_of(data, slice(0, 10)), rows_of(data, slice(10, 30))
+    uj.build_index(task, params, first, tmp_path / "a", **KW)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    uj.append_index(task, params, more, tmp_path / "a")
+    whole = indexing.part
+
+    def meanwhile(rows):
+        shutil.copy(tmp_path / "a" / "manifest.json", tmp_path / "b" / "manifest.json")
+        return whole(rows)
+
+    monkeypatch.setattr(indexing, "part", meanwhile)
     uj.append_index(task, params, more, tmp_path / "b")
     assert digest(tmp_path / "a") == digest(tmp_path / "b")
 

@@ -149,8 +149,11 @@ def open_index(folder: str | Path) -> Index:
         MissingFileError: there is no index there, or it is not finished. CorruptError: it is damaged. MismatchError:
         another version wrote it.
     """
-    root = Path(folder)
-    manifest = read_manifest(root)
+    return finished(Path(folder), read_manifest(Path(folder)))
+
+
+def finished(root: Path, manifest: dict[str, Any]) -> Index:
+    """An index by a manifest that was read. Raises as `open_index`."""
     entries = tuple(store.Journal.read(root / JOURNAL))
     check_order(list(entries), root / JOURNAL)
     covered, wanted = entries[-1].stop if entries else 0, count(manifest)

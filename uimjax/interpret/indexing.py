@@ -26,6 +26,7 @@ from uimjax.interpret.index import (
     check_order,
     count,
     describe,
+    finished,
     intact,
     open_index,
     part,
@@ -91,7 +92,7 @@ def append_index(
     maker = _as_built(held, task, params, data, root, mesh)
     new = part(data)
     if held["parts"][-1] != new:
-        open_index(root)  # finished, or this is no moment to add to it
+        finished(root, held)  # or this is no moment to add to it; by what was read, as others may be adding it too
         held["parts"].append(new)
     _same(root, held, maker.described | {"parts": held["parts"]})
     store.write_manifest(root / MANIFEST, held)
