@@ -2,6 +2,7 @@
 
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -55,6 +56,23 @@ def test_a_shard_comes_back_and_has_the_same_bytes_each_time(tmp_path, rng, name
         assert (off <= CODINGS[name] * np.abs(want).max(1, keepdims=True)).all()
     assert store.row_bytes(coding, shapes) == sum(x[0].nbytes for x in got.vectors if x is not None)
     assert not list(tmp_path.glob(f"{TEMPORARY}*"))
+
+
+def test_factors_give_matrices_of_few_terms_back_and_keep_their_places(rng):
+    """Of one shape or several, in any order; nothing stays nothing, and terms that are not there do no harm."""
+    shapes = ((8, 9), (2, 2), (12, 7), (8, 9), (12, 7))
+    parts = []
+    for number, (p, q) in enumerate(shapes):
+        left, right = rng.normal(size=(6, p, number % 3)), rng.normal(size=(6, number % 3, q))
+        parts.append((left @ right * 10.0 ** -(4 * number)).reshape(6, -1))  # of 0, 1 or 2 terms, and very small
+    vectors = np.concatenate(parts, 1).astype(np.float32)
+    coding = store.Coding.parse("rank3-float32")
+    got = np.asarray(store.unpack(coding, shapes, store.pack(coding, shapes, jnp.asarray(vectors))))
+    start = 0
+    for (p, q), part in zip(shapes, parts, strict=True):
+        size = max(np.abs(part).max(), 1e-30)
+        np.testing.assert_allclose(got[:, start : start + p * q] / size, part / size, atol=1e-5)
+        start += p * q
 
 
 def test_numbers_of_few_bits_are_never_clipped_and_nothing_is_nan(rng):
