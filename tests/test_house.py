@@ -44,7 +44,7 @@ INSIDE = {
     "uimjax.interpret": [
         "base", "trajectory", "lexical", "representation", "baselines", "resume", "curved", "sketched", "solved",
         "exact", "segments", "rerank", "self_influence", "methods", "index", "price",
-        "fill", "indexing", "strongest", "hits", "cascade", "trace", "positions", "shares", "bank",
+        "fill", "indexing", "strongest", "null", "hits", "cascade", "groups", "trace", "positions", "shares", "bank",
         "judge", "metagradient", "counterfactual", "check",
     ],
     "uimjax.corpora": ["base", "truth", "digits", "files", "plants", "tokenizer", "documents", "stdlib", "text_plants"],

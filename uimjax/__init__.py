@@ -32,6 +32,7 @@ _WHERE = {
     "open_index": "uimjax.interpret.index",
     "verify_index": "uimjax.interpret.index",
     "trace": "uimjax.interpret.trace",
+    "totals": "uimjax.interpret.trace",
     "make_mesh": "uimjax.mesh",
     "keep_buffers": "uimjax.allocator",
     "UimError": "uimjax.errors",
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
     from uimjax.interpret.methods import score as score
     from uimjax.interpret.shares import score_by_parameter as score_by_parameter
     from uimjax.interpret.shares import score_by_token as score_by_token
+    from uimjax.interpret.trace import totals as totals
     from uimjax.interpret.trace import trace as trace
     from uimjax.interpret.trajectory import Checkpoint as Checkpoint
     from uimjax.mesh import make_mesh as make_mesh

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from uimjax.errors import UsageError
@@ -116,6 +117,13 @@ def order(key: Any, epoch: Any, count: int, size: int) -> Any:
     steps = -(-count // size)
     found = jax.random.permutation(jax.random.fold_in(key, epoch), count)
     return jnp.pad(found, (0, steps * size - count), constant_values=count).reshape(steps, size)
+
+
+def seen(recipe: Recipe, count: int) -> np.ndarray:
+    """Row ids of every step of a training, `[steps, batch_size]`; -1 on padding."""
+    key, size = jax.random.key(recipe.seed), recipe.batch_size
+    ids = np.concatenate([np.asarray(order(key, epoch, count, size)) for epoch in range(recipe.epochs)])
+    return np.where(ids < count, ids, -1)
 
 
 def gather(data: Any, ids: Any, weights: Any) -> tuple[Any, Any]:

@@ -9,12 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from uimjax.errors import ShapeError, UsageError
+from uimjax.interpret.null import Null
 from uimjax.store.base import atomic
 
 
 class Trace(NamedTuple):
     """For each query, best first: `proponents` `[Q, k]` row ids and their positive-end scores, `opponents` likewise.
-    `how`: what was done beside (re-ranking)."""
+    `how`: what was done beside (re-ranking). `null`: what questions without content find, if they were asked."""
 
     proponents: np.ndarray
     proponent_scores: np.ndarray
@@ -23,10 +24,11 @@ class Trace(NamedTuple):
     method: str
     unit: str
     how: Mapping[str, Any] = {}
+    null: Null | None = None
 
     def table(self, metadata: pa.Table | Mapping[str, Any] | None = None) -> pa.Table:
-        """One line a hit: `query`, `side`, `rank` from 1, `row_id`, `score`, and the columns of `metadata` (one entry a
-        training row) for that row. Positive scores are of proponents: see `uimjax.task`.
+        """One line a hit: `query`, `side`, `rank` from 1, `row_id`, `score`, with a null band `p`, and the columns of
+        `metadata` (one entry a training row) for that row. Positive scores are of proponents: see `uimjax.task`.
 
         Raises:
             ShapeError: metadata of fewer rows than were found. UsageError: one of its columns has a name of ours.
@@ -44,6 +46,9 @@ class Trace(NamedTuple):
             "row_id": ids,
             "score": scores.astype(np.float32),
         }
+        if self.null is not None:
+            ends = ((self.proponent_scores, 1), (self.opponent_scores, -1))
+            columns["p"] = np.concatenate([self.null.p(x.ravel(), side) for x, side in ends])
         made = pa.table(columns).filter(pa.array(ids >= 0))
         if metadata is None:
             return made

@@ -1,6 +1,7 @@
 """Ask an index: stream its shards once, keep the top proponents and opponents of each query, never N x Q."""
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +12,8 @@ from uimjax import store
 from uimjax.curvature.damping import Chosen
 from uimjax.errors import MismatchError, ShapeError, UsageError
 from uimjax.interpret import base, cascade, methods, sketched
+from uimjax.interpret import groups as grouping
+from uimjax.interpret import null as nothing
 from uimjax.interpret.base import Method, Scores
 from uimjax.interpret.hits import Trace
 from uimjax.interpret.index import Index, open_index, task_digest
@@ -58,9 +61,8 @@ def ask(
         MismatchError: the index was built with other parameters or another loss.
         UsageError: rows to retain, and a method that does not. UnknownNameError, ShapeError, NonFiniteError.
     """
+    _retains(method, retain)
     asked = question(index, task, params, example, measurement, queries, each)
-    if retain is not None and not (its := _method(method, True)).retain:
-        raise UsageError(f"{its.name} keeps nothing of what is right: leave retain out, or take retain_cos")
     span = None if retain is None else retained(asked.held, task, params, example, retain)
     return by(asked, method, span)
 
@@ -106,6 +108,11 @@ def by(asked: Question, method: str | Method, span: base.Span | None = None) -> 
     return Asked(index, chosen, chosen.unit(asked.measurement), inverse, directions, damping)
 
 
+def _retains(method: str | Method, retain: Any) -> None:
+    if retain is not None and not (its := _method(method, True)).retain:
+        raise UsageError(f"{its.name} keeps nothing of what is right: leave retain out, or take retain_cos")
+
+
 def _method(method: str | Method, retain: bool) -> Method:
     return methods.get(methods.of_index(method, retain)) if isinstance(method, str) else method
 
@@ -137,24 +144,81 @@ def trace(
     retain: Any = None,
     where: Any = None,
     rerank: int = 0,
+    null: Any = 0,
 ) -> Trace:
     """The k strongest proponents and opponents of the queries' mean (of each query with `each`), in one pass.
 
     `where` `[N]` bool: only rows where it is True are asked, the others' shards are not even read. `rerank`: so many
     candidates at either end are scored again by their gradients themselves (`cascade.rerank`); `data` are then all
-    rows that the index was built from, otherwise any of them (for their shapes).
+    rows that the index was built from, otherwise any of them (for their shapes). `null`: so many shuffled questions are
+    asked beside, and every hit has the chance `p` that one of those does as well (`uimjax.interpret.null`); or rows
+    like the queries that show nothing of the failure.
 
     See `ask` for the other arguments and what is refused. Raises: MismatchError: other rows than the index has, to
-    re-rank. ShapeError: `where` is no mask of its rows. UsageError: no row is left, or rerank is smaller than k.
+    re-rank. ShapeError: `where` is no mask of its rows. UsageError: no row is left, rerank is smaller than k,
+    or null beside rerank.
     """
     if rerank and rerank < k:
         raise UsageError(f"{rerank} candidates cannot give the {k} strongest: rerank={k} or more was wanted")
+    banded = not isinstance(null, int) or null != 0
+    if rerank and banded:
+        raise UsageError(
+            "a null band is of the scores of the index, and re-ranked ones have another scale: take one of both"
+        )
+    if banded:
+        _retains(method, retain)
+        found = question(index, task, params, data, measurement, queries, each)
+        return _beside_null(found, task, params, data, queries, method, k, each, retain, where, null)
     asked = ask(index, task, params, data, measurement, queries, method, each, retain)
     if not rerank:
         return top(asked, k, where)
     cascade.check_rows(asked.held, data)
     found = top(asked, rerank, where)
     return cascade.rerank(found, asked, task, params, data, measurement, queries, each, k)
+
+
+def _beside_null(found, task, params, data, queries, method, k, each, retain, where, null) -> Trace:
+    """A trace, with what the strongest rows score for questions without content; all are asked in one pass."""
+    held, count = found.held, len(found.vectors)
+
+    def gradients(rows: Any) -> Any:
+        return question(held, task, params, data, found.measurement, rows, True).vectors
+
+    beside = nothing.questions(found.vectors, queries, null, each, gradients)
+    span = None if retain is None else retained(held, task, params, data, retain)
+    both = top(by(found._replace(vectors=jnp.concatenate([found.vectors, beside])), method, span), k, where)
+    ends = (both.proponent_scores[count:, 0], both.opponent_scores[count:, 0])
+    real = {name: getattr(both, name)[:count] for name in Trace._fields[:4]}
+    return both._replace(**real, null=nothing.Null(*(np.sort(x) for x in ends)))
+
+
+def totals(
+    index: Index | str | Path,
+    task: Task,
+    params: Any,
+    data: Any,
+    measurement: Measurement,
+    queries: Any,
+    groups: Any,
+    method: str | Method = "grad_cos",
+    *,
+    each: bool = False,
+    retain: Any = None,
+) -> grouping.Totals:
+    """The scores of all rows added up by group: `groups` is a label a row (source, document), or
+    `uimjax.interpret.groups.step_windows`. One pass, never N x Q. Raises as `ask`; ShapeError: groups of other rows.
+    """
+    made = groups if isinstance(groups, grouping.Groups) else grouping.grouped(groups)
+    held = index if isinstance(index, Index) else open_index(index)
+    if not isinstance(groups, grouping.Groups) and len(groups) != held.rows:
+        raise ShapeError(f"{len(groups)} labels for an index of {held.rows} rows; one a row was wanted")
+    asked = ask(held, task, params, data, measurement, queries, method, each, retain)
+    members, total, square = grouping.add_up(_streamed(asked), made, held.rows)
+    many = np.maximum(members, 1)
+    mean = total / many
+    error = np.sqrt(np.maximum(square / many - mean**2, 0) / np.maximum(members - 1, 1))
+    label = base.said(asked.method, asked.damping)
+    return grouping.Totals(made.names, members, total, mean, error, label, asked.unit)
 
 
 def top(asked: Asked, k: int = 20, where: Any = None) -> Trace:
@@ -187,12 +251,16 @@ def top(asked: Asked, k: int = 20, where: Any = None) -> Trace:
 
 def score_all(asked: Asked) -> Scores:
     """Every row's score, `[N, Q]`: for data small enough to look at whole."""
-    parts = []
-    for shard in asked.held.shards():
-        products = asked.held.vectors(shard) @ asked.directions.T
-        parts.append(np.asarray(products * _scale(asked, shard)[:, None]))
+    parts = [scores for _, scores in _streamed(asked)]
     how = {} if asked.damping is None else {"damping": asked.damping}
     return Scores(np.concatenate(parts), base.said(asked.method, asked.damping), asked.unit, how)
+
+
+def _streamed(asked: Asked) -> Iterator[tuple[int, np.ndarray]]:
+    """(first row, scores `[n, Q]`) of every shard."""
+    for entry, shard in zip(asked.held.entries, asked.held.shards(), strict=True):
+        products = asked.held.vectors(shard) @ asked.directions.T
+        yield entry.start, np.asarray(products * _scale(asked, shard)[:, None])
 
 
 def _stored(index: Index, shard: store.Shard, scale: Any) -> tuple[Any, Any, Any]:
