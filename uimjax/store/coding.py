@@ -162,14 +162,17 @@ def _by_shape(shapes: Shapes) -> dict[tuple[int, int], list[tuple[int, int]]]:
 def _factors(matrices: Any, rank: int) -> tuple[Any, Any]:
     """Of `[n, p, q]` the nearest of rank c: `[n, p, c]` and `[n, c, q]`, each pair of factors of one length."""
     start = jax.random.normal(jax.random.key(0), (matrices.shape[2], rank), matrices.dtype)
+    largest = jnp.abs(matrices).max((1, 2), keepdims=True)  # squares of very small numbers would be nothing
+    matrices = matrices / jnp.where(largest > 0, largest, 1)
 
     def turn(_: Any, basis: Any) -> Any:
-        return jnp.einsum("npq,nrq,nrc->npc", matrices, matrices, _orthonormal(basis), optimize="optimal")
+        other = _orthonormal(jnp.einsum("npq,npc->nqc", matrices, _orthonormal(basis)))
+        return jnp.einsum("npq,nqc->npc", matrices, other)
 
     basis = jnp.einsum("npq,qc->npc", matrices, start)
     basis = _orthonormal(jax.lax.fori_loop(0, ROUNDS, turn, basis))
-    right = jnp.einsum("npc,npq->ncq", basis, matrices)
-    length = jnp.sqrt(jnp.linalg.norm(right, axis=2))
+    right = jnp.einsum("npc,npq->ncq", basis, matrices) * largest
+    length = jnp.sqrt(jnp.abs(right).max(2))
     return basis * length[:, None, :], right / jnp.where(length > 0, length, 1)[:, :, None]
 
 
