@@ -13,7 +13,7 @@ from uimjax.errors import UsageError
 from uimjax.store.coding import DTYPES, Coding, Shapes
 
 ROWS, QUERIES, TOP = 1024, 64, 20
-RANKS = (1, 2, 4, 8, 16)
+RANKS = (1, 2, 4, 8, 12, 16)
 
 
 class Price(NamedTuple):
