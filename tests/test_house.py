@@ -17,11 +17,11 @@ FILES = sorted([*(ROOT / "uimjax").rglob("*.py"), *(ROOT / "kernels").rglob("*.p
 FLOORS = [
     ["uimjax_kernels"],
     ["uimjax.errors"],
-    ["uimjax.allocator", "uimjax.config", "uimjax.progress"],
+    ["uimjax.allocator", "uimjax.config", "uimjax.machine", "uimjax.progress"],
     ["uimjax.task", "uimjax.mesh"],
     ["uimjax.rows", "uimjax.taps"],
     ["uimjax.factors", "uimjax.sketch"],
-    ["uimjax.curvature", "uimjax.store"],
+    ["uimjax.curvature", "uimjax.store", "uimjax.room"],
     [
         "uimjax.models",
         "uimjax.corpora",
@@ -44,8 +44,8 @@ INSIDE = {
     "uimjax.interpret": [
         "base", "trajectory", "lexical", "representation", "baselines", "resume", "curved", "sketched", "solved",
         "exact", "segments", "rerank", "self_influence", "methods", "index", "price",
-        "fill", "indexing", "strongest", "null", "hits", "cascade", "groups", "trace", "positions", "shares", "bank",
-        "judge", "metagradient", "counterfactual", "check",
+        "fill", "fits", "indexing", "strongest", "null", "hits", "cascade", "groups", "trace", "positions", "shares",
+        "bank", "plan", "plan_index", "plan_training", "judge", "metagradient", "counterfactual", "check",
     ],
     "uimjax.corpora": ["base", "truth", "digits", "files", "plants", "tokenizer", "documents", "stdlib", "text_plants"],
     "uimjax.mitigate": ["unlearning", "edit", "oracle", "proof"],

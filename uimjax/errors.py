@@ -12,6 +12,7 @@
     │   └── MismatchError              an artefact made from other parameters, data or choices
     ├── CorruptError          exit 4   bytes on disk are not the bytes that were written
     ├── OutputError           exit 5   the output folder cannot be written
+    │   └── NoRoomError                the machine's memory or disk is too small; the largest that fits is named
     ├── LostProcessError      exit 75  another process of the job is gone; start it again
     └── TapError              exit 6   the user's loss cannot be followed
         ├── CoverageError              a parameter's gradient is not accounted for
@@ -79,6 +80,10 @@ class CorruptError(UimError):
 
 class OutputError(UimError):
     exit_code = 5
+
+
+class NoRoomError(OutputError):
+    pass
 
 
 class LostProcessError(UimError):

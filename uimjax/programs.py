@@ -49,3 +49,15 @@ def own_rules(program: Any) -> str:
 def _ones(x: Any) -> Any:
     """A cotangent of x; integers have none."""
     return jnp.ones_like(x) if jnp.issubdtype(x.dtype, jnp.inexact) else np.zeros(x.shape, jax.dtypes.float0)
+
+
+def operations(program: Any) -> float:
+    """Of all products and convolutions of a traced program, a multiply-add counting twice. Loops count as often as they
+    run (a compiler's own analysis counts their body once); of branches the costliest."""
+    total = 0.0
+    for eqn in _compat.open_jaxpr(program).eqns:
+        inside, times = _compat.within(eqn)
+        each = [operations(its) for its in inside]
+        most = max(each, default=0.0) if eqn.primitive.name == "cond" else sum(each)
+        total += _compat.operations(eqn) + times * most
+    return total

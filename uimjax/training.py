@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from uimjax import checkpoint, programs, steps
+from uimjax import checkpoint, programs, room, steps
 from uimjax import rows as row
 from uimjax.errors import MismatchError, NonFiniteError, UsageError
 from uimjax.onepass import margin
@@ -70,7 +70,7 @@ def fit(
 
     Raises:
         NonFiniteError: parameters, rows or the loss are not finite. UsageError: weights of another length.
-        MismatchError: `folder` holds another run.
+        MismatchError: `folder` holds another run. NoRoomError: a batch does not fit the device.
     """
     row.check_finite(params, "parameters")
     row.check_finite(data, "training rows")
@@ -84,31 +84,51 @@ def fit(
     if folder is not None:
         causes = (recipe, *map(digest_tree, (params, data, weights)), digest(task, recipe, params, data))
         start = _claim(folder, causes, snapshots)
-    static = steps.static(recipe, count)
-    optimizer = steps.optimizer(static)
-    blank = jnp.full((recipe.epochs, count), jnp.nan, jnp.float32)
-    state = _State(params, optimizer.init(params), blank, blank)
+    placed = jax.tree.map(jnp.asarray, data)
+    _, state = check_room(task, params, placed, recipe)
     if folder is not None and start:
         start, state = checkpoint.load(folder, state)
-    program, placed = _epoch(task, static), jax.tree.map(jnp.asarray, data)
+    program = epoch(task, steps.static(recipe, count))
     key = jax.random.key(recipe.seed)
     curve = []
-    for epoch in progress(range(recipe.epochs), "training", unit="epochs", skip=start):
-        if epoch >= start:
-            state = program(state, placed, jnp.asarray(weights), key, epoch)
-            loss = _mean(state.example_loss[epoch], weights)
+    for number in progress(range(recipe.epochs), "training", unit="epochs", skip=start):
+        if number >= start:
+            state = program(state, placed, jnp.asarray(weights), key, number)
+            loss = _mean(state.example_loss[number], weights)
             if not np.isfinite(loss):
                 raise NonFiniteError(
-                    f"the loss became {loss} in epoch {epoch}; lower the learning rate ({recipe.learning_rate})"
+                    f"the loss became {loss} in epoch {number}; lower the learning rate ({recipe.learning_rate})"
                 )
-            if folder is not None and epoch + 1 in snapshots:
-                checkpoint.save(folder / _SNAPSHOTS, epoch + 1, state.params, keep=None)
+            if folder is not None and number + 1 in snapshots:
+                checkpoint.save(folder / _SNAPSHOTS, number + 1, state.params, keep=None)
             for sink in sinks:
-                sink.write(epoch, {"loss": loss, "margin": _mean(state.margin[epoch], weights)})
-            if folder is not None and ((epoch + 1) % save_every == 0 or epoch + 1 == recipe.epochs):
-                checkpoint.save(folder, epoch + 1, state)
-        curve.append(_mean(state.example_loss[epoch], weights))
+                sink.write(number, {"loss": loss, "margin": _mean(state.margin[number], weights)})
+            if folder is not None and ((number + 1) % save_every == 0 or number + 1 == recipe.epochs):
+                checkpoint.save(folder, number + 1, state)
+        curve.append(_mean(state.example_loss[number], weights))
     return Fitted(state.params, np.asarray(curve), np.asarray(state.example_loss), np.asarray(state.margin))
+
+
+def started(params: Any, recipe: Recipe, count: int) -> "_State":
+    """As a training of `count` rows begins."""
+    blank = jnp.full((recipe.epochs, count), jnp.nan, jnp.float32)
+    return _State(params, steps.optimizer(steps.static(recipe, count)).init(params), blank, blank)
+
+
+def check_room(task: Task, params: Any, data: Any, recipe: Recipe) -> tuple[room.Need, "_State"]:
+    """What an epoch needs, and what it begins with.
+
+    Raises:
+        NoRoomError: more than the device has.
+    """
+    count, placed = row.count(data), jax.tree.map(jnp.asarray, data)
+    state, weights, key = started(params, recipe, count), jnp.ones(count, jnp.float32), jax.random.key(recipe.seed)
+
+    def made(size: int) -> tuple[Any, ...]:
+        static = steps.static(dataclasses.replace(recipe, batch_size=size), count)
+        return epoch(task, static), state, placed, weights, key, 0
+
+    return room.check(made, recipe.batch_size, "a batch"), state
 
 
 def resumes_at(folder: Path, snapshots: Sequence[int] = ()) -> int:
@@ -159,7 +179,7 @@ def _mean(values: Any, weights: np.ndarray) -> float:
 
 
 @functools.lru_cache(maxsize=32)
-def _epoch(task: Task, static: steps.Static):
+def epoch(task: Task, static: steps.Static):
     """The compiled epoch of (state, data, weights, key, epoch)."""
     update, size = steps.optimizer(static).update, static.batch_size
 

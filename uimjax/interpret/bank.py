@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from uimjax import programs, steps, store, training
+from uimjax import programs, room, steps, store, training
 from uimjax import rows as row
 from uimjax.errors import NonFiniteError, UnknownNameError, UsageError
 from uimjax.mesh import replicated, shard_batch, ways
@@ -77,13 +77,11 @@ def train_bank(
 
     Raises:
         UsageError: subsets of other rows, an empty one, of several sizes where batches are cut anew, or none together.
-        NonFiniteError: a training diverged.
+        NonFiniteError: a training diverged. NoRoomError: so many models together do not fit.
     """
     kept = np.asarray(kept, bool)
-    _check(kept, row.count(data), protocol, together)
+    check(kept, row.count(data), protocol, together)
     size = together * ways(mesh)
-    one = _alone if size == 1 and mesh is None else functools.partial(_side_by_side, size, mesh)
-    trained = one(trainer(task, recipe, protocol), _measured(measurement), *jax.tree.map(jnp.asarray, (data, queries)))
     values = np.full((len(kept), len(seeds), row.count(queries)), np.nan)
     first = {seed: initial(seed) for seed in seeds}
     how = protocol if size == 1 else f"{protocol}, {together} together"
@@ -98,6 +96,10 @@ def train_bank(
             values[m, s] = store.read_json(path)["values"]
         else:
             paths[m, s] = path
+    rows, asked = jax.tree.map(jnp.asarray, (data, queries))
+    if paths:
+        check_room(task, recipe, protocol, measurement, first[seeds[0]], rows, asked, kept[0], size, mesh)
+    trained = run_of(task, recipe, protocol, measurement, rows, asked, size, mesh)
     groups = [list(paths)[k : k + size] for k in range(0, len(paths), size)]
     for group in progress(groups, "training a bank of models", unit="models" if size == 1 else f"times {size} models"):
         jobs = [(first[seeds[s]], _chosen(kept[m], protocol), jax.random.key(seeds[s])) for m, s in group]
@@ -110,7 +112,7 @@ def train_bank(
     return Bank(kept, values, protocol)
 
 
-def _check(kept: np.ndarray, count: int, protocol: str, together: int) -> None:
+def check(kept: np.ndarray, count: int, protocol: str, together: int) -> None:
     if protocol not in PROTOCOLS:
         raise UnknownNameError("retraining protocol", protocol, PROTOCOLS)
     if kept.ndim != 2 or kept.shape[1] != count or not kept.any(1).all():
@@ -119,6 +121,37 @@ def _check(kept: np.ndarray, count: int, protocol: str, together: int) -> None:
         raise UsageError("subsets of several sizes have batches of their own each; use protocol='masked'")
     if together < 1:
         raise UsageError(f"{together} models were to be trained together; at least 1 was wanted")
+
+
+def check_room(
+    task: Task, recipe: Recipe, protocol: str, measurement: Measurement, params: Any, data: Any, queries: Any,
+    mask: np.ndarray, size: int, mesh: Any,
+) -> room.Need:  # fmt: skip
+    """What training so many models side by side needs.
+
+    Raises:
+        NoRoomError: more than a device has.
+    """
+    train, chosen = trainer(task, recipe, protocol), _chosen(mask, protocol)
+
+    def made(count: int) -> tuple[Any, ...]:
+        job = (params, chosen, jax.random.key(0))
+        if size == 1 and mesh is None:
+            return train, params, data, *job[1:]
+        return _many(train, measured(measurement)), *_stacked([job] * count, mesh), *_everywhere((data, queries), mesh)
+
+    return room.check(made, size, "a program for models together", ways(mesh))
+
+
+def run_of(
+    task: Task, recipe: Recipe, protocol: str, measurement: Measurement, data: Any, queries: Any, size: int, mesh: Any
+) -> Callable[[list["Job"]], list[np.ndarray]]:
+    """Trains up to so many models (one by one, or side by side) and measures them."""
+    train, measure = trainer(task, recipe, protocol), measured(measurement)
+    rows, asked = jax.tree.map(jnp.asarray, (data, queries))
+    if size == 1 and mesh is None:
+        return _alone(train, measure, rows, asked)
+    return _side_by_side(size, mesh, train, measure, rows, asked)
 
 
 Job = tuple[Any, Any, Any]  # the first parameters, the rows chosen, the key
@@ -133,15 +166,22 @@ def _side_by_side(
 ) -> Callable[[list[Job]], list[np.ndarray]]:
     """So many models in one program, split over the mesh; the last group is filled with its last job."""
     many = _many(train, measure)
-    data, queries = (data, queries) if mesh is None else jax.device_put((data, queries), replicated(mesh))
+    data, queries = _everywhere((data, queries), mesh)
 
     def trained(jobs: list[Job]) -> list[np.ndarray]:
         filled = jobs + jobs[-1:] * (size - len(jobs))
-        stacked = jax.tree.map(lambda *x: jnp.stack(x), *filled)
-        stacked = stacked if mesh is None else shard_batch(mesh, stacked)
-        return list(np.asarray(many(*stacked, data, queries)))[: len(jobs)]
+        return list(np.asarray(many(*_stacked(filled, mesh), data, queries)))[: len(jobs)]
 
     return trained
+
+
+def _stacked(jobs: list[Job], mesh: Any) -> Any:
+    found = jax.tree.map(lambda *x: jnp.stack(x), *jobs)
+    return found if mesh is None else shard_batch(mesh, found)
+
+
+def _everywhere(tree: Any, mesh: Any) -> Any:
+    return tree if mesh is None else jax.device_put(tree, replicated(mesh))
 
 
 @functools.lru_cache(maxsize=16)
@@ -199,5 +239,5 @@ def trainer(task: Task, recipe: Recipe, protocol: str):
 
 
 @functools.lru_cache(maxsize=16)
-def _measured(measurement: Measurement):
+def measured(measurement: Measurement):
     return jax.jit(lambda params, queries: jax.vmap(lambda q: measurement.fun(params, q))(queries))

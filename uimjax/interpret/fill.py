@@ -64,6 +64,11 @@ class Maker(NamedTuple):
     def shapes(self) -> Shapes:
         return tuple((p, q) for p, q in self.described["shapes"])
 
+    def inputs(self, data: Any, size: int) -> tuple[Any, Any, Any]:
+        """What the program takes for a batch of so many rows, whichever they are."""
+        rows = next(row.selected(data, np.zeros(size, np.int64), size)).rows
+        return self.params, rows if self.mesh is None else shard_batch(self.mesh, rows), self.drawn
+
     def gradients(self, data: Any, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(losses, norms, unit rows `[n, D]`) of the rows `ids`."""
         parts: list[tuple[Any, ...]] = []
@@ -78,10 +83,13 @@ class Maker(NamedTuple):
 
     def shard(self, data: Any, start: int, stop: int, first: int) -> store.Shard:
         """Rows `[start, stop)` of the index; the data begin at its row `first`."""
-        losses, norms, units = self.gradients(data, np.arange(start - first, stop - first))
+        return self.coded(start, *self.gradients(data, np.arange(start - first, stop - first)))
+
+    def coded(self, start: int, losses: np.ndarray, norms: np.ndarray, units: np.ndarray) -> store.Shard:
+        """Rows from `start` on, as they are stored."""
         packed = store.pack(self.coding, self.shapes, units)
         vectors = store.Packed(*(None if x is None else np.asarray(x) for x in packed))
-        return store.Shard(np.arange(start, stop), losses, norms, vectors)
+        return store.Shard(np.arange(start, start + len(losses)), losses, norms, vectors)
 
 
 @jax.jit

@@ -15,7 +15,7 @@ from uimjax import rows as row
 from uimjax import sketch as sketching
 from uimjax import store
 from uimjax.errors import CorruptError, MismatchError, MissingFileError, OutputError, UsageError
-from uimjax.interpret import base, price
+from uimjax.interpret import base, fits, price
 from uimjax.interpret.fill import ALONE, Maker, Share, Span, fill, kept, priced, spans, sweep, written
 from uimjax.interpret.index import (
     JOURNAL,
@@ -65,14 +65,16 @@ def build_index(
     Raises:
         NonFiniteError, ShapeError, TapError: from the parameters, rows or loss, before anything is compiled or written.
         MismatchError: the folder holds an index of other parameters, rows or choices. UnknownNameError: no such coding.
-        OutputError: the folder cannot be written. CorruptError: what it holds is damaged (see `repair_index`).
+        OutputError: the folder cannot be written. NoRoomError: memory or disk are too small. CorruptError: what it
+        holds is damaged (see `repair_index`).
         LostProcessError: another process of the job is gone, or stalled.
     """
     root = Path(folder)
-    maker = _maker(task, params, data, root, sketch, batch_size, shard_rows, coding, target_recall, mesh)
+    maker = made(task, params, data, root, sketch, batch_size, shard_rows, coding, target_recall, mesh)
     parts = _parts(root, data)
     if not (root / MANIFEST).exists() and (root / SHARDS).exists() and any((root / SHARDS).iterdir()):
         raise OutputError(f"{root / SHARDS} holds files and {root} no index; choose another folder")
+    fits.check(maker, data, root)
     make_folder(make_folder(root) / SHARDS)
     _agree(root, maker.described | {"parts": parts})
     return fill(root, maker, data, 0, share, progress)
@@ -95,6 +97,7 @@ def append_index(
         finished(root, held)  # or this is no moment to add to it; by what was read, as others may be adding it too
         held["parts"].append(new)
     _same(root, held, maker.described | {"parts": held["parts"]})
+    fits.check(maker, data, root, more=True)
     store.write_manifest(root / MANIFEST, held)
     return fill(root, maker, data, count(held) - new["rows"], share, progress)
 
@@ -129,7 +132,7 @@ def _repair(root, task, params, data, mesh, progress, choices) -> list[str]:
         _same(root, held, maker.described | {"parts": _parts(root, data)})
     except CorruptError:
         defaults = {"sketch": None, "batch_size": 64, "shard_rows": 1024, "coding": "float32", "target_recall": None}
-        maker = _maker(task, params, data, root / "none", mesh=mesh, **(defaults | choices))
+        maker = made(task, params, data, root / "none", mesh=mesh, **(defaults | choices))
         held = maker.described | {"parts": [part(data)]}  # its rows are taken for one part
         _check_witness(root, maker, data, spans(held))
         store.write_manifest(root / MANIFEST, held)
@@ -213,8 +216,9 @@ def merge_indexes(folders: list[str | Path], out: str | Path, progress: Progress
         return Index(root, joined, tuple(journal.entries))
 
 
-def _maker(task, params, data, root, sketch, batch_size, shard_rows, coding, target_recall, mesh) -> Maker:
-    """Everything that can be refused is refused here, before anything is compiled or written."""
+def made(task, params, data, root, sketch, batch_size, shard_rows, coding, target_recall, mesh) -> Maker:
+    """What makes the rows. What is wrong with the loss, the rows or the choices is refused here, before anything is
+    compiled or written."""
     sketch = Sketch() if sketch is None else sketch
     chosen = store.Coding.parse(coding) if isinstance(coding, str) else coding
     if batch_size < 1 or shard_rows < 1:
@@ -240,7 +244,7 @@ def _maker(task, params, data, root, sketch, batch_size, shard_rows, coding, tar
 def _as_built(held: dict[str, Any], task: Task, params: Any, data: Any, root: Path, mesh: Any) -> Maker:
     sketch = sketching.from_record(held["sketch"])
     choices = {key: held[key] for key in ("batch_size", "shard_rows", "coding", "target_recall")}
-    return _maker(task, params, data, root, sketch, mesh=mesh, **choices)
+    return made(task, params, data, root, sketch, mesh=mesh, **choices)
 
 
 def _parts(root: Path, data: Any) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """The only reader of jaxpr equations' layouts, which are not API: tested on JAX 0.10, 0.11 and 0.12."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -119,6 +120,26 @@ def dot(eqn: Any) -> Dot:
     contract, batch = eqn.params["dimension_numbers"]
     pairs = [tuple(tuple(int(axis) for axis in side) for side in group) for group in (contract, batch)]
     return Dot(*pairs)  # type: ignore[arg-type]  # two pairs, which pyright cannot count
+
+
+def operations(eqn: Any) -> float:
+    """Of one product or convolution, a multiply-add counting twice; 0 of anything else."""
+    name, out = eqn.primitive.name, eqn.outvars[0].aval
+    if name == "dot_general":
+        lhs = eqn.invars[0].aval.shape
+        return 2.0 * out.size * math.prod(lhs[axis] for axis in dot(eqn).contract[0])
+    if name == "conv_general_dilated":
+        kernel = eqn.invars[1].aval
+        return 2.0 * out.size * kernel.size / kernel.shape[eqn.params["dimension_numbers"].rhs_spec[0]]
+    return 0.0
+
+
+def within(eqn: Any) -> tuple[list[Opened], int]:
+    """(the programs inside an equation, how often each runs); of a while loop once, as nobody knows."""
+    found = []
+    for value in eqn.params.values():
+        found += [x for x in (value if isinstance(value, list | tuple) else (value,)) if hasattr(x, "eqns")]
+    return [open_jaxpr(x) for x in found], eqn.params["length"] if eqn.primitive.name == "scan" else 1
 
 
 def permutation(eqn: Any) -> tuple[int, ...]:

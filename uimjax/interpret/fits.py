@@ -1,0 +1,56 @@
+"""Is there room for an index? Its batches on a device, its shards in memory and on disk: asked before it is begun."""
+
+from pathlib import Path
+from typing import Any
+
+from uimjax import machine, room, store
+from uimjax import rows as row
+from uimjax.errors import NoRoomError
+from uimjax.interpret.fill import Maker
+from uimjax.interpret.index import SHARDS
+from uimjax.store.coding import DTYPES, Coding, Shapes
+
+HELD = 3  # float32 copies of a shard's rows: its batches, all of them joined, and what is being coded
+BESIDE = 16  # bytes of a row beside its vector: id, loss and norm
+
+
+def check(maker: Maker, data: Any, root: Path, more: bool = False) -> room.Need:
+    """What a batch needs. `more`: the rows come to an index that is there.
+
+    Raises:
+        NoRoomError: a batch does not fit the device, a shard the memory, or all of them the disk.
+    """
+    described = maker.described
+    need = room.check(
+        lambda size: (maker.program, *maker.inputs(data, size)),
+        described["batch_size"],
+        "a batch",
+        described["devices"],
+    )
+    size, free = HELD * 4 * described["width"], machine.host_memory()
+    if size * described["shard_rows"] > free:
+        raise NoRoomError(
+            f"shards of {described['shard_rows']} rows of {described['width']} numbers take "
+            f"{room.gib(size * described['shard_rows'])} of memory while they are made, and {room.gib(free)} are free: "
+            f"shard_rows={free // size} fit"
+        )
+    _check_disk(maker, row.count(data), root, more)
+    return need
+
+
+def _check_disk(maker: Maker, rows: int, root: Path, more: bool) -> None:
+    there = 0 if more else sum(path.stat().st_size for path in (root / SHARDS).glob("*.parquet"))
+    free = machine.disk(root) + there
+    if (wanted := rows * on_disk(maker.coding, maker.shapes)) > free:
+        codings = [name for name in DTYPES if rows * on_disk(Coding(name), maker.shapes) <= free]
+        most = free // on_disk(maker.coding, maker.shapes)
+        cure = f"coding={codings[0]!r} fits" if codings else "a smaller sketch is wanted"
+        raise NoRoomError(
+            f"{rows} rows as {maker.coding} take {room.gib(wanted)} in {root}, and {room.gib(free)} are free there: "
+            f"{cure}, or {most} rows"
+        )
+
+
+def on_disk(coding: Coding, shapes: Shapes) -> int:
+    """Bytes of a row."""
+    return store.row_bytes(coding, shapes) + BESIDE

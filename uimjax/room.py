@@ -1,0 +1,47 @@
+"""Does a compiled program fit? Asked of the compiler before anything runs; what runs then is compiled already."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from uimjax import machine
+from uimjax.errors import NoRoomError
+
+
+class Need(NamedTuple):
+    """Of one run of a compiled program: `bytes` of memory on each device, and of these what is neither input nor
+    output, taken and given back (`between`)."""
+
+    bytes: int
+    between: int
+
+
+def need(program: Any, *args: Any) -> Need:
+    """Of a jitted program and its arguments (arrays, or shapes); a run with them does not compile again."""
+    held = program.lower(*args).compile().memory_analysis()
+    if held is None:  # a backend that does not say
+        return Need(0, 0)
+    sizes = ("argument_size_in_bytes", "output_size_in_bytes", "temp_size_in_bytes", "generated_code_size_in_bytes")
+    total = sum(int(getattr(held, name)) for name in sizes) - int(held.alias_size_in_bytes)
+    return Need(total, int(held.temp_size_in_bytes))
+
+
+def check(made: Callable[[int], tuple[Any, ...]], size: int, what: str, step: int = 1) -> Need:
+    """Refuse a run that the device has no room for. `made(size)`: the program and its arguments at a size (a batch, so
+    many models together), a multiple of `step`.
+
+    Raises:
+        NoRoomError: it does not fit; the largest size that does is named, found by compiling for it.
+    """
+    free, wanted = machine.device_memory(), need(*made(size))
+    if wanted.bytes <= free:
+        return wanted
+    low, high = 0, size // step  # in steps: low fits (or is nothing), high does not
+    while high - low > max(1, low // 8):  # within an eighth: every look is a compilation
+        middle = (low + high) // 2
+        low, high = (middle, high) if need(*made(middle * step)).bytes <= free else (low, middle)
+    cure = f"At most {low * step} fit." if low else f"Not even {step} fit: take a smaller model, or more devices."
+    raise NoRoomError(f"{what} of {size} needs {gib(wanted.bytes)} on each device, and {gib(free)} are free. {cure}")
+
+
+def gib(size: float) -> str:
+    return f"{size / 2**30:.2f} GiB" if size >= 2**28 else f"{size / 2**20:.1f} MiB"
