@@ -8,21 +8,18 @@ from uimjax.errors import NoRoomError
 
 
 class Need(NamedTuple):
-    """Of one run of a compiled program: `bytes` of memory on each device, and of these what is neither input nor
-    output, taken and given back (`between`)."""
+    """Of one run of a compiled program: bytes of memory on each device (inputs, outputs and what is in between)."""
 
     bytes: int
-    between: int
 
 
 def need(program: Any, *args: Any) -> Need:
     """Of a jitted program and its arguments (arrays, or shapes); a run with them does not compile again."""
     held = program.lower(*args).compile().memory_analysis()
     if held is None:  # a backend that does not say
-        return Need(0, 0)
+        return Need(0)
     sizes = ("argument_size_in_bytes", "output_size_in_bytes", "temp_size_in_bytes", "generated_code_size_in_bytes")
-    total = sum(int(getattr(held, name)) for name in sizes) - int(held.alias_size_in_bytes)
-    return Need(total, int(held.temp_size_in_bytes))
+    return Need(sum(int(getattr(held, name)) for name in sizes) - int(held.alias_size_in_bytes))
 
 
 def check(made: Callable[[int], tuple[Any, ...]], size: int, what: str, step: int = 1) -> Need:

@@ -6,6 +6,7 @@ stream; the mask is False on padding and the id is -1. *Guarantee*: padding neve
 """
 
 import bisect
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from uimjax.allocator import settle
 from uimjax.errors import NonFiniteError, ShapeError
 from uimjax.mesh import shard_batch
 
@@ -135,9 +137,11 @@ def gathered(how: Pass, data: Any, scores: Callable[[Any], Any]) -> Any:
     Each batch's result is copied to its place: results that are kept would lie between the buffers of later batches,
     and the heap would grow with the rows.
     """
-    whole = None
+    whole, start = None, time.perf_counter()
     for batch in how.over(data):
         found = jax.tree.map(np.asarray, scores(batch.rows))
+        settle(time.perf_counter() - start)
+        start = time.perf_counter()
         if whole is None:
             whole = jax.tree.map(lambda x: np.empty((count(data), *x.shape[1:]), x.dtype), found)
         first, real = batch.ids[0], int(batch.mask.sum())  # padding stands at the end

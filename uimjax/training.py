@@ -8,6 +8,7 @@ resumed has the same loss curve to the bit.
 import dataclasses
 import functools
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ import numpy as np
 
 from uimjax import checkpoint, programs, room, steps
 from uimjax import rows as row
+from uimjax.allocator import settle
 from uimjax.errors import MismatchError, NonFiniteError, UsageError
 from uimjax.onepass import margin
 from uimjax.progress import Progress, quiet
@@ -93,8 +95,10 @@ def fit(
     curve = []
     for number in progress(range(recipe.epochs), "training", unit="epochs", skip=start):
         if number >= start:
+            begun = time.perf_counter()
             state = program(state, placed, jnp.asarray(weights), key, number)
             loss = _mean(state.example_loss[number], weights)
+            settle(time.perf_counter() - begun)
             if not np.isfinite(loss):
                 raise NonFiniteError(
                     f"the loss became {loss} in epoch {number}; lower the learning rate ({recipe.learning_rate})"

@@ -8,6 +8,7 @@ device trains its own.
 """
 
 import functools
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -18,6 +19,7 @@ import numpy as np
 
 from uimjax import programs, room, steps, store, training
 from uimjax import rows as row
+from uimjax.allocator import settle
 from uimjax.errors import NonFiniteError, UnknownNameError, UsageError
 from uimjax.mesh import replicated, shard_batch, ways
 from uimjax.progress import Progress, quiet
@@ -158,7 +160,13 @@ Job = tuple[Any, Any, Any]  # the first parameters, the rows chosen, the key
 
 
 def _alone(train: Any, measure: Any, data: Any, queries: Any) -> Callable[[list[Job]], list[np.ndarray]]:
-    return lambda jobs: [np.asarray(measure(train(job[0], data, *job[1:]), queries)) for job in jobs]
+    def trained(jobs: list[Job]) -> list[np.ndarray]:
+        begun = time.perf_counter()
+        found = [np.asarray(measure(train(job[0], data, *job[1:]), queries)) for job in jobs]
+        settle(time.perf_counter() - begun)
+        return found
+
+    return trained
 
 
 def _side_by_side(

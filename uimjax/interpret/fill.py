@@ -17,6 +17,7 @@ import numpy as np
 
 from uimjax import rows as row
 from uimjax import store
+from uimjax.allocator import settle
 from uimjax.errors import CorruptError, LostProcessError, OutputError, ShapeError
 from uimjax.interpret import base, price
 from uimjax.interpret.index import JOURNAL, PRICE, SHARDS, Index, check_order, intact, read_manifest
@@ -48,13 +49,15 @@ class Span(NamedTuple):
 
 
 class Maker(NamedTuple):
-    """Makes rows of an index: `described`, its manifest but for the parts; the compiled program and its inputs."""
+    """Makes rows of an index: `described`, its manifest but for the parts; the compiled program and its inputs;
+    `scratch` `[rows, D]`, in which unit rows lie until they are coded (an array a shard would split the heap)."""
 
     described: dict[str, Any]
     program: Any
     params: Any
     drawn: Any
     mesh: Any
+    scratch: np.ndarray
 
     @property
     def coding(self) -> store.Coding:
@@ -70,16 +73,24 @@ class Maker(NamedTuple):
         return self.params, rows if self.mesh is None else shard_batch(self.mesh, rows), self.drawn
 
     def gradients(self, data: Any, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(losses, norms, unit rows `[n, D]`) of the rows `ids`."""
-        parts: list[tuple[Any, ...]] = []
+        """(losses, norms, unit rows `[n, D]`) of the rows `ids`; the last is good until the next call."""
+        losses, norms = np.empty((2, len(ids)), np.float32)
+        units, first = self.scratch[: len(ids)], 0
         for batch in row.selected(data, ids, self.described["batch_size"]):
-            rows = batch.rows if self.mesh is None else shard_batch(self.mesh, batch.rows)
-            loss, found = self.program(self.params, rows, self.drawn)
-            real = int(batch.mask.sum())
-            parts.append(tuple(np.asarray(x, np.float32)[:real] for x in (loss, *_unit(found))))
-        losses, norms, units = (np.concatenate(each) for each in zip(*parts, strict=True))
+            stop = first + int(batch.mask.sum())
+            self._into([x[first:stop] for x in (losses, norms, units)], batch.rows)
+            first = stop
         base.finite(norms, f"gradients of training rows {ids[0]} to {ids[-1]}")
         return losses, norms, units
+
+    def _into(self, places: list[np.ndarray], rows: Any) -> None:
+        """A batch's losses, norms and unit rows; no result of the program is held when this returns."""
+        start = time.perf_counter()
+        rows = rows if self.mesh is None else shard_batch(self.mesh, rows)
+        loss, found = self.program(self.params, rows, self.drawn)
+        for place, made in zip(places, (loss, *_unit(found)), strict=True):
+            place[:] = np.asarray(made)[: len(place)]
+        settle(time.perf_counter() - start)
 
     def shard(self, data: Any, start: int, stop: int, first: int) -> store.Shard:
         """Rows `[start, stop)` of the index; the data begin at its row `first`."""

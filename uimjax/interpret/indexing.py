@@ -230,7 +230,9 @@ def made(task, params, data, root, sketch, batch_size, shard_rows, coding, targe
     check_budget(found, batch_size)
     choices = {"batch_size": batch_size, "shard_rows": shard_rows, "devices": devices, "target_recall": target_recall}
     program, drawn = base.row_program(found, found, sketch), sketching.drawn(found, sketch)
-    maker = Maker(describe(found, params, sketch, chosen, choices), program, params, drawn, mesh)
+    described = describe(found, params, sketch, chosen, choices)
+    scratch = np.empty((max(shard_rows, price.ROWS), described["width"]), np.float32)
+    maker = Maker(described, program, params, drawn, mesh, scratch)
     if target_recall is None:
         return maker
     if (root / MANIFEST).exists():  # chosen when it was begun

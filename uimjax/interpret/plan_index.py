@@ -55,8 +55,6 @@ def plan_index(
     finite_s, digest_s = timed(lambda: _finite(data))[0], watch.job(lambda: part(data))[0]
     compile_s, need = watch.job(lambda: fits.check(maker, data, Path(folder)))
     its = _trial(maker, data, Path(folder), count, watch)
-    if jax.default_backend() == "cpu" and count > its["rows"]:
-        watch.holds(need.between)  # results of one run come to lie in the way of the next, and the heap holds two
     watch.holds((count - rows) * machine.nbytes(data) / rows)
     watch.passes(fits.HELD * 4 * maker.described["width"] * (min(shard_rows, count) - its["rows"]))
     batches, shards = -(-count // batch_size), -(-count // shard_rows)
