@@ -36,6 +36,7 @@ FLOORS = [
     ["uimjax.mitigate", "uimjax.audit"],
     ["uimjax.report"],
     ["uimjax.workflow", "uimjax.doctor"],
+    ["uimjax.commands"],
     ["uimjax.cli"],
 ]
 INSIDE = {
@@ -57,6 +58,7 @@ INSIDE = {
         "kronecker", "products", "lanczos", "operator", "harmonic", "adam",
     ],
     "uimjax.models": ["classifiers", "decoder"],
+    "uimjax.commands": ["base", "ask", "index", "judge", "plan", "story"],
     "uimjax.workflow": ["base", "vision", "text"],
 }  # fmt: skip
 

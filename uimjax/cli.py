@@ -1,22 +1,16 @@
 """The command line: parse, call, print. Heavy imports happen inside the commands, so `--help` is instant."""
 
 import argparse
-import json
 import signal
 import sys
 from pathlib import Path
 from typing import Any
 
 from uimjax import __version__
-from uimjax.errors import OutputError, UimError, UnknownNameError, UsageError
+from uimjax.commands import index, judge, plan, story
+from uimjax.commands.story import PARTS, STAGES
+from uimjax.errors import OutputError, UimError, UnknownNameError
 
-STAGES = {
-    "train": "train the model and its clean twin",
-    "audit": "measure the failure",
-    "trace": "score every training row and write the edit",
-    "mitigate": "carry the edit out, with controls, and give the verdict",
-}
-PARTS = ("vision", "text")
 CODES = (
     "exit codes: 0 ok, 2 usage, 3 data, 4 corrupt, 5 output, 6 loss not traceable, 75 stopped (run again to continue)"
 )
@@ -58,10 +52,15 @@ def parser() -> argparse.ArgumentParser:
     _of_several(append)
     merge = _command(actions, "merge", "one index of the rows of several (--out FOLDER)", out=None)
     merge.add_argument("target", nargs="+", help="folders of indexes of one model and different rows")
+    planned = _command(commands, "plan", "what a job will cost: time, memory, disk, and whether it fits", out=None)
+    planned.add_argument("target", help="a YAML config of an index, a trace or a check")
+    planned.add_argument("--count", type=int, help="rows of the whole job, where the config's are some of them")
+    planned.add_argument("--devices", type=int, help="so many of them, for an index (default: this one)")
+    planned.add_argument("--chip", help="of another kind than here: h100, h200, tpu-v5e ... (an index)")
     check = _command(commands, "check", "judge attribution methods by retraining your own small task", out=None)
     check.add_argument("target", help="a YAML config (`uimjax new check`)")
     new = commands.add_parser("new", help="write a commented config into this folder")
-    new.add_argument("kind", help="run, text, index or check")
+    new.add_argument("kind", help="run, text, index, trace or check")
     topic = commands.add_parser("help", help="print a page of the shipped docs")
     topic.add_argument("topic", nargs="?", help="the page; without it, the list")
     return top
@@ -86,7 +85,7 @@ def _of_several(made: argparse.ArgumentParser) -> None:
 def main(argv: list[str] | None = None) -> None:
     """Entry point; ends the process with the exit code of what happened."""
     args, rest = parser().parse_known_args(argv)
-    takes_settings = args.command in ("demo", "run", "check", *STAGES)
+    takes_settings = args.command in ("demo", "run", "check", "plan", *STAGES)
     takes_settings |= getattr(args, "action", "") in ("build", "repair", "append")
     if rest and not takes_settings:
         parser().error(f"unrecognised: {' '.join(rest)}")
@@ -113,223 +112,6 @@ def _stopped(*_: object) -> None:
     """End as Ctrl-C does. An exception raised inside a callback of a library can get lost, so it is raised again."""
     signal.alarm(1)
     raise KeyboardInterrupt
-
-
-def _demo(args: argparse.Namespace, rest: list[str]) -> int:
-    from uimjax.config import DemoConfig
-
-    idle = [flag for flag in rest if args.only and flag.startswith("--") and not flag.startswith(f"--{args.only}.")]
-    if idle:
-        raise UsageError(f"{idle[0]} would change nothing with --only {args.only}; leave one of them out")
-    config = _override(DemoConfig, {}, rest)
-    parts = [args.only] if args.only else PARTS
-    return _stories(args, [(name, getattr(config, name), Path(args.out) / name) for name in parts], "mitigate")
-
-
-def _run(args: argparse.Namespace, rest: list[str]) -> int:
-    from uimjax.config import LOCK, kind_of, read_yaml
-
-    target = Path(args.target)
-    until = args.command if args.command in STAGES else "mitigate"
-    parts = [name for name in PARTS if (target / name / LOCK).exists()]
-    if parts and not (target / LOCK).exists():
-        if rest:
-            raise UsageError(f"{target} holds several runs; name one of them to change {rest[0]}: {target / parts[0]}")
-        out = Path(args.out or target)
-        locks = {name: read_yaml(target / name / LOCK).get("config", {}) for name in parts}
-        jobs = [(name, _override(kind_of(values), values, []), out / name) for name, values in locks.items()]
-        return _stories(args, jobs, until)
-    if target.is_dir():
-        values, folder = read_yaml(target / LOCK).get("config", {}), Path(args.out or target)
-    else:
-        values, folder = read_yaml(target), Path(args.out or Path("runs") / target.stem)
-    return _stories(args, [("", _override(kind_of(values), values, rest), folder)], until)
-
-
-def _stories(args: argparse.Namespace, jobs: list[tuple[str, Any, Path]], until: str) -> int:
-    """Run each story; a job without a name stands alone and its JSON is not wrapped."""
-    from rich.console import Console
-
-    from uimjax import workflow
-    from uimjax.config import TextConfig
-    from uimjax.progress import quiet, shown
-    from uimjax.report import summary
-
-    notes = Console(stderr=True, quiet=args.json or not sys.stderr.isatty())
-    say = lambda line: notes.print(line, markup=False, highlight=False)  # noqa: E731  # one line, used once
-    results: dict[str, Any] = {}
-    for name, config, folder in jobs:
-        result = workflow.run(config, folder, until, say, quiet if args.json else shown)
-        results[name] = result
-        if args.json:
-            continue
-        parts = result if isinstance(config, TextConfig) else {"vision": result}
-        for title, part in parts.items():
-            if until == "mitigate":
-                summary.show(title, part, Console())
-            else:
-                print("\n".join(f"{title} {key}: {value}" for key, value in part.items()))
-    if args.json:
-        print(json.dumps(results.get("", results), indent=1))
-    elif until == "mitigate":
-        folder = jobs[0][2] if len(jobs) == 1 else jobs[0][2].parent
-        print(f"Everything is in {folder}; `uimjax run {folder}` replays it, `uimjax report {folder}` writes a page.")
-    return 0
-
-
-def _report(args: argparse.Namespace, _rest: list[str]) -> int:
-    from uimjax.report import page
-
-    folder = Path(args.target)
-    path = page.write_page(folder, Path(args.out) if args.out else folder / "report.html", reveal=args.reveal)
-    size = path.stat().st_size
-    print(json.dumps({"page": str(path), "bytes": size}) if args.json else f"wrote {path} ({size / 1e6:.2f} MB)")
-    return 0
-
-
-def _override(kind: Any, values: dict[str, Any], flags: list[str]) -> Any:
-    """Config values, then flags over them."""
-    import tyro
-
-    from uimjax.config import parse
-
-    config = parse(kind, values, "config")
-    if not flags:
-        return config
-    return tyro.cli(kind, default=config, args=flags, prog="uimjax ... ")
-
-
-def _index(args: argparse.Namespace, rest: list[str]) -> int:
-    if args.action == "verify":
-        from uimjax.interpret.index import verify_index
-
-        problems = verify_index(args.target)
-        print(
-            json.dumps({"problems": problems})
-            if args.json
-            else "\n".join(problems) or f"{args.target}: every byte is right"
-        )
-        return 4 if problems else 0
-    from uimjax.interpret import indexing
-    from uimjax.progress import quiet, shown
-
-    progress = quiet if args.json else shown
-    if args.action == "merge":
-        if not args.out:
-            raise UsageError("merging writes a new index: say where, with --out FOLDER")
-        return _told(indexing.merge_indexes(args.target, args.out, progress), args.json)
-    from uimjax.allocator import keep_buffers
-
-    keep_buffers()  # before anything computes
-    from uimjax.config import IndexConfig, read_yaml
-    from uimjax.corpora import read_rows
-    from uimjax.sketch import Sketch
-
-    config = _override(IndexConfig, read_yaml(Path(args.target)), rest)
-    rows = read_rows(config.rows)
-    share = indexing.ALONE
-    if args.action != "repair":
-        from uimjax.mesh import start_processes
-
-        ways = (args.coordinator, args.processes, args.process, args.limit)
-        share = indexing.Share(*start_processes(*ways), args.limit)  # before any device is touched
-        progress = progress if share.process == 0 else quiet
-    task, params = _loaded(config.load, "(uimjax.Task, params)", 2)
-    out = args.out or Path(args.target).with_suffix(".index")
-    if args.action == "append":
-        return _told(indexing.append_index(task, params, rows, out, share=share, progress=progress), args.json)
-    choices = {"sketch": Sketch(config.sketch_rank, seed=config.seed)}
-    choices |= config.model_dump(include={"batch_size", "shard_rows", "coding", "target_recall"})
-    if args.action == "build":
-        return _told(
-            indexing.build_index(task, params, rows, out, **choices, share=share, progress=progress), args.json
-        )
-    done = indexing.repair_index(task, params, rows, out, **choices, progress=progress)
-    print(json.dumps({"repaired": done}) if args.json else "\n".join(done) or f"{out}: nothing was broken")
-    return 0
-
-
-def _told(index: Any, as_json: bool) -> int:
-    """What an index holds, and what its coding costs."""
-    price = (index.price or {"parts": []})["parts"]
-    found = {
-        "folder": str(index.folder),
-        "rows": index.rows,
-        "width": index.manifest["width"],
-        "shards": len(index.entries),
-        "coding": str(index.coding),
-        "row_bytes": index.row_bytes,
-        "price": price,
-    }
-    if as_json:
-        print(json.dumps(found))
-        return 0
-    print(f"{index.rows} rows of {found['width']} numbers ({index.coding}, {index.row_bytes} bytes) in {index.folder}")
-    lossy = str(index.coding) != "float32"
-    for part in price if lossy else []:
-        print(
-            f"{part['smaller']:.1f} times smaller than float32; scores correlate {part['correlation']:.4f} with those "
-            f"of whole rows, and {part['recall']:.1%} of their top {part['top']} are kept (on {part['rows']} rows)"
-        )
-    return 0
-
-
-def _check(args: argparse.Namespace, rest: list[str]) -> int:
-    from uimjax import steps
-    from uimjax.config import CheckConfig, read_yaml
-    from uimjax.interpret import check
-    from uimjax.progress import quiet, shown
-    from uimjax.report import judgements
-
-    config = _override(CheckConfig, read_yaml(Path(args.target)), rest)
-    found = _loaded(config.load, "(uimjax.Task, initial, rows, uimjax.Measurement, queries)", 5)
-    task, initial, rows, measurement, queries = found
-    asked = check.Asked(task, initial, rows, steps.Recipe(**config.train.model_dump()), measurement, queries)
-    result = check.check(
-        asked,
-        config.methods,
-        halves=config.halves,
-        seeds=tuple(range(config.seeds)),
-        protocol=config.protocol,
-        removals=config.removals,
-        checkpoints=config.checkpoints,
-        damping=config.damping,
-        batch_size=config.batch_size,
-        folder=Path(args.out or Path(args.target).with_suffix(".check")),
-        progress=quiet if args.json else shown,
-    )
-    if args.json:
-        print(json.dumps(judgements.document(result), indent=1))
-    else:
-        judgements.show(result)
-    return 0
-
-
-def _loaded(reference: str, wanted: str, count: int) -> tuple[Any, ...]:
-    """What the reader's own function returns, the first of it a Task."""
-    from uimjax.task import Task
-    from uimjax.workflow.base import call
-
-    found = call(reference)
-    if not isinstance(found, tuple) or len(found) != count or not isinstance(found[0], Task):
-        raise UsageError(f"{reference} returned {type(found).__name__}; {wanted} was wanted")
-    return found
-
-
-def _doctor(args: argparse.Namespace, _rest: list[str]) -> int:
-    from uimjax.doctor import examine, examine_task
-
-    checks, table = examine(), ""
-    if args.task:
-        mine, table = examine_task(*_loaded(args.task, "(uimjax.Task, params, rows)", 3))
-        checks += mine
-    if args.json:
-        print(json.dumps({name: {"ok": ok, "found": found} for name, ok, found in checks}, indent=1))
-    else:
-        print(f"{table}\n" if table else "", end="")
-        for name, ok, found in checks:
-            print(f"{'ok  ' if ok else 'FAIL'}  {name}: {found}")
-    return 0 if all(ok for _, ok, _ in checks) else 1
 
 
 def _new(args: argparse.Namespace, _rest: list[str]) -> int:
@@ -360,15 +142,16 @@ def _help(args: argparse.Namespace, _rest: list[str]) -> int:
 
 
 _COMMANDS = {
-    "check": _check,
-    "demo": _demo,
-    "doctor": _doctor,
-    "index": _index,
+    "check": judge.check,
+    "demo": story.demo,
+    "doctor": judge.doctor,
+    "index": index.index,
     "new": _new,
     "help": _help,
-    "report": _report,
+    "plan": plan.plan,
+    "report": story.report,
 }
-_COMMANDS |= dict.fromkeys(("run", *STAGES), _run)
+_COMMANDS |= dict.fromkeys(("run", *STAGES), story.run)
 
 
 if __name__ == "__main__":

@@ -182,6 +182,7 @@ class DemoConfig(_Strict):
 class IndexConfig(_Strict):
     """An index of the reader's own model and rows."""
 
+    kind: Literal["index"] = "index"
     load: str = Field(description="pkg.module:function returning (uimjax.Task, params)")
     rows: str = Field(description="training rows: .jsonl, .npz or .parquet")
     sketch_rank: int = Field(16, ge=1)
@@ -199,6 +200,30 @@ class IndexConfig(_Strict):
     )
 
 
+class TraceConfig(_Strict):
+    """A question to an index of the reader's own model: which training rows does a failure come from?"""
+
+    kind: Literal["trace"] = "trace"
+    load: str = Field(description="pkg.module:function returning (uimjax.Task, params, uimjax.Measurement, queries)")
+    index: str = Field(description="folder of the index, or its URL (s3://, gs://, https://)")
+    rows: str = Field(description="training rows: any of them, for their shapes; to re-rank all of the index's")
+    method: str = Field(
+        "grad_cos", description="a method for sketched rows: grad_cos, logra, trackstar, retain_cos ..."
+    )
+    k: int = Field(20, ge=1, description="proponents and opponents of each question")
+    each: bool = Field(False, description="each query on its own; otherwise what caused them together")
+    retain: str = Field("", description="file of held-out clean rows, for methods that keep what the model does right")
+    rerank: int = Field(0, ge=0, description="candidates at either end scored again by whole gradients; 0: none")
+    null: int | None = Field(
+        None, ge=0, description="shuffled questions for the chance p of a score; none: 100, or 0 beside rerank"
+    )
+    metadata: str = Field("", description="a line a training row: .parquet, .jsonl or .csv; its columns join the hits")
+    where: dict[str, tuple[str | int, ...]] = Field(
+        {}, description="columns of the metadata and the values whose rows alone are asked, as {source: [wiki]}"
+    )
+    group_by: str = Field("", description="a column of the metadata: scores of all rows are added up by it")
+
+
 class CheckTrainChoice(TrainChoice):
     epochs: int = Field(20, ge=1)
     momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
@@ -208,6 +233,7 @@ class CheckTrainChoice(TrainChoice):
 class CheckConfig(_Strict):
     """Attribution judged by retraining the reader's own small task."""
 
+    kind: Literal["check"] = "check"
     load: str = Field(
         description="pkg.module:function returning (uimjax.Task, initial(seed) -> params, rows, Measurement, queries)"
     )
@@ -228,23 +254,28 @@ class CheckConfig(_Strict):
     batch_size: int = Field(256, ge=1, description="rows scored at once")
 
 
-KINDS: dict[str, type[_Strict]] = {"run": RunConfig, "text": TextConfig, "index": IndexConfig, "check": CheckConfig}
-COMMANDS = {"index": "index build", "check": "check"}  # of a kind; the others are run
+KINDS: dict[str, type[_Strict]] = {
+    "run": RunConfig, "text": TextConfig, "index": IndexConfig, "trace": TraceConfig, "check": CheckConfig,
+}  # fmt: skip
+COMMANDS = {"index": "index build", "trace": "trace", "check": "check"}  # of a kind; the others are run
 
 
-def kind_of(values: dict[str, Any]) -> type[_Strict]:
+STORIES: dict[str, type[_Strict]] = {"vision": RunConfig, "text": TextConfig}
+OWN: dict[str, type[_Strict]] = {name: KINDS[name] for name in ("index", "trace", "check")}  # of the reader's own model
+
+
+def kind_of(values: dict[str, Any], kinds: dict[str, type[_Strict]] = STORIES) -> type[_Strict]:
     """The config that a mapping is for: its key `kind`, pictures where it has none.
 
     Raises:
-        ConfigError: no mapping, or a kind that is none.
+        ConfigError: no mapping, or a kind that is none of those wanted.
     """
-    kinds: dict[str, type[_Strict]] = {"vision": RunConfig, "text": TextConfig}
     if not isinstance(values, dict):
         raise ConfigError(f"the config holds {type(values).__name__}; a mapping of settings was wanted")
     if (kind := values.get("kind", "vision")) not in kinds:
         near = difflib.get_close_matches(str(kind), kinds, n=1, cutoff=0.3)
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(kinds)}"
-        raise ConfigError(f"kind: {kind!r} is no story; {hint}")
+        raise ConfigError(f"kind: {kind!r} is not one that this command takes; {hint}")
     return kinds[kind]
 
 

@@ -1,0 +1,68 @@
+"""What a job of a config will cost; exit code 5 where it does not fit."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from uimjax.commands.base import loaded, override
+from uimjax.errors import UsageError
+
+
+def plan(args: argparse.Namespace, rest: list[str]) -> int:
+    from uimjax.allocator import keep_buffers
+
+    keep_buffers()  # before anything computes, as the job does
+    from uimjax.config import OWN, kind_of, read_yaml
+
+    values = read_yaml(Path(args.target))
+    config = override(kind_of(values, OWN), values, rest)
+    if config.kind != "index" and (args.devices or args.chip):
+        raise UsageError(f"--devices and --chip are for plans of an index, and this is one of a {config.kind}")
+    if config.kind == "check" and args.count:
+        raise UsageError("a check trains on the rows of its config: leave --count out")
+    found = {"index": _index, "trace": _trace, "check": _check}[config.kind](args, config)
+    if args.json:
+        print(json.dumps(found.document(), indent=1))
+    else:
+        print("\n".join(found.lines()))
+    found.check()
+    return 0
+
+
+def _index(args: argparse.Namespace, config: Any) -> Any:
+    from uimjax.corpora import read_rows
+    from uimjax.interpret.plan_index import plan_index
+    from uimjax.sketch import Sketch
+
+    task, params = loaded(config.load, "(uimjax.Task, params)", 2)
+    choices = config.model_dump(include={"batch_size", "shard_rows", "coding", "target_recall"})
+    choices |= {"sketch": Sketch(config.sketch_rank, seed=config.seed)}
+    out = args.out or Path(args.target).with_suffix(".index")
+    where = {"count": args.count, "devices": args.devices, "chip": args.chip}
+    return plan_index(task, params, read_rows(config.rows), out, **where, **choices)
+
+
+def _trace(args: argparse.Namespace, config: Any) -> Any:
+    from uimjax.commands.ask import question
+    from uimjax.corpora import read_rows
+    from uimjax.interpret.plan_index import plan_trace
+
+    retain = read_rows(config.retain) if config.retain else None
+    choices = {"k": config.k, "each": config.each, "rerank": config.rerank, "retain": retain}
+    return plan_trace(*question(config), method=config.method, count=args.count, **choices)
+
+
+def _check(args: argparse.Namespace, config: Any) -> Any:
+    from uimjax import rows as row
+    from uimjax import steps
+    from uimjax.interpret import bank
+    from uimjax.interpret.plan_training import plan_bank
+
+    wanted = "(uimjax.Task, initial, rows, uimjax.Measurement, queries)"
+    task, initial, rows, measurement, queries = loaded(config.load, wanted, 5)
+    kept = bank.subsets(row.count(rows), config.halves)
+    recipe, seeds = steps.Recipe(**config.train.model_dump()), tuple(range(config.seeds))
+    folder = Path(args.out or Path(args.target).with_suffix(".check"))
+    its = (task, initial, rows, recipe, kept, measurement, queries)
+    return plan_bank(*its, seeds=seeds, protocol=config.protocol, folder=folder)

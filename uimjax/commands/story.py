@@ -1,0 +1,94 @@
+"""The stories: `demo`, `run` and its stages, `report`."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from uimjax.commands.base import override
+from uimjax.errors import UsageError
+
+STAGES = {
+    "train": "train the model and its clean twin",
+    "audit": "measure the failure",
+    "trace": "score every training row and write the edit; or ask an index of your own (`uimjax new trace`)",
+    "mitigate": "carry the edit out, with controls, and give the verdict",
+}
+PARTS = ("vision", "text")
+
+
+def demo(args: argparse.Namespace, rest: list[str]) -> int:
+    from uimjax.config import DemoConfig
+
+    idle = [flag for flag in rest if args.only and flag.startswith("--") and not flag.startswith(f"--{args.only}.")]
+    if idle:
+        raise UsageError(f"{idle[0]} would change nothing with --only {args.only}; leave one of them out")
+    config = override(DemoConfig, {}, rest)
+    parts = [args.only] if args.only else PARTS
+    return _stories(args, [(name, getattr(config, name), Path(args.out) / name) for name in parts], "mitigate")
+
+
+def run(args: argparse.Namespace, rest: list[str]) -> int:
+    from uimjax.config import LOCK, kind_of, read_yaml
+
+    target = Path(args.target)
+    if args.command == "trace" and target.is_file() and read_yaml(target).get("kind") == "trace":
+        from uimjax.commands.ask import ask
+
+        return ask(args, rest)
+    until = args.command if args.command in STAGES else "mitigate"
+    parts = [name for name in PARTS if (target / name / LOCK).exists()]
+    if parts and not (target / LOCK).exists():
+        if rest:
+            raise UsageError(f"{target} holds several runs; name one of them to change {rest[0]}: {target / parts[0]}")
+        out = Path(args.out or target)
+        locks = {name: read_yaml(target / name / LOCK).get("config", {}) for name in parts}
+        jobs = [(name, override(kind_of(values), values, []), out / name) for name, values in locks.items()]
+        return _stories(args, jobs, until)
+    if target.is_dir():
+        values, folder = read_yaml(target / LOCK).get("config", {}), Path(args.out or target)
+    else:
+        values, folder = read_yaml(target), Path(args.out or Path("runs") / target.stem)
+    return _stories(args, [("", override(kind_of(values), values, rest), folder)], until)
+
+
+def _stories(args: argparse.Namespace, jobs: list[tuple[str, Any, Path]], until: str) -> int:
+    """Run each story; a job without a name stands alone and its JSON is not wrapped."""
+    from rich.console import Console
+
+    from uimjax import workflow
+    from uimjax.config import TextConfig
+    from uimjax.progress import quiet, shown
+    from uimjax.report import summary
+
+    notes = Console(stderr=True, quiet=args.json or not sys.stderr.isatty())
+    say = lambda line: notes.print(line, markup=False, highlight=False)  # noqa: E731  # one line, used once
+    results: dict[str, Any] = {}
+    for name, config, folder in jobs:
+        result = workflow.run(config, folder, until, say, quiet if args.json else shown)
+        results[name] = result
+        if args.json:
+            continue
+        parts = result if isinstance(config, TextConfig) else {"vision": result}
+        for title, part in parts.items():
+            if until == "mitigate":
+                summary.show(title, part, Console())
+            else:
+                print("\n".join(f"{title} {key}: {value}" for key, value in part.items()))
+    if args.json:
+        print(json.dumps(results.get("", results), indent=1))
+    elif until == "mitigate":
+        folder = jobs[0][2] if len(jobs) == 1 else jobs[0][2].parent
+        print(f"Everything is in {folder}; `uimjax run {folder}` replays it, `uimjax report {folder}` writes a page.")
+    return 0
+
+
+def report(args: argparse.Namespace, _rest: list[str]) -> int:
+    from uimjax.report import page
+
+    folder = Path(args.target)
+    path = page.write_page(folder, Path(args.out) if args.out else folder / "report.html", reveal=args.reveal)
+    size = path.stat().st_size
+    print(json.dumps({"page": str(path), "bytes": size}) if args.json else f"wrote {path} ({size / 1e6:.2f} MB)")
+    return 0
