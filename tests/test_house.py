@@ -41,10 +41,10 @@ FLOORS = [
 ]
 INSIDE = {
     "uimjax.taps": ["_compat", "base", "views", "follow", "plan", "run", "layouts", "capture", "parts", "proof"],
-    "uimjax.store": ["base", "coding", "digest", "manifest", "journal", "shards", "stage"],
+    "uimjax.store": ["base", "remote", "coding", "digest", "manifest", "journal", "shards", "stage"],
     "uimjax.interpret": [
         "base", "trajectory", "lexical", "representation", "baselines", "resume", "curved", "sketched", "solved",
-        "exact", "segments", "rerank", "self_influence", "methods", "index", "price",
+        "exact", "segments", "rerank", "self_influence", "methods", "index", "moving", "price",
         "fill", "fits", "indexing", "strongest", "null", "hits", "cascade", "groups", "trace", "positions", "shares",
         "bank", "plan", "plan_index", "plan_training", "judge", "metagradient", "counterfactual", "check",
     ],

@@ -36,7 +36,9 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("--reveal", action="store_true", help="show leaked secrets in clear; they are masked otherwise")
     doctor = _command(commands, "doctor", "is this machine fit, and your own loss", out="")
     doctor.add_argument("--task", help="pkg.module:function returning (uimjax.Task, params, rows): every check of it")
-    index = commands.add_parser("index", help="build, verify, repair, grow or join indexes of your own model and rows")
+    index = commands.add_parser(
+        "index", help="build, verify, repair, grow, join or copy indexes of your own model and rows"
+    )
     actions = index.add_subparsers(dest="action", metavar="ACTION", required=True)
     build = _command(actions, "build", "sketch every row's gradient; continues where it stopped", out=None)
     build.add_argument("target", help="a YAML config (`uimjax new index`)")
@@ -52,6 +54,9 @@ def parser() -> argparse.ArgumentParser:
     _of_several(append)
     merge = _command(actions, "merge", "one index of the rows of several (--out FOLDER)", out=None)
     merge.add_argument("target", nargs="+", help="folders of indexes of one model and different rows")
+    copy = _command(actions, "copy", "to a URL (s3://, gs://, https://), from one, or between folders", out="")
+    copy.add_argument("target", help="the folder or URL of an index")
+    copy.add_argument("out", help="where to: a folder or URL")
     planned = _command(commands, "plan", "what a job will cost: time, memory, disk, and whether it fits", out=None)
     planned.add_argument("target", help="a YAML config of an index, a trace or a check")
     planned.add_argument("--count", type=int, help="rows of the whole job, where the config's are some of them")

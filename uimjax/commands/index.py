@@ -1,4 +1,4 @@
-"""Indexes of the reader's own model and rows: build, verify, repair, append, merge."""
+"""Indexes of the reader's own model and rows: build, verify, repair, append, merge, copy."""
 
 import argparse
 import json
@@ -28,6 +28,13 @@ def index(args: argparse.Namespace, rest: list[str]) -> int:
         if not args.out:
             raise UsageError("merging writes a new index: say where, with --out FOLDER")
         return _told(indexing.merge_indexes(args.target, args.out, progress), args.json)
+    if args.action == "copy":
+        from uimjax.interpret.moving import copy_index
+
+        written = copy_index(args.target, args.out, progress)
+        done = {"from": args.target, "to": args.out, "shards_written": written}
+        print(json.dumps(done) if args.json else f"{args.out}: {written} shards written, every byte checked")
+        return 0
     from uimjax.allocator import keep_buffers
 
     keep_buffers()  # before anything computes

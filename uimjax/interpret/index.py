@@ -30,7 +30,7 @@ MANIFEST, JOURNAL, SHARDS, PRICE = "manifest.json", "journal.jsonl", "shards", "
 class Index:
     """An index on disk. `manifest` says what it was built from; `entries` are its finished shards."""
 
-    folder: Path
+    folder: store.Place
     manifest: dict[str, Any]
     entries: tuple[store.Entry, ...]
 
@@ -116,7 +116,7 @@ def task_digest(found: Sites) -> str:
     return programs.digest(found.program, found.constants, excluded + programs.own_rules(found.program))
 
 
-def check_order(entries: list[store.Entry], path: Path) -> None:
+def check_order(entries: list[store.Entry], path: store.Place) -> None:
     """A journal lists shards 0, 1, ... of adjoining rows; anything else has lost or gained a line."""
     for number, entry in enumerate(entries):
         if entry.shard != number or entry.start != (entries[number - 1].stop if number else 0):
@@ -125,11 +125,11 @@ def check_order(entries: list[store.Entry], path: Path) -> None:
             )
 
 
-def intact(path: Path, entry: store.Entry) -> bool:
+def intact(path: store.Place, entry: store.Entry) -> bool:
     return path.exists() and path.stat().st_size == entry.size and store.digest_file(path) == entry.xxh3
 
 
-def read_manifest(root: Path) -> dict[str, Any]:
+def read_manifest(root: store.Place) -> dict[str, Any]:
     """Raises MissingFileError, CorruptError, or MismatchError where another version wrote it."""
     if not (root / MANIFEST).exists():
         raise MissingFileError(f"{root} holds no index (no {MANIFEST}). Build one with `uimjax index build`.")
@@ -142,17 +142,19 @@ def read_manifest(root: Path) -> dict[str, Any]:
     return found
 
 
-def open_index(folder: str | Path) -> Index:
-    """Read the manifest and journal; shards are read when asked for.
+def open_index(folder: str | store.Place) -> Index:
+    """Read the manifest and journal; shards are read when asked for, at a URL (s3://, gs://, https:// ...) where they
+    are, through fsspec.
 
     Raises:
         MissingFileError: there is no index there, or it is not finished. CorruptError: it is damaged. MismatchError:
         another version wrote it.
     """
-    return finished(Path(folder), read_manifest(Path(folder)))
+    root = store.place(folder)
+    return finished(root, read_manifest(root))
 
 
-def finished(root: Path, manifest: dict[str, Any]) -> Index:
+def finished(root: store.Place, manifest: dict[str, Any]) -> Index:
     """An index by a manifest that was read. Raises as `open_index`."""
     entries = tuple(store.Journal.read(root / JOURNAL))
     check_order(list(entries), root / JOURNAL)
@@ -168,7 +170,7 @@ def finished(root: Path, manifest: dict[str, Any]) -> Index:
 def verify_index(folder: str | Path, progress: Progress = quiet) -> list[str]:
     """What is wrong with an index, in words that name the file and the shard; empty when every digest, size and CRC is
     right."""
-    root = Path(folder)
+    root = store.place(folder)
     if not (root / MANIFEST).exists():
         raise MissingFileError(f"{root} holds no index (no {MANIFEST}). Build one with `uimjax index build`.")
     try:

@@ -69,7 +69,7 @@ def build_index(
         holds is damaged (see `repair_index`).
         LostProcessError: another process of the job is gone, or stalled.
     """
-    root = Path(folder)
+    root = store.on_disk(folder)
     maker = made(task, params, data, root, sketch, batch_size, shard_rows, coding, target_recall, mesh)
     parts = _parts(root, data)
     if not (root / MANIFEST).exists() and (root / SHARDS).exists() and any((root / SHARDS).iterdir()):
@@ -89,7 +89,7 @@ def append_index(
 
     Raises: as `build_index`; MissingFileError where there is no finished index.
     """
-    root = Path(folder)
+    root = store.on_disk(folder)
     held = read_manifest(root)
     maker = _as_built(held, task, params, data, root, mesh)
     new = part(data)
@@ -117,7 +117,7 @@ def repair_index(
 
     Raises: as `build_index`; CorruptError where computing again gives other bytes than the journal vouches for.
     """
-    root = Path(folder)
+    root = store.on_disk(folder)
     if not (root / MANIFEST).exists():
         raise MissingFileError(f"{root} holds no index (no {MANIFEST}). Build one with `uimjax index build`.")
     with store.Journal.locked(root / JOURNAL):
@@ -188,6 +188,7 @@ def merge_indexes(folders: list[str | Path], out: str | Path, progress: Progress
     """
     if len(folders) < 2:
         raise UsageError(f"{len(folders)} index was given; merging takes at least two")
+    root = store.on_disk(out)
     held = [open_index(folder) for folder in folders]
     joined = held[0].manifest | {"parts": [p for index in held for p in index.manifest["parts"]]}
     for index in held[1:]:
@@ -195,7 +196,7 @@ def merge_indexes(folders: list[str | Path], out: str | Path, progress: Progress
     digests = [p["data"] for p in joined["parts"]]
     if len(set(digests)) != len(digests):
         raise MismatchError(f"{' and '.join(str(i.folder) for i in held)} hold the same rows; each row may come once")
-    root = make_folder(Path(out))
+    make_folder(root)
     make_folder(root / SHARDS)
     _agree(root, joined)
     sources = [(index, entry) for index in held for entry in index.entries]
@@ -275,7 +276,7 @@ def _agree(root: Path, wanted: dict[str, Any]) -> None:
         store.write_manifest(root / MANIFEST, wanted)
 
 
-def _same(root: Path, held: dict[str, Any], wanted: dict[str, Any]) -> None:
+def _same(root: store.Place, held: dict[str, Any], wanted: dict[str, Any]) -> None:
     differing = [key for key in wanted if held.get(key) != wanted[key]]
     if differing:
         what = ", ".join(_MEANING.get(key, f"{key} {held.get(key)} (asked for: {wanted[key]})") for key in differing)

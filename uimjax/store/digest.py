@@ -1,11 +1,12 @@
 """xxh3-128 digests of arrays, pytrees, files and texts."""
 
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import xxhash
+
+from uimjax.store.remote import Place
 
 
 def digest_bytes(data: Any) -> str:
@@ -43,7 +44,7 @@ def digest_tree(tree: Any) -> str:
     return digest_text("\n".join(f"{jax.tree_util.keystr(path)} {digest_array(leaf)}" for path, leaf in leaves))
 
 
-def digest_file(path: Path) -> str:
+def digest_file(path: Place) -> str:
     hasher = xxhash.xxh3_128()
     with path.open("rb") as file:
         while chunk := file.read(1 << 20):

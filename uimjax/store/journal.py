@@ -11,6 +11,7 @@ from typing import IO, NamedTuple
 from uimjax.errors import CorruptError, OutputError
 from uimjax.store.base import atomic
 from uimjax.store.digest import digest_text
+from uimjax.store.remote import Place
 
 
 class Entry(NamedTuple):
@@ -29,7 +30,7 @@ def _encode(entry: Entry) -> str:
     return f"{digest_text(body)[:16]} {body}\n"
 
 
-def _decode(line: str, path: Path, number: int) -> Entry:
+def _decode(line: str, path: Place, number: int) -> Entry:
     check, _, body = line.partition(" ")
     if digest_text(body)[:16] != check:
         raise CorruptError(
@@ -135,13 +136,13 @@ class Journal:
         return True
 
     @staticmethod
-    def read(path: Path) -> list[Entry]:
+    def read(path: Place) -> list[Entry]:
         """The entries of a journal that nobody writes any more."""
         data = path.read_bytes() if path.exists() else b""
         return _parse(data[: data.rfind(b"\n") + 1], path)
 
 
-def _parse(data: bytes, path: Path) -> list[Entry]:
+def _parse(data: bytes, path: Place) -> list[Entry]:
     try:
         lines = data.decode().splitlines()
     except UnicodeDecodeError as error:

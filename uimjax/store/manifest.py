@@ -7,6 +7,7 @@ from typing import Any
 from uimjax.errors import CorruptError, MissingFileError
 from uimjax.store.base import atomic
 from uimjax.store.digest import digest_text
+from uimjax.store.remote import Place
 
 _KEY = "xxh3"
 
@@ -17,7 +18,7 @@ def write_json(path: Path, document: Any) -> None:
         temporary.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Place) -> Any:
     """Raises MissingFileError, or CorruptError where the file is not JSON."""
     if not path.exists():
         raise MissingFileError(f"{path} is not there. Was the stage that writes it run?")
@@ -31,7 +32,7 @@ def write_manifest(path: Path, document: dict[str, Any]) -> None:
     write_json(path, document | {_KEY: _digest(document)})
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
+def read_manifest(path: Place) -> dict[str, Any]:
     """The document, its digest checked.
 
     Raises:

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from uimjax.errors import CorruptError, MissingFileError
 from uimjax.store.base import atomic
 from uimjax.store.coding import DTYPES, SCALE, Coding, Packed, Shapes, stored
+from uimjax.store.remote import Place
 
 VERSION = 2
 
@@ -59,7 +60,7 @@ def write_shard(path: Path, shard: Shard, coding: Coding, shapes: Shapes) -> Non
         )
 
 
-def read_shard(path: Path, count: int, coding: Coding, shapes: Shapes) -> Shard:
+def read_shard(path: Place, count: int, coding: Coding, shapes: Shapes) -> Shard:
     """Read with every page's CRC verified. `count` and the rest come from the journal and the manifest, and are
     compared with the file's header before any data are read.
 
@@ -67,10 +68,15 @@ def read_shard(path: Path, count: int, coding: Coding, shapes: Shapes) -> Shard:
         MissingFileError: a shard that the journal lists is gone.
         CorruptError: the bytes or the header differ; the file is named.
     """
-    if not path.exists():
-        raise MissingFileError(f"{path} is listed in the journal and is not there. Run `uimjax index repair`.")
     try:
-        file = pq.ParquetFile(path, page_checksum_verification=True)
+        if isinstance(path, Path) and not path.exists():
+            raise MissingFileError("")
+        source = path if isinstance(path, Path) else pa.BufferReader(path.read_bytes())
+    except MissingFileError:
+        told = f"{path} is listed in the journal and is not there. Run `uimjax index repair`."
+        raise MissingFileError(told) from None
+    try:
+        file = pq.ParquetFile(source, page_checksum_verification=True)
         header, schema = file.metadata, file.schema_arrow
         if header.num_rows != count or not schema.equals(_schema(coding, shapes), check_metadata=True):
             raise CorruptError(f"{path}: {header.num_rows} rows of {schema}; {count} rows of {coding} were wanted")
