@@ -45,8 +45,8 @@ INSIDE = {
     "uimjax.interpret": [
         "base", "trajectory", "lexical", "representation", "baselines", "resume", "curved", "sketched", "solved",
         "exact", "segments", "rerank", "self_influence", "methods", "index", "moving", "price",
-        "fill", "fits", "indexing", "strongest", "null", "hits", "cascade", "groups", "trace", "positions", "shares",
-        "bank", "plan", "plan_index", "plan_training", "judge", "metagradient", "counterfactual", "check",
+        "fill", "fits", "indexing", "strongest", "null", "hits", "cascade", "ann", "groups", "trace", "positions",
+        "shares", "bank", "plan", "plan_index", "plan_training", "judge", "metagradient", "counterfactual", "check",
     ],
     "uimjax.corpora": ["base", "truth", "digits", "files", "plants", "tokenizer", "documents", "stdlib", "text_plants"],
     "uimjax.mitigate": ["unlearning", "edit", "oracle", "proof"],

@@ -215,8 +215,9 @@ class TraceConfig(_Strict):
     retain: str = Field("", description="file of held-out clean rows, for methods that keep what the model does right")
     rerank: int = Field(0, ge=0, description="candidates at either end scored again by whole gradients; 0: none")
     null: int | None = Field(
-        None, ge=0, description="shuffled questions for the chance p of a score; none: 100, or 0 beside rerank"
+        None, ge=0, description="shuffled questions for the chance p of a score; none: 100, or 0 beside rerank or ann"
     )
+    ann: bool = Field(False, description="by the approximate index alone (`uimjax index ann`); cosine methods")
     metadata: str = Field("", description="a line a training row: .parquet, .jsonl or .csv; its columns join the hits")
     where: dict[str, tuple[str | int, ...]] = Field(
         {}, description="columns of the metadata and the values whose rows alone are asked, as {source: [wiki]}"

@@ -58,7 +58,7 @@ def answer(config: Any, asked: tuple[Any, ...]) -> tuple[Any, Any, Any]:
         if metadata is None or name not in metadata.column_names:
             raise UnknownNameError("column of the metadata", name, [] if metadata is None else metadata.column_names)
     retain = read_rows(config.retain) if config.retain else None
-    null = (0 if config.rerank else SHUFFLED) if config.null is None else config.null
+    null = (0 if config.rerank or config.ann else SHUFFLED) if config.null is None else config.null
     choices = {"each": config.each, "retain": retain}
     where = kept(metadata, config.where) if config.where else None
     found = trace.trace(

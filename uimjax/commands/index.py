@@ -10,36 +10,57 @@ from uimjax.errors import UsageError
 
 
 def index(args: argparse.Namespace, rest: list[str]) -> int:
-    if args.action == "verify":
-        from uimjax.interpret.index import verify_index
-
-        problems = verify_index(args.target)
-        print(
-            json.dumps({"problems": problems})
-            if args.json
-            else "\n".join(problems) or f"{args.target}: every byte is right"
-        )
-        return 4 if problems else 0
-    from uimjax.interpret import indexing
     from uimjax.progress import quiet, shown
 
     progress = quiet if args.json else shown
-    if args.action == "merge":
-        if not args.out:
-            raise UsageError("merging writes a new index: say where, with --out FOLDER")
-        return _told(indexing.merge_indexes(args.target, args.out, progress), args.json)
-    if args.action == "copy":
-        from uimjax.interpret.moving import copy_index
+    finished = {"verify": _verify, "merge": _merge, "copy": _copy, "ann": _ann}
+    return finished[args.action](args, progress) if args.action in finished else _of_rows(args, rest, progress)
 
-        written = copy_index(args.target, args.out, progress)
-        done = {"from": args.target, "to": args.out, "shards_written": written}
-        print(json.dumps(done) if args.json else f"{args.out}: {written} shards written, every byte checked")
-        return 0
+
+def _verify(args: argparse.Namespace, progress: Any) -> int:
+    from uimjax.interpret.index import verify_index
+
+    problems = verify_index(args.target, progress)
+    told = "\n".join(problems) or f"{args.target}: every byte is right"
+    print(json.dumps({"problems": problems}) if args.json else told)
+    return 4 if problems else 0
+
+
+def _merge(args: argparse.Namespace, progress: Any) -> int:
+    from uimjax.interpret import indexing
+
+    if not args.out:
+        raise UsageError("merging writes a new index: say where, with --out FOLDER")
+    return _told(indexing.merge_indexes(args.target, args.out, progress), args.json)
+
+
+def _copy(args: argparse.Namespace, progress: Any) -> int:
+    from uimjax.interpret.moving import copy_index
+
+    written = copy_index(args.target, args.out, progress)
+    done = {"from": args.target, "to": args.out, "shards_written": written}
+    print(json.dumps(done) if args.json else f"{args.out}: {written} shards written, every byte checked")
+    return 0
+
+
+def _ann(args: argparse.Namespace, progress: Any) -> int:
+    from uimjax.interpret.ann import build_ann
+
+    made = build_ann(args.target, connectivity=args.connectivity, expansion=args.expansion, progress=progress)
+    told = f"{made['rows']} rows joined; recall@{made['top']} {made['recall']:.3f} on {made['asked']} of them"
+    print(json.dumps(made) if args.json else told)
+    return 0
+
+
+def _of_rows(args: argparse.Namespace, rest: list[str], progress: Any) -> int:
+    """Build, append and repair: what computes gradients."""
     from uimjax.allocator import keep_buffers
 
     keep_buffers()  # before anything computes
     from uimjax.config import IndexConfig, read_yaml
     from uimjax.corpora import read_rows
+    from uimjax.interpret import indexing
+    from uimjax.progress import quiet
     from uimjax.sketch import Sketch
 
     config = override(IndexConfig, read_yaml(Path(args.target)), rest)

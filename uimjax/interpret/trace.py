@@ -11,6 +11,7 @@ import numpy as np
 from uimjax import store
 from uimjax.curvature.damping import Chosen
 from uimjax.errors import MismatchError, ShapeError, UsageError
+from uimjax.interpret import ann as approximate
 from uimjax.interpret import base, cascade, methods, sketched
 from uimjax.interpret import groups as grouping
 from uimjax.interpret import null as nothing
@@ -145,6 +146,7 @@ def trace(
     where: Any = None,
     rerank: int = 0,
     null: Any = 0,
+    ann: bool = False,
 ) -> Trace:
     """The k strongest proponents and opponents of the queries' mean (of each query with `each`), in one pass.
 
@@ -152,7 +154,8 @@ def trace(
     candidates at either end are scored again by their gradients themselves (`cascade.rerank`); `data` are then all
     rows that the index was built from, otherwise any of them (for their shapes). `null`: so many shuffled questions are
     asked beside, and every hit has the chance `p` that one of those does as well (`uimjax.interpret.null`); or rows
-    like the queries that show nothing of the failure.
+    like the queries that show nothing of the failure. `ann`: by the approximate index alone (`ann.build_ann`), for
+    cosine methods; its measured recall stands in the answer, and its candidates can be re-ranked.
 
     See `ask` for the other arguments and what is refused. Raises: MismatchError: other rows than the index has, to
     re-rank. ShapeError: `where` is no mask of its rows. UsageError: no row is left, rerank is smaller than k,
@@ -165,15 +168,17 @@ def trace(
         raise UsageError(
             "a null band is of the scores of the index, and re-ranked ones have another scale: take one of both"
         )
+    if ann and (banded or where is not None):
+        raise UsageError("an approximate index asks all rows, and has no null band: leave where and null, or ann, out")
     if banded:
         _retains(method, retain)
         found = question(index, task, params, data, measurement, queries, each)
         return _beside_null(found, task, params, data, queries, method, k, each, retain, where, null)
     asked = ask(index, task, params, data, measurement, queries, method, each, retain)
     if not rerank:
-        return top(asked, k, where)
+        return approximate.top(asked, k) if ann else top(asked, k, where)
     cascade.check_rows(asked.held, data)
-    found = top(asked, rerank, where)
+    found = approximate.top(asked, rerank) if ann else top(asked, rerank, where)
     return cascade.rerank(found, asked, task, params, data, measurement, queries, each, k)
 
 
