@@ -1,6 +1,11 @@
 """The commands that ask an index of one's own, and that plan."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import jax
@@ -11,7 +16,7 @@ import pytest
 import yaml
 
 import uimjax as uj
-from tests.interpret.test_index import made
+from tests.interpret.test_index import ROOT, digest, made
 from uimjax import cli, machine
 from uimjax.interpret import trace
 
@@ -133,3 +138,26 @@ def test_a_plan_of_each_kind_is_told_and_what_does_not_fit_ends_with_5(capsys, m
     monkeypatch.setattr(machine, "disk", lambda _: 10_000_000)
     assert run("plan", "index.yaml", "--count", "100000000") == 5
     assert "needs" in capsys.readouterr().err
+
+
+def test_a_build_that_is_told_to_end_keeps_its_shards_and_goes_on(here, tmp_path):
+    """SIGTERM: stopped with 75 and a hint; the same command then ends with the bytes of one that was never told."""
+    rows = np.load("rows.npz")
+    np.savez("many.npz", **{name: np.tile(rows[name], (40,) + (1,) * (rows[name].ndim - 1)) for name in rows.files})
+    config = {"kind": "index", "load": "askown:model", "rows": "many.npz", "batch_size": 2, "shard_rows": 2}
+    Path("index.yaml").write_text(yaml.safe_dump(config))
+    env = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}", "JAX_NUM_CPU_DEVICES": "1"}
+    command = [sys.executable, "-m", "uimjax.cli", "index", "build", "index.yaml", "--json", "--out"]
+    with subprocess.Popen([*command, "told"], env=env, stderr=subprocess.PIPE, text=True) as build:
+        journal = Path("told/journal.jsonl")
+        while build.poll() is None and not (journal.exists() and journal.stat().st_size > 2000):
+            time.sleep(0.01)
+        build.send_signal(signal.SIGTERM)
+        _, said = build.communicate(timeout=60)
+        assert build.returncode == 75, said
+    assert "run the same command again to continue" in said
+    assert 10 < journal.read_bytes().count(b"\n") < 1000
+    for folder in ("told", "whole"):
+        subprocess.run([*command, folder], env=env, check=True, capture_output=True)
+    assert digest(Path("told")) == digest(Path("whole"))
+    assert here

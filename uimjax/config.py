@@ -189,6 +189,7 @@ class IndexConfig(_Strict):
     seed: int = Field(0, description="of the projection matrices")
     batch_size: int = Field(64, ge=1)
     shard_rows: int = Field(1024, ge=1)
+    devices: int = Field(1, ge=1, description="of this process, that share each batch")
     coding: str = Field(
         "float32", description="float32, bfloat16, int8, int4; rank4-int8: matrices as 4 pairs of factors"
     )

@@ -90,20 +90,30 @@ def test_losses_and_norms_are_stored(rng, tmp_path):
     assert shard.ids.tolist() == list(range(10))
 
 
-def test_devices_change_nothing_but_rounding(rng, tmp_path):
+def test_devices_batches_and_shards_change_nothing_but_rounding(rng, tmp_path):
     task, params, data, measurement, queries = made(rng, 32)
     tops = []
-    for devices in (1, 8):
-        folder = tmp_path / str(devices)
-        uj.build_index(
-            task, params, data, folder, sketch=uj.Sketch(4), batch_size=16, shard_rows=16, mesh=mesh.make_mesh(devices)
-        )
-        tops.append(uj.trace(folder, task, params, data, measurement, queries, k=20))
-    np.testing.assert_array_equal(tops[0].proponents, tops[1].proponents)
-    np.testing.assert_allclose(tops[0].proponent_scores, tops[1].proponent_scores, rtol=1e-4, atol=1e-6)
+    for devices, batch_size, shard_rows in [
+        (1, 16, 16),
+        (2, 16, 16),
+        (4, 16, 16),
+        (8, 16, 16),
+        (1, 5, 16),
+        (1, 50, 7),
+        (2, 8, 50),
+    ]:
+        folder, split = tmp_path / f"{devices}-{batch_size}-{shard_rows}", mesh.make_mesh(devices)
+        choices = {"sketch": uj.Sketch(4), "batch_size": batch_size, "shard_rows": shard_rows}
+        uj.build_index(task, params, data, folder, **choices, mesh=None if devices == 1 else split)
+        tops.append(uj.trace(folder, task, params, data, measurement, queries, k=20, each=True))
+    for other in tops[1:]:
+        np.testing.assert_array_equal(tops[0].proponents, other.proponents)
+        np.testing.assert_array_equal(tops[0].opponents, other.opponents)
+        np.testing.assert_allclose(tops[0].proponent_scores, other.proponent_scores, rtol=1e-4, atol=1e-6)
 
 
-KILLS = 10 if os.environ.get("UIMJAX_NIGHTLY") else 4
+KILLS = 50 if os.environ.get("UIMJAX_NIGHTLY") else 4
+TO_KILL = 5 * KILLS + 20  # shards; a build that is killed has made four at most
 BUILD = """
 import sys, time
 import jax, jax.numpy as jnp, numpy as np
@@ -115,7 +125,8 @@ def slow(items, what, unit="", skip=0):
         time.sleep(0.02)
 rng = np.random.default_rng(0)
 params = {"w": rng.normal(size=(6, 7)).astype(np.float32), "b": rng.normal(size=7).astype(np.float32)}
-data = {"x": rng.normal(size=(160, 6)).astype(np.float32), "y": rng.integers(7, size=160)}
+count = 4 * int(sys.argv[2])
+data = {"x": rng.normal(size=(count, 6)).astype(np.float32), "y": rng.integers(7, size=count)}
 loss = lambda p, e: -jax.nn.log_softmax(jnp.tanh(e["x"] @ p["w"]) + p["b"])[e["y"]]
 uj.build_index(uj.Task(loss), params, data, sys.argv[1], sketch=uj.Sketch(4), batch_size=4, shard_rows=4, progress=slow)
 """
@@ -126,8 +137,10 @@ def start_build(folder: Path) -> subprocess.Popen:
         "JAX_COMPILATION_CACHE_DIR": str(folder.parent / "cache"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
-    env = dict(os.environ, JAX_NUM_CPU_DEVICES="1", **cache)  # twelve builds compile once
-    return subprocess.Popen([sys.executable, "-c", BUILD, str(folder)], stdout=subprocess.PIPE, cwd=ROOT, env=env)
+    env = dict(os.environ, JAX_NUM_CPU_DEVICES="1", **cache)  # all builds compile once
+    return subprocess.Popen(
+        [sys.executable, "-c", BUILD, str(folder), str(TO_KILL)], stdout=subprocess.PIPE, cwd=ROOT, env=env
+    )
 
 
 def finished(folder: Path) -> int:
@@ -151,7 +164,7 @@ def test_killed_again_and_again_and_resumed_the_bytes_are_the_same(tmp_path):
             build.send_signal(signal.SIGKILL)
             seen.append(build.wait(60))
     assert seen == [-signal.SIGKILL] * KILLS, "a build ended before it was cut off"
-    assert 0 < finished(killed) < 40
+    assert 0 < finished(killed) < TO_KILL
     with start_build(killed) as build:
         assert build.wait(120) == 0
     assert digest(killed) == digest(whole)

@@ -26,3 +26,12 @@ def loaded(reference: str, wanted: str, count: int) -> tuple[Any, ...]:
     if not isinstance(found, tuple) or len(found) != count or not isinstance(found[0], Task):
         raise UsageError(f"{reference} returned {type(found).__name__}; {wanted} was wanted")
     return found
+
+
+def mesh_of(config: Any) -> Any:
+    """Of the devices of this process that a config asks for; None for one."""
+    import jax
+
+    from uimjax.mesh import make_mesh
+
+    return None if config.devices == 1 else make_mesh(config.devices, jax.local_devices())

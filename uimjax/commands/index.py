@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from uimjax.commands.base import loaded, override
+from uimjax.commands.base import loaded, mesh_of, override
 from uimjax.errors import UsageError
 
 
@@ -73,16 +73,14 @@ def _of_rows(args: argparse.Namespace, rest: list[str], progress: Any) -> int:
         share = indexing.Share(*start_processes(*ways), args.limit)  # before any device is touched
         progress = progress if share.process == 0 else quiet
     task, params = loaded(config.load, "(uimjax.Task, params)", 2)
-    out = args.out or Path(args.target).with_suffix(".index")
+    out, how = args.out or Path(args.target).with_suffix(".index"), {"mesh": mesh_of(config), "progress": progress}
     if args.action == "append":
-        return _told(indexing.append_index(task, params, rows, out, share=share, progress=progress), args.json)
+        return _told(indexing.append_index(task, params, rows, out, share=share, **how), args.json)
     choices = {"sketch": Sketch(config.sketch_rank, seed=config.seed)}
     choices |= config.model_dump(include={"batch_size", "shard_rows", "coding", "target_recall"})
     if args.action == "build":
-        return _told(
-            indexing.build_index(task, params, rows, out, **choices, share=share, progress=progress), args.json
-        )
-    done = indexing.repair_index(task, params, rows, out, **choices, progress=progress)
+        return _told(indexing.build_index(task, params, rows, out, **choices, share=share, **how), args.json)
+    done = indexing.repair_index(task, params, rows, out, **choices, **how)
     print(json.dumps({"repaired": done}) if args.json else "\n".join(done) or f"{out}: nothing was broken")
     return 0
 

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from uimjax.commands.base import loaded, override
+from uimjax.commands.base import loaded, mesh_of, override
 from uimjax.errors import UsageError
 
 
@@ -39,7 +39,7 @@ def _index(args: argparse.Namespace, config: Any) -> Any:
     choices = config.model_dump(include={"batch_size", "shard_rows", "coding", "target_recall"})
     choices |= {"sketch": Sketch(config.sketch_rank, seed=config.seed)}
     out = args.out or Path(args.target).with_suffix(".index")
-    where = {"count": args.count, "devices": args.devices, "chip": args.chip}
+    where = {"count": args.count, "devices": args.devices, "chip": args.chip, "mesh": mesh_of(config)}
     return plan_index(task, params, read_rows(config.rows), out, **where, **choices)
 
 
