@@ -21,7 +21,7 @@ def digest(program: Any, constants: Sequence[Any], more: str = "") -> str:
     Raises:
         UsageError: it calls back into Python, and what that computes is no part of it.
     """
-    text = str(program)
+    text = program.pretty_print(use_color=False)  # its text has colours where stdout is a terminal
     if called := re.search(r"\b(pure|io)_callback\[", text):
         raise UsageError(
             f"a program with jax.{called[1]}_callback has no digest, as what Python computes there cannot be told "

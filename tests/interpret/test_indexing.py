@@ -14,7 +14,8 @@ from tests import programs
 from tests.interpret.test_index import digest, made
 from uimjax import store
 from uimjax.errors import CorruptError, MismatchError, MissingFileError, OutputError, UsageError
-from uimjax.interpret import indexing, price
+from uimjax.interpret import base, indexing, price
+from uimjax.interpret.index import task_digest
 
 KW = {"sketch": uj.Sketch(4), "batch_size": 4, "shard_rows": 8, "coding": "int8"}
 
@@ -283,3 +284,13 @@ def uj_topk(queries, packed):
     from uimjax_kernels import topk_dot
 
     return topk_dot(jnp.asarray(queries), packed.numbers, jnp.ones(len(packed.numbers)), 5, packed.scales)
+
+
+def test_a_terminal_asks_the_same_loss_as_a_pipe(case, monkeypatch):
+    """JAX writes a program in colours where stdout is a terminal: its digest must not know."""
+    task, params, data, *_ = case
+    found = base.training_sites(task, params, data)
+    here = task_digest(found)
+    monkeypatch.setattr("jax._src.pretty_printer.CAN_USE_COLOR", True)
+    assert "\x1b[" in str(found.program)
+    assert task_digest(found) == here
