@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -71,7 +72,7 @@ def test_an_index_of_ones_own_is_asked_from_a_config(here, capsys, tmp_path):
     want = uj.trace(*here, k=3, each=True, null=20)
     meta = pq.read_table("meta.parquet")
     assert told["hits"] == json.loads(json.dumps(want.table(meta).to_pylist()))
-    assert told["null_band"] == pytest.approx(want.null.band())
+    np.testing.assert_allclose(told["null_band"], want.null.band(), rtol=1e-6)
     totals = trace.totals(*here, meta["source"], each=True)
     assert told["groups"] == json.loads(json.dumps(totals.table().to_pylist()))
     assert pq.read_table(tmp_path / "trace.trace" / "hits.parquet").num_rows == len(told["hits"]) == 18
@@ -80,6 +81,12 @@ def test_an_index_of_ones_own_is_asked_from_a_config(here, capsys, tmp_path):
     text = capsys.readouterr().out
     assert "proponents: rows that this comes from" in text
     assert "how often a shuffled question" in text
+    assert run("trace", "trace.yaml", "--ann") == 3
+    assert "uimjax index ann" in capsys.readouterr().err
+    assert run("index", "ann", "i", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["rows"] == 50
+    assert run("trace", "trace.yaml", "--ann", "--json") == 0
+    assert "approximate" in json.loads(capsys.readouterr().out)["method"]
     assert run("trace", "trace.yaml", "--rerank", "20", "--json") == 0
     assert "re-ranked" in json.loads(capsys.readouterr().out)["method"]
 
@@ -92,6 +99,10 @@ def test_only_rows_with_the_wanted_metadata_are_asked(capsys):
     assert run("trace", "w.yaml", "--json") == 0
     ids = {hit["row_id"] for hit in json.loads(capsys.readouterr().out)["hits"]}
     assert ids == {i for i in range(50) if i % 3 == 1 and i // 10 in (0, 3)}
+    assert run("trace", "w.yaml", "--json", "--group-by", "year") == 0  # groups are of the same rows
+    told = {g["group"]: g["members"] for g in json.loads(capsys.readouterr().out)["groups"]}
+    assert {name: n for name, n in told.items() if n} == {0: 3, 3: 3}
+    pq.write_table(pa.table({"score": np.arange(50)}), "taken.parquet")
     for change, code, words in (
         ({"where": {"sauce": ["s1"]}}, 2, "Did you mean 'source'"),
         ({"where": {"year": ["x"]}}, 2, "column 'year' holds int64"),
@@ -99,6 +110,7 @@ def test_only_rows_with_the_wanted_metadata_are_asked(capsys):
         ({"metadata": "none.parquet"}, 3, "none.parquet is not there"),
         ({"metadata": "", "where": {}, "group_by": "source"}, 2, "source"),
         ({"kk": 3}, 2, "did you mean 'k'"),
+        ({"metadata": "taken.parquet", "where": {}}, 2, "which a trace has itself"),
     ):
         Path("w.yaml").write_text(yaml.safe_dump(config | change))
         assert run("trace", "w.yaml") == code
@@ -129,15 +141,16 @@ def test_a_plan_of_each_kind_is_told_and_what_does_not_fit_ends_with_5(capsys, m
         assert told["job"] == job
         assert told["total"] > 0
     assert run("plan", "index.yaml", "--count", "1000000", "--devices", "8", "--chip", "h100") == 0
-    assert "share of it taken for true" in capsys.readouterr().out
+    assert "of its ceiling" in capsys.readouterr().out
     assert run("plan", "trace.yaml", "--chip", "h100") == 2
+    assert run("plan", "trace.yaml", "--ann") == 2
     assert run("plan", "check.yaml", "--count", "10") == 2
     Path("run.yaml").write_text("corpus: digits\n")
     assert run("plan", "run.yaml") == 2
     assert "not one that this command takes" in capsys.readouterr().err
     monkeypatch.setattr(machine, "disk", lambda _: 10_000_000)
     assert run("plan", "index.yaml", "--count", "100000000") == 5
-    assert "needs" in capsys.readouterr().err
+    assert re.search(r"100000000 rows as .* or \d+ rows", capsys.readouterr().err)
 
 
 def test_a_build_that_is_told_to_end_keeps_its_shards_and_goes_on(here, tmp_path):

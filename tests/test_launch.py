@@ -54,12 +54,16 @@ def test_scripts_are_well_formed(path):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_slurm_starts_a_lost_job_again_and_no_other(cluster):
+def test_slurm_starts_a_lost_job_again_and_no_other(cluster, monkeypatch):
     code, words = cluster("slurm.sh", "a b.yaml", "/shared/my.index")
     args = checked(words)
     assert (code, args.target, args.out) == (0, "a b.yaml", "/shared/my.index")
     code, words = cluster("slurm.sh", "i.yaml", "/o", code=75)
     assert (code, words[-1]) == (75, "scontrol requeue 7")
+    code, words = cluster("slurm.sh", "i.yaml", "/o", code=137)  # killed
+    assert (code, words[-1]) == (137, "scontrol requeue 7")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "20")  # and killed each time
+    assert "scontrol requeue 7" not in cluster("slurm.sh", "i.yaml", "/o", code=137)[1]
     code, words = cluster("slurm.sh", "i.yaml", "/o", code=3)
     assert code == 3
     assert not any("scontrol" in word for word in words)

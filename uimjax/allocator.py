@@ -14,7 +14,7 @@ def keep_buffers() -> bool:
     so that each run pays for touching fresh pages: two fifths of the time of small and middling networks (measured:
     `benchmarks/factor_cost.py`). The price: threads share one pool, so that compiling takes up to a fifth longer, and
     memory at its peak stays with the process. It is the whole process's setting, so a library should leave it alone;
-    `uimjax index build` and the benchmarks call it.
+    the commands that compute on an index and the benchmarks call it.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
+
 from uimjax import machine
 from uimjax.errors import NoRoomError
 
@@ -29,7 +31,8 @@ def check(made: Callable[[int], tuple[Any, ...]], size: int, what: str, step: in
     Raises:
         NoRoomError: it does not fit; the largest size that does is named, found by compiling for it.
     """
-    free, wanted = machine.device_memory(), need(*made(size))
+    program, *given = made(size)
+    wanted, free = need(program, *given), machine.device_memory() + there(given)
     if wanted.bytes <= free:
         return wanted
     low, high = 0, size // step  # in steps: low fits (or is nothing), high does not
@@ -38,6 +41,15 @@ def check(made: Callable[[int], tuple[Any, ...]], size: int, what: str, step: in
         low, high = (middle, high) if need(*made(middle * step)).bytes <= free else (low, middle)
     cure = f"At most {low * step} fit." if low else f"Not even {step} fit: take a smaller model, or more devices."
     raise NoRoomError(f"{what} of {size} needs {gib(wanted.bytes)} on each device, and {gib(free)} are free. {cure}")
+
+
+def there(tree: Any) -> int:
+    """Bytes of a pytree that the first device holds already: they are counted as taken, and in a program's need."""
+    if jax.default_backend() == "cpu":
+        return sum(x.nbytes for x in jax.tree.leaves(tree) if isinstance(x, jax.Array))
+    device = jax.local_devices()[0]
+    shards = [s for x in jax.tree.leaves(tree) if isinstance(x, jax.Array) for s in x.addressable_shards]
+    return sum(s.data.nbytes for s in shards if s.device == device)
 
 
 def gib(size: float) -> str:

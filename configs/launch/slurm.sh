@@ -12,11 +12,12 @@ set -euo pipefail
 config="${1:?a YAML config of kind index}"
 out="${2:?a folder that every node can write to}"
 
-# The processes find each other by SLURM's own variables. One that is lost, or a TERM two minutes before the time is
-# up, ends the job with 75; what was finished is kept, and the job goes on from there when it is started again.
+# The processes find each other by SLURM's own variables. Where one is lost the others end with 75, as all do on a TERM
+# two minutes before the time is up; what was finished is kept. srun gives the highest code: that of the signal where
+# one was killed. The job is started again for both, up to 20 times, and goes on from there.
 code=0
-srun --kill-on-bad-exit=1 uimjax index build "$config" --out "$out" --devices 8 --limit 900 || code=$?
-if [ "$code" -eq 75 ]; then
+srun --kill-on-bad-exit=0 uimjax index build "$config" --out "$out" --devices 8 --limit 900 || code=$?
+if [ "$code" -eq 75 ] || { [ "$code" -ge 128 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 20 ]; }; then
   scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$code"

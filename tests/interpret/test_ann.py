@@ -36,7 +36,7 @@ def test_it_finds_what_the_exact_index_finds_and_says_how_much(case):
             assert np.mean(shared) > 0.95
         np.testing.assert_allclose(near.proponent_scores, exact.proponent_scores, rtol=5e-3, atol=2e-3)
         np.testing.assert_allclose(near.opponent_scores, exact.opponent_scores, rtol=5e-3, atol=2e-3)
-        assert f"approximate (recall@20 {made['recall']:.3f})" in near.method
+        assert f"approximate (recall@20 {made['recall']:.3f}, of opp" in near.method
     ranked = [uj.trace(*case, k=5, rerank=60, ann=a).proponents for a in (False, True)]
     np.testing.assert_array_equal(*ranked)
 

@@ -11,7 +11,7 @@ import uimjax as uj
 from tests.interpret.test_index import made
 from uimjax import machine, programs, room, training
 from uimjax.errors import NoRoomError, UnknownNameError, UsageError
-from uimjax.interpret import bank, plan_index, plan_training, trace
+from uimjax.interpret import bank, plan_index, plan_training
 from uimjax.steps import Recipe
 
 
@@ -37,18 +37,32 @@ def test_a_program_that_does_not_fit_is_refused_with_the_largest_that_does(monke
 
     free = room.need(*of(700)).bytes
     assert free >= 700 * 8 * 4 + 700 * 700 * 4
-    monkeypatch.setattr(machine, "device_memory", lambda: free)
+    given = 4 * 8  # bytes a row, which are there already
+    monkeypatch.setattr(machine, "device_memory", lambda: free - 700 * given)
     assert room.check(of, 700, "a batch").bytes == free
     with pytest.raises(NoRoomError, match="a batch of 2000 needs .* are free. At most") as error:
         room.check(of, 2000, "a batch")
     most = int(re.search(r"At most (\d+) fit", str(error.value))[1])
-    assert room.need(*of(most)).bytes <= free < room.need(*of(most + most // 8 + 1)).bytes
+    more = most + most // 8 + 1
+    assert room.need(*of(most)).bytes - most * given <= free < room.need(*of(more)).bytes
     with pytest.raises(NoRoomError, match=r"At most (\d+) fit") as error:
         room.check(of, 2000, "a batch", step=50)
     assert int(re.search(r"At most (\d+) fit", str(error.value))[1]) % 50 == 0
-    monkeypatch.setattr(machine, "device_memory", lambda: 10)
+    monkeypatch.setattr(machine, "device_memory", lambda: -(2000 * given))
     with pytest.raises(NoRoomError, match="Not even 1 fit"):
         room.check(of, 2000, "a batch")
+
+
+def test_what_a_program_is_given_is_not_counted_twice(monkeypatch):
+    """The device's memory falls as arrays are put there; they are in the program's need as well."""
+    data = jnp.ones((500, 500))
+    program = jax.jit(lambda x: x.sum())
+    wanted = room.need(program, data).bytes
+    monkeypatch.setattr(machine, "device_memory", lambda: int(1.5 * wanted) - data.nbytes)
+    assert room.check(lambda _: (program, data), 1, "a batch").bytes == wanted
+    monkeypatch.setattr(machine, "device_memory", lambda: int(0.5 * wanted) - data.nbytes)
+    with pytest.raises(NoRoomError):
+        room.check(lambda _: (program, data), 1, "a batch")
 
 
 def test_an_index_without_room_is_not_begun(case, tmp_path, monkeypatch):
@@ -75,20 +89,24 @@ def test_an_index_without_room_is_not_begun(case, tmp_path, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr(machine, "host_memory", lambda: 3 * 4 * whole.manifest["width"] * 70)
     with pytest.raises(NoRoomError, match="shard_rows=70 fit"):
-        uj.build_index(task, params, data, tmp_path / "i", batch_size=8, shard_rows=200)
+        uj.build_index(task, params, data, tmp_path / "i", batch_size=8, shard_rows=10**9)
+    few = jax.tree.map(lambda x: x[:60], data)  # no shard is larger than all rows
+    uj.build_index(task, params, few, tmp_path / "few", batch_size=8, shard_rows=10**9)
     assert not (tmp_path / "i").exists()
 
 
 def test_trainings_without_room_are_not_begun(case, monkeypatch):
     task, params, data, measurement, queries = case
     recipe, kept = Recipe(epochs=1, batch_size=64), bank.subsets(200, 2)
-    one = training.check_room(task, params, data, recipe)[0].bytes
-    monkeypatch.setattr(machine, "device_memory", lambda: one - 1)
+    placed = jax.tree.map(jnp.asarray, data)
+    least = training.check_room(task, params, placed, Recipe(epochs=1, batch_size=8))[0].bytes
+    monkeypatch.setattr(machine, "device_memory", lambda: least - room.there((params, placed)))
     with pytest.raises(NoRoomError, match="a batch of 64 needs .* At most"):
         training.fit(task, params, data, recipe)
     monkeypatch.undo()
     few = bank.check_room(task, recipe, "rebatched", measurement, params, data, queries, kept[0], 2, None).bytes
-    monkeypatch.setattr(machine, "device_memory", lambda: few)
+    there = room.there(jax.tree.map(jnp.asarray, (data, queries)))  # put there before it is asked
+    monkeypatch.setattr(machine, "device_memory", lambda: few - there)
     with pytest.raises(NoRoomError, match=r"models together of 8 needs .* At most 2 fit"):
         bank.train_bank(task, lambda _: params, data, recipe, kept, measurement, queries, together=8)
 
@@ -111,6 +129,9 @@ def test_an_index_takes_the_disk_and_leaves_the_bytes_that_were_said(case, tmp_p
     assert plan.check() is plan
     with pytest.raises(NoRoomError, match="an index of 200 rows needs .* on the disk"):
         plan._replace(room=plan.room._replace(disk=10)).check()
+    vast = plan_index.plan_index(task, params, some, tmp_path, count=10**12, **choices)
+    with pytest.raises(NoRoomError, match=r"1000000000000 rows as .* or \d+ rows"):
+        vast.check()
 
 
 def test_more_devices_share_the_gradients_and_a_chip_has_its_own_ceiling(case, tmp_path, monkeypatch):
@@ -123,7 +144,13 @@ def test_more_devices_share_the_gradients_and_a_chip_has_its_own_ceiling(case, t
     chip = plan_index.plan_index(task, params, data, tmp_path, batch_size=16, chip="h100", count=10**6)
     assert chip.room.device == 80e9
     assert chip.seconds["gradients"] < one.seconds["gradients"]
-    assert "share of it taken for true" in chip.how
+    assert "at 20% of its ceiling" in chip.how["gradients"]
+    monkeypatch.setattr(machine, "device_memory", lambda: 1000)  # a chip is not held to what this machine has
+    large = plan_index.plan_index(task, params, data, tmp_path, batch_size=128, chip="h100", devices=64, count=10**6)
+    assert large.check().device_bytes > 1000
+    with pytest.raises(UsageError, match="h100 is not at hand"):
+        plan_index.plan_index(task, params, data, tmp_path, chip="h100", target_recall=0.9)
+    monkeypatch.undo()
     with pytest.raises(UnknownNameError, match="h100"):
         plan_index.plan_index(task, params, data, tmp_path, chip="h10")
     with pytest.raises(UsageError, match="0 devices"):
@@ -162,7 +189,10 @@ def test_a_trace_a_bank_and_a_training_have_plans(case, tmp_path):
     assert set(plan.seconds) == {"the question", "curvature of rows", "compiling", "reading and ranking", "re-ranking"}
     assert plan.how["timed"] == "10 of 100 shards"
     assert plan.seconds["curvature of rows"] > 0
-    trace.trace(folder, task, params, data, measurement, queries)
+    its = (folder, task, params, data, measurement, queries)
+    more = plan_index.plan_trace(*its, each=True, null=30, groups=True).seconds
+    assert more["shuffled questions"] > 0
+    assert more["adding up"] > 0
     recipe, kept = Recipe(epochs=4, batch_size=16), bank.subsets(200, 6)
     its = (task, lambda _: params, data, recipe, kept, measurement, queries)
     for protocol in bank.PROTOCOLS:

@@ -135,7 +135,7 @@ def test_an_index_on_a_web_server_is_read_and_lost_requests_are_tried_again(case
         assert file.read_bytes() == whole
         assert len(Ranges.asked) == 4
         Ranges.lost = 100
-        with pytest.raises(OutputError, match="could not be read in 4 tries"):
+        with pytest.raises(OutputError, match="could not be reached in 4 tries"):
             file.read_bytes()
         Ranges.lost = 0
         with pytest.raises(MissingFileError, match="none is not there"):

@@ -29,7 +29,7 @@ def ask(args: argparse.Namespace, rest: list[str]) -> int:
         _write(out / "groups.parquet", groups.table())
     hits = found.table(metadata).to_pylist()
     if args.json:
-        band = None if found.null is None else found.null.band()
+        band = None if found.null is None else found.null.band().tolist()
         document = {"method": found.method, "unit": found.unit, "out": str(out), "null_band": band, "hits": hits}
         print(json.dumps(document | ({} if groups is None else {"groups": groups.table().to_pylist()}), default=str))
         return 0
@@ -51,22 +51,40 @@ def answer(config: Any, asked: tuple[Any, ...]) -> tuple[Any, Any, Any]:
     """(metadata or None, the trace, totals by group or None)."""
     from uimjax.corpora import read_rows
     from uimjax.interpret import trace
+    from uimjax.interpret.hits import check_columns
 
     index = asked[0]
     metadata = read_metadata(config.metadata, index.rows) if config.metadata else None
     for name in (*config.where, *filter(None, [config.group_by])):
         if metadata is None or name not in metadata.column_names:
             raise UnknownNameError("column of the metadata", name, [] if metadata is None else metadata.column_names)
+    if metadata is not None:
+        check_columns(metadata)  # before anything is asked
     retain = read_rows(config.retain) if config.retain else None
-    null = (0 if config.rerank or config.ann else SHUFFLED) if config.null is None else config.null
     choices = {"each": config.each, "retain": retain}
     where = kept(metadata, config.where) if config.where else None
-    found = trace.trace(
-        *asked, method=config.method, k=config.k, where=where, rerank=config.rerank, null=null, **choices
-    )
+    how = {"k": config.k, "where": where, "rerank": config.rerank, "null": shuffles(config), "ann": config.ann}
+    found = trace.trace(*asked, method=config.method, **how, **choices)
     if metadata is None or not config.group_by:
         return metadata, found, None
-    return metadata, found, trace.totals(*asked, groups=metadata[config.group_by], method=config.method, **choices)
+    return metadata, found, trace.totals(*asked, groups=labels(config, metadata), method=config.method, **choices)
+
+
+def shuffles(config: Any) -> int:
+    """Questions of the null band."""
+    return (0 if config.rerank or config.ann else SHUFFLED) if config.null is None else config.null
+
+
+def labels(config: Any, metadata: Any) -> Any:
+    """Groups of the rows that `where` leaves; the others are in none."""
+    import pyarrow as pa
+    from pyarrow import compute
+
+    column, found = metadata[config.group_by].combine_chunks(), compute
+    if not config.where:
+        return column
+    chosen: Any = found  # its functions are made when it is imported
+    return chosen.if_else(pa.array(kept(metadata, config.where)), column, pa.scalar(None, column.type))
 
 
 def read_metadata(path: str, rows: int) -> Any:
@@ -151,7 +169,7 @@ def _show(found: Any, hits: list[dict[str, Any]], groups: Any, out: Path) -> Non
         mine = [{k: v for k, v in hit.items() if k != "side"} for hit in hits if hit["side"] == side]
         if mine:
             draw(f"{side}s: {meaning}", mine)
-    if groups is not None:
+    if groups is not None and groups.names:
         draw("by group, the largest mean first", groups.table().to_pylist())
     print(
         f"{found.method}; {found.unit}. p: how often a shuffled question does as well. Everything is in {out}."

@@ -44,10 +44,10 @@ def _copy(args: argparse.Namespace, progress: Any) -> int:
 
 
 def _ann(args: argparse.Namespace, progress: Any) -> int:
-    from uimjax.interpret.ann import build_ann
+    from uimjax.interpret.ann import build_ann, said
 
     made = build_ann(args.target, connectivity=args.connectivity, expansion=args.expansion, progress=progress)
-    told = f"{made['rows']} rows joined; recall@{made['top']} {made['recall']:.3f} on {made['asked']} of them"
+    told = f"{made['rows']} rows joined; {said(made)} ({made['asked']} of them)"
     print(json.dumps(made) if args.json else told)
     return 0
 

@@ -1,4 +1,4 @@
-"""What a job of a config will cost; exit code 5 where it does not fit."""
+"""What a job of a config will cost: an index, a trace, the bank of a check. Exit code 5 where it does not fit."""
 
 import argparse
 import json
@@ -39,17 +39,25 @@ def _index(args: argparse.Namespace, config: Any) -> Any:
     choices = config.model_dump(include={"batch_size", "shard_rows", "coding", "target_recall"})
     choices |= {"sketch": Sketch(config.sketch_rank, seed=config.seed)}
     out = args.out or Path(args.target).with_suffix(".index")
-    where = {"count": args.count, "devices": args.devices, "chip": args.chip, "mesh": mesh_of(config)}
+    where = {"count": args.count, "devices": args.devices, "chip": args.chip}
+    if args.chip:  # devices that share a batch have their part of it each
+        where["devices"] = args.devices or config.devices
+        choices["batch_size"] = max(1, config.batch_size // config.devices)
+    else:
+        where["mesh"] = mesh_of(config)
     return plan_index(task, params, read_rows(config.rows), out, **where, **choices)
 
 
 def _trace(args: argparse.Namespace, config: Any) -> Any:
-    from uimjax.commands.ask import question
+    from uimjax.commands.ask import question, shuffles
     from uimjax.corpora import read_rows
     from uimjax.interpret.plan_index import plan_trace
 
     retain = read_rows(config.retain) if config.retain else None
+    if config.ann:
+        raise UsageError("ann answers in milliseconds and has no plan: leave it out to plan the exact answer")
     choices = {"k": config.k, "each": config.each, "rerank": config.rerank, "retain": retain}
+    choices |= {"null": shuffles(config), "groups": bool(config.group_by)}
     return plan_trace(*question(config), method=config.method, count=args.count, **choices)
 
 
@@ -65,4 +73,6 @@ def _check(args: argparse.Namespace, config: Any) -> Any:
     recipe, seeds = steps.Recipe(**config.train.model_dump()), tuple(range(config.seeds))
     folder = Path(args.out or Path(args.target).with_suffix(".check"))
     its = (task, initial, rows, recipe, kept, measurement, queries)
-    return plan_bank(*its, seeds=seeds, protocol=config.protocol, folder=folder)
+    found = plan_bank(*its, seeds=seeds, protocol=config.protocol, folder=folder)
+    beside = f"scoring by {len(config.methods)} methods, {config.removals} removals, the training they look at"
+    return found._replace(how=found.how | {"not in it": beside})

@@ -77,7 +77,7 @@ def _of(held: Index) -> str:
 
 
 def _recall(held: Index, graph: Any) -> dict[str, Any]:
-    """Of rows that stand for questions, evenly spaced."""
+    """Of rows that stand for questions, evenly spaced: of their nearest, and of the farthest (`recall_opponents`)."""
     ids = np.unique(np.linspace(0, held.rows - 1, min(held.rows, ASKED)).astype(np.int64))
     rows, norms = [], []
     for entry, shard in zip(held.entries, held.shards(), strict=True):
@@ -92,13 +92,14 @@ def _recall(held: Index, graph: Any) -> dict[str, Any]:
         for entry, shard in zip(held.entries, held.shards(), strict=True)
     )
     if not len(ids) or k < 1:
-        return {"recall": 1.0, "asked": 0}
-    exact = strongest(stream, asked, k + 1).largest_index
-    near = _searched(graph, asked, k + 1)[0]
-    shared = [
-        len(np.intersect1d(a[a != own][:k], b[b != own][:k])) / k for a, b, own in zip(exact, near, ids, strict=True)
-    ]
-    return {"recall": round(float(np.mean(shared)), 4), "asked": len(ids)}
+        return {"recall": 1.0, "recall_opponents": 1.0, "asked": 0}
+    exact = strongest(stream, asked, k + 1)
+    found = {}
+    for name, ends, sign in (("recall", exact.largest_index, 1), ("recall_opponents", exact.smallest_index, -1)):
+        near = _searched(graph, sign * asked, k + 1)[0]
+        pairs = ((a[a != own][:k], b[b != own][:k]) for a, b, own in zip(ends, near, ids, strict=True))
+        found[name] = round(float(np.mean([len(np.intersect1d(*pair)) / k for pair in pairs])), 4)
+    return found | {"asked": len(ids)}
 
 
 def _searched(graph: Any, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -108,6 +109,12 @@ def _searched(graph: Any, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.n
         found = graph.search(vector, min(k, len(graph)))
         ids[q, : len(found.keys)], scores[q, : len(found.keys)] = found.keys.astype(np.int64), 1 - found.distances
     return ids, scores
+
+
+def said(record: dict[str, Any]) -> str:
+    """What a graph finds of its own rows' lists."""
+    both = f"{record['recall']:.3f}, of opponents {record['recall_opponents']:.3f}"
+    return f"recall@{record['top']} {both} where rows of the index were asked"
 
 
 def top(asked: Any, k: int) -> Trace:
@@ -139,5 +146,5 @@ def top(asked: Any, k: int) -> Trace:
     length = np.maximum(np.linalg.norm(directions, axis=1, keepdims=True), 1e-30)  # f16 takes unit vectors best
     k = min(k, held.rows)
     (ids, high), (low_ids, low) = (_searched(graph, sign * directions / length, k) for sign in (1, -1))
-    label = f"{base.said(asked.method, asked.damping)}, approximate (recall@{TOP} {record['recall']:.3f})"
+    label = f"{base.said(asked.method, asked.damping)}, approximate ({said(record)})"
     return Trace(ids, high * length, low_ids, -low * length, label, asked.unit, {"ann": record})

@@ -21,7 +21,7 @@ from uimjax import programs, room, steps, store, training
 from uimjax import rows as row
 from uimjax.allocator import settle
 from uimjax.errors import NonFiniteError, UnknownNameError, UsageError
-from uimjax.mesh import replicated, shard_batch, ways
+from uimjax.mesh import data_sharding, replicated, shard_batch, ways
 from uimjax.progress import Progress, quiet
 from uimjax.steps import Recipe
 from uimjax.store.base import make_folder
@@ -140,7 +140,9 @@ def check_room(
         job = (params, chosen, jax.random.key(0))
         if size == 1 and mesh is None:
             return train, params, data, *job[1:]
-        return _many(train, measured(measurement)), *_stacked([job] * count, mesh), *_everywhere((data, queries), mesh)
+        placed = None if mesh is None else data_sharding(mesh)
+        stacked = jax.tree.map(lambda x: jax.ShapeDtypeStruct((count, *x.shape), x.dtype, sharding=placed), job)
+        return _many(train, measured(measurement)), *stacked, *_everywhere((data, queries), mesh)
 
     return room.check(made, size, "a program for models together", ways(mesh))
 

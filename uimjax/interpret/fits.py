@@ -1,5 +1,6 @@
 """Is there room for an index? Its batches on a device, its shards in memory and on disk: asked before it is begun."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ def check(maker: Maker, data: Any, root: Path, more: bool = False) -> room.Need:
     """What a batch needs. `more`: the rows come to an index that is there.
 
     Raises:
-        NoRoomError: a batch does not fit the device, a shard the memory, or all of them the disk.
+        NoRoomError: a batch does not fit the device, or all shards the disk.
     """
     described = maker.described
     need = room.check(
@@ -27,20 +28,23 @@ def check(maker: Maker, data: Any, root: Path, more: bool = False) -> room.Need:
         "a batch",
         described["devices"],
     )
-    size, free = HELD * 4 * described["width"], machine.host_memory()
-    if size * described["shard_rows"] > free:
-        raise NoRoomError(
-            f"shards of {described['shard_rows']} rows of {described['width']} numbers take "
-            f"{room.gib(size * described['shard_rows'])} of memory while they are made, and {room.gib(free)} are free: "
-            f"shard_rows={free // size} fit"
-        )
-    _check_disk(maker, row.count(data), root, more)
+    check_disk(maker, row.count(data), root, more)
     return need
 
 
-def _check_disk(maker: Maker, rows: int, root: Path, more: bool) -> None:
-    there = 0 if more else sum(path.stat().st_size for path in (root / SHARDS).glob("*.parquet"))
-    free = machine.disk(root) + there
+def check_shard(shard_rows: int, width: int) -> None:
+    """Raises NoRoomError where the memory does not hold a shard while it is made."""
+    size, free = HELD * 4 * width, machine.host_memory()
+    if size * shard_rows > free:
+        raise NoRoomError(
+            f"shards of {shard_rows} rows of {width} numbers take {room.gib(size * shard_rows)} of memory while they "
+            f"are made, and {room.gib(free)} are free: shard_rows={free // size} fit"
+        )
+
+
+def check_disk(maker: Maker, rows: int, root: Path, more: bool = False) -> None:
+    """Raises NoRoomError where so many rows do not fit a folder, with what does."""
+    free = machine.disk(root) + (0 if more else _written(root))
     if (wanted := rows * on_disk(maker.coding, maker.shapes)) > free:
         codings = [name for name in DTYPES if rows * on_disk(Coding(name), maker.shapes) <= free]
         most = free // on_disk(maker.coding, maker.shapes)
@@ -49,6 +53,15 @@ def _check_disk(maker: Maker, rows: int, root: Path, more: bool) -> None:
             f"{rows} rows as {maker.coding} take {room.gib(wanted)} in {root}, and {room.gib(free)} are free there: "
             f"{cure}, or {most} rows"
         )
+
+
+def _written(root: Path) -> int:
+    """Bytes of shards that are there; other processes may be at work."""
+    total = 0
+    for path in (root / SHARDS).glob("[0-9]*.parquet"):
+        with contextlib.suppress(FileNotFoundError):
+            total += path.stat().st_size
+    return total
 
 
 def on_disk(coding: Coding, shapes: Shapes) -> int:

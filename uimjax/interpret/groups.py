@@ -20,8 +20,8 @@ class Groups(NamedTuple):
 
 class Totals(NamedTuple):
     """Of each group `[G]` how many `members` it has; of each query and group `[Q, G]` the `total` of its scores, their
-    `mean` and its standard `error`. Removing the whole group is predicted to change f by `- total / n` (first order).
-    """
+    `mean` and its standard `error` (NaN for one row). For methods in nats, and groups that hold a row once, removing
+    all of a group is predicted to change f by `- total / n` (first order)."""
 
     names: list[Any]
     members: np.ndarray

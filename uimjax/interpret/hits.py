@@ -12,6 +12,14 @@ from uimjax.errors import ShapeError, UsageError
 from uimjax.interpret.null import Null
 from uimjax.store.base import atomic
 
+COLUMNS = ("query", "side", "rank", "row_id", "score", "p")  # of a trace's table
+
+
+def check_columns(metadata: pa.Table) -> None:
+    """Raises UsageError where metadata have a column of a trace's own."""
+    if taken := set(metadata.column_names) & set(COLUMNS):
+        raise UsageError(f"metadata has columns {sorted(taken)}, which a trace has itself; rename them")
+
 
 class Trace(NamedTuple):
     """For each query, best first: `proponents` `[Q, k]` row ids and their positive-end scores, `opponents` likewise.
@@ -48,13 +56,12 @@ class Trace(NamedTuple):
         }
         if self.null is not None:
             ends = ((self.proponent_scores, 1), (self.opponent_scores, -1))
-            columns["p"] = np.concatenate([self.null.p(x.ravel(), side) for x, side in ends])
+            columns["p"] = np.concatenate([self.null.p(x, side).ravel() for x, side in ends])
         made = pa.table(columns).filter(pa.array(ids >= 0))
         if metadata is None:
             return made
         known: pa.Table = metadata if isinstance(metadata, pa.Table) else pa.table(dict(metadata))
-        if taken := set(known.column_names) & set(columns):
-            raise UsageError(f"metadata has columns {sorted(taken)}, which a trace has itself; rename them")
+        check_columns(known)
         rows = made["row_id"]
         if len(made) and known.num_rows <= (last := max(rows.to_pylist())):
             raise ShapeError(

@@ -232,7 +232,9 @@ def made(task, params, data, root, sketch, batch_size, shard_rows, coding, targe
     choices = {"batch_size": batch_size, "shard_rows": shard_rows, "devices": devices, "target_recall": target_recall}
     program, drawn = base.row_program(found, found, sketch), sketching.drawn(found, sketch)
     described = describe(found, params, sketch, chosen, choices)
-    scratch = np.empty((max(shard_rows, price.ROWS), described["width"]), np.float32)
+    rows = row.count(data)
+    fits.check_shard(min(shard_rows, rows), described["width"])
+    scratch = np.empty((min(max(shard_rows, price.ROWS), rows), described["width"]), np.float32)
     maker = Maker(described, program, params, drawn, mesh, scratch)
     if target_recall is None:
         return maker

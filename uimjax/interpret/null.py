@@ -19,25 +19,30 @@ DRAWS = 100  # means of null queries, where they are given
 
 
 class Null(NamedTuple):
-    """Of each shuffled question the largest and the smallest score of any row, `[B]` each, sorted."""
+    """Of each shuffled question the largest and the smallest score of any row, `[B]` each, sorted; the questions are of
+    unit length. `scale` `[Q]`: what a score grows by with the length of the real query (1 where it does not)."""
 
     largest: np.ndarray
     smallest: np.ndarray
+    scale: np.ndarray
 
     def p(self, scores: Any, side: int) -> np.ndarray:
-        """How often a question without content does as well; `side` 1: proponents, -1: opponents."""
+        """Of `[Q, k]` scores, how often a question without content does as well; `side` 1: proponents, -1: others."""
         held = np.sort(side * (self.largest if side > 0 else self.smallest))
-        return (1 + len(held) - np.searchsorted(held, side * np.asarray(scores), "left")) / (1 + len(held))
+        wanted = side * np.asarray(scores) / self.scale[:, None]
+        return (1 + len(held) - np.searchsorted(held, wanted, "left")) / (1 + len(held))
 
-    def band(self, level: float = 0.05) -> tuple[float, float]:
-        """Scores that `1 - level` of the shuffled questions do not get below, and above."""
-        return float(np.quantile(self.smallest, level)), float(np.quantile(self.largest, 1 - level))
+    def band(self, level: float = 0.05) -> np.ndarray:
+        """`[Q, 2]`: scores that `1 - level` of the shuffled questions do not get below, and above."""
+        ends = np.array([np.quantile(self.smallest, level), np.quantile(self.largest, 1 - level)])
+        return self.scale[:, None] * ends
 
 
 def shuffled(queries: Any, seed: int) -> Any:
     """Queries with the order inside each of them lost: the positions of whole numbers (`[Q, T, ...]` tokens), all
     entries of real ones (pixels, features). Arrays of one length get one order, so twins stay twins. One number a
-    query, flags (masks) and keys stay.
+    query and keys stay, and so do flags: where there are flags `[Q, T]` (a mask), the positions that they are True at
+    change places with one another alone.
 
     Raises:
         UsageError: nothing is left to shuffle.
@@ -50,16 +55,28 @@ def shuffled(queries: Any, seed: int) -> Any:
         )
     rng, count = np.random.default_rng(seed), row.count(queries)
     orders: dict[int, np.ndarray] = {}
+    flags = [
+        np.asarray(leaf) for leaf in leaves if leaf.ndim == 2 and jnp.issubdtype(jax.typeof(leaf).dtype, jnp.bool_)
+    ]
     out = []
     for leaf in leaves:
         if (size := _inner(leaf)) > 1:
             plain = np.asarray(leaf)
             if size not in orders:
-                orders[size] = rng.permuted(np.tile(np.arange(size), (count, 1)), axis=1)
+                orders[size] = _order(rng, count, size, [mask for mask in flags if mask.shape[1] == size])
             flat = plain.reshape(count, size, -1)
             leaf = np.take_along_axis(flat, orders[size][:, :, None], 1).reshape(plain.shape)
         out.append(leaf)
     return jax.tree.unflatten(tree, out)
+
+
+def _order(rng: Any, count: int, size: int, masks: list[np.ndarray]) -> np.ndarray:
+    """`[count, size]`: a random order of each query's positions; those that some mask is False at stay."""
+    out = np.tile(np.arange(size), (count, 1))
+    moved = np.logical_and.reduce(masks) if masks else np.ones((count, size), bool)
+    for line, mine in zip(out, moved, strict=True):
+        line[mine] = rng.permutation(line[mine])
+    return out
 
 
 def _inner(leaf: Any) -> int:
@@ -70,13 +87,13 @@ def _inner(leaf: Any) -> int:
     return leaf.shape[1] if jnp.issubdtype(kind, jnp.integer) else int(np.prod(leaf.shape[1:]))
 
 
-def questions(vectors: Any, queries: Any, null: Any, each: bool, gradients: Any) -> Any:
-    """Gradients of questions without content `[B, D]`, as long as those of the real ones `[Q, D]`, which they are asked
-    beside. `null`: how many shuffles, or rows like the queries; `gradients(rows)` gives each row's."""
-    if isinstance(null, int):
+def questions(queries: Any, null: Any, each: bool, gradients: Any) -> Any:
+    """Gradients of questions without content, `[B, D]` of unit length. `null`: how many
+    shuffles, or rows like the queries; `gradients(rows)` gives each row's."""
+    if isinstance(null, int | np.integer):
         if null < 1:
             raise UsageError(f"a null band of {null} questions was asked for; at least 1 was wanted, 19 for p = 0.05")
-        several = -(-null // len(vectors))
+        several = -(-null // (row.count(queries) if each else 1))
         found = [gradients(shuffled(queries, seed)) for seed in range(several)]
         made = jnp.concatenate(found if each else [x.mean(0, keepdims=True) for x in found])[:null]
     else:
@@ -89,6 +106,5 @@ def questions(vectors: Any, queries: Any, null: Any, each: bool, gradients: Any)
             rng = np.random.default_rng(0)
             drawn = np.stack([rng.choice(len(made), count, replace=False) for _ in range(DRAWS)])
             made = made[drawn].mean(1)
-    length = jnp.linalg.norm(vectors, axis=1)[jnp.arange(len(made)) % len(vectors)]
-    own = jnp.linalg.norm(made, axis=1)
-    return made * (length / jnp.where(own > 0, own, 1))[:, None]
+    length = jnp.linalg.norm(made, axis=1, keepdims=True)
+    return made / jnp.where(length > 0, length, 1)

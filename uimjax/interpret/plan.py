@@ -38,6 +38,7 @@ class Plan(NamedTuple):
     disk_bytes: int
     room: Room
     how: dict[str, Any]
+    cures: dict[str, str] = {}  # of what does not fit: the largest that does
 
     @property
     def total(self) -> float:
@@ -49,6 +50,8 @@ class Plan(NamedTuple):
         Raises:
             NoRoomError: there is not.
         """
+        for told in self.cures.values():
+            raise NoRoomError(told)
         wanted = (self.device_bytes, self.host_bytes, self.disk_bytes)
         for what, size, free in zip(("each device", "this process", "the disk"), wanted, self.room, strict=True):
             if free is not None and size > free:
@@ -67,7 +70,10 @@ class Plan(NamedTuple):
                 f"  {name:<{longest}}  {duration(s):>10}  {s / max(self.total, 1e-9):4.0%}"
                 for name, s in self.seconds.items()
             ),
-            *(f"  {what:<6} {gib(size)}" + (f" of {gib(free)} free" if free else "") for what, size, free in held),
+            *(
+                f"  {what:<6} {gib(size)}" + (f" of {gib(free)} free" if free is not None else "")
+                for what, size, free in held
+            ),
             *(f"  {name}: {value}" for name, value in self.how.items()),
         ]
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from uimjax import checkpoint, machine, steps, store, training
+from uimjax import checkpoint, machine, room, steps, store, training
 from uimjax import rows as row
 from uimjax.interpret import bank
 from uimjax.interpret.plan import TRIAL_S, Plan, Room, Watch, steady, timed
@@ -40,7 +40,7 @@ def plan_bank(
 
     Raises: as that does; NoRoomError: so many models together have no room.
     """
-    kept, watch = np.asarray(kept, bool), Watch()
+    kept, watch, free = np.asarray(kept, bool), Watch(), machine.device_memory() + room.there((data, queries))
     bank.check(kept, row.count(data), protocol, together)
     size, models = together * ways(mesh), len(kept) * len(seeds)
     params = initial(seeds[0])
@@ -49,8 +49,8 @@ def plan_bank(
     if folder is not None:
         cause_s, _ = watch.job(lambda: bank.cause(task, measurement, params, data, queries, recipe, protocol))
     rows, asked = placed = watch.job(lambda: jax.tree.map(jnp.asarray, (data, queries)))[1]
-    room_of = lambda: bank.check_room(task, recipe, protocol, measurement, params, rows, asked, kept[0], size, mesh)  # noqa: E731
-    compile_s, need = watch.job(room_of)
+    asked_of = lambda: bank.check_room(task, recipe, protocol, measurement, params, rows, asked, kept[0], size, mesh)  # noqa: E731
+    compile_s, need = watch.job(asked_of)
     watch.passes(need.bytes - machine.nbytes((params, placed)))
     trial = _bank_trial(task, recipe, protocol, measurement, params, data, queries, kept[0], size, mesh)
     measure_first, measure_s = _measure_s(measurement, params, queries)
@@ -69,7 +69,7 @@ def plan_bank(
         with tempfile.TemporaryDirectory() as at:
             seconds["keeping"] = models * steady(lambda: store.write_json(Path(at) / "a.json", values), 0.2)[0]
             files = (Path(at) / "a.json").stat().st_size * models
-    limits = Room(machine.device_memory(), machine.host_memory() + machine.resident(), machine.disk(folder or "."))
+    limits = Room(free, machine.host_memory() + machine.resident(), machine.disk(folder or "."))
     name = f"a bank of {models} trainings" + (f", {size} together" if size > 1 else "")
     return Plan(name, seconds, need.bytes, watch.most, files, limits, {"timed": f"{timed_steps} steps of {many}"})
 
@@ -111,7 +111,7 @@ def plan_fit(
     snapshots: Sequence[int] = (),
 ) -> Plan:
     """What `training.fit` with these arguments takes. Raises as it does; NoRoomError: an epoch has no room."""
-    watch, count = Watch(), row.count(data)
+    watch, count, free = Watch(), row.count(data), machine.device_memory() + room.there((params, data))
     check_s = watch.job(lambda: _checked(task, params, data, recipe, folder))[0]
     placed = watch.job(lambda: jax.tree.map(jnp.asarray, data))[1]
     compile_s, (need, state) = watch.job(lambda: training.check_room(task, params, placed, recipe))
@@ -130,7 +130,7 @@ def plan_fit(
     many, each = recipe.steps_per_epoch(count) * recipe.epochs, short.steps_per_epoch(few)
     seconds = {"checking": check_s, "compiling": compile_s, "training": many * warm / each}
     seconds |= {"keeping": keep_s} if folder is not None else {}
-    limits = Room(machine.device_memory(), machine.host_memory() + machine.resident(), machine.disk(folder or "."))
+    limits = Room(free, machine.host_memory() + machine.resident(), machine.disk(folder or "."))
     how = {"timed": f"{times} times {each} steps of {many}"}
     return Plan(f"a training on {count} rows", seconds, need.bytes, watch.most, disk, limits, how)
 

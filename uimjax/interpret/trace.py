@@ -163,7 +163,9 @@ def trace(
     """
     if rerank and rerank < k:
         raise UsageError(f"{rerank} candidates cannot give the {k} strongest: rerank={k} or more was wanted")
-    banded = not isinstance(null, int) or null != 0
+    if k < 1:
+        raise UsageError(f"k = {k} examples were asked for; at least 1 was wanted")
+    banded = not isinstance(null, int | np.integer) or null != 0
     if rerank and banded:
         raise UsageError(
             "a null band is of the scores of the index, and re-ranked ones have another scale: take one of both"
@@ -189,12 +191,15 @@ def _beside_null(found, task, params, data, queries, method, k, each, retain, wh
     def gradients(rows: Any) -> Any:
         return question(held, task, params, data, found.measurement, rows, True).vectors
 
-    beside = nothing.questions(found.vectors, queries, null, each, gradients)
+    beside = nothing.questions(queries, null, each, gradients)
     span = None if retain is None else retained(held, task, params, data, retain)
     both = top(by(found._replace(vectors=jnp.concatenate([found.vectors, beside])), method, span), k, where)
     ends = (both.proponent_scores[count:, 0], both.opponent_scores[count:, 0])
     real = {name: getattr(both, name)[:count] for name in Trace._fields[:4]}
-    return both._replace(**real, null=nothing.Null(*(np.sort(x) for x in ends)))
+    grows = _method(method, span is not None).normalize in ("none", "self")  # with the length of the query
+    length = np.linalg.norm(np.asarray(found.vectors), axis=1) if grows else np.ones(count)
+    largest, smallest = (np.sort(x) for x in ends)
+    return both._replace(**real, null=nothing.Null(largest, smallest, np.where(length > 0, length, 1)))
 
 
 def totals(
@@ -218,10 +223,10 @@ def totals(
     if not isinstance(groups, grouping.Groups) and len(groups) != held.rows:
         raise ShapeError(f"{len(groups)} labels for an index of {held.rows} rows; one a row was wanted")
     asked = ask(held, task, params, data, measurement, queries, method, each, retain)
-    members, total, square = grouping.add_up(_streamed(asked), made, held.rows)
-    many = np.maximum(members, 1)
+    members, total, square = grouping.add_up(streamed(asked), made, held.rows)
+    many = np.where(members > 0, members, np.nan)  # of nobody there is no mean, of one row no error
     mean = total / many
-    error = np.sqrt(np.maximum(square / many - mean**2, 0) / np.maximum(members - 1, 1))
+    error = np.sqrt(np.maximum(square / many - mean**2, 0) / np.where(members > 1, members - 1, np.nan))
     label = base.said(asked.method, asked.damping)
     return grouping.Totals(made.names, members, total, mean, error, label, asked.unit)
 
@@ -256,12 +261,12 @@ def top(asked: Asked, k: int = 20, where: Any = None) -> Trace:
 
 def score_all(asked: Asked) -> Scores:
     """Every row's score, `[N, Q]`: for data small enough to look at whole."""
-    parts = [scores for _, scores in _streamed(asked)]
+    parts = [scores for _, scores in streamed(asked)]
     how = {} if asked.damping is None else {"damping": asked.damping}
     return Scores(np.concatenate(parts), base.said(asked.method, asked.damping), asked.unit, how)
 
 
-def _streamed(asked: Asked) -> Iterator[tuple[int, np.ndarray]]:
+def streamed(asked: Asked) -> Iterator[tuple[int, np.ndarray]]:
     """(first row, scores `[n, Q]`) of every shard."""
     for entry, shard in zip(asked.held.entries, asked.held.shards(), strict=True):
         products = asked.held.vectors(shard) @ asked.directions.T

@@ -160,7 +160,7 @@ def _by_shape(shapes: Shapes) -> dict[tuple[int, int], list[tuple[int, int]]]:
 
 
 def _factors(matrices: Any, rank: int) -> tuple[Any, Any]:
-    """Of `[n, p, q]` the nearest of rank c: `[n, p, c]` and `[n, c, q]`, each pair of factors of one length."""
+    """Of `[n, p, q]` the nearest of rank c: `[n, p, c]` and `[n, c, q]`, each pair of like size."""
     start = jax.random.normal(jax.random.key(0), (matrices.shape[2], rank), matrices.dtype)
     largest = jnp.abs(matrices).max((1, 2), keepdims=True)  # squares of very small numbers would be nothing
     matrices = matrices / jnp.where(largest > 0, largest, 1)

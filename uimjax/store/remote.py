@@ -14,6 +14,7 @@ from uimjax.errors import MissingFileError, OutputError, UsageError
 
 TRIES = 4  # of a read that the network lost, a second, two and four apart
 WAIT_S = 1.0
+CLIENTS = ("aiohttp", "botocore", "gcsfs", "google", "azure", "requests", "urllib3")  # whose errors are the network's
 
 
 class _Stat(NamedTuple):
@@ -65,11 +66,9 @@ class Remote:
     def write_bytes(self, data: bytes) -> None:
         """Raises OutputError: the place does not take it."""
         try:
-            self._system.makedirs(self.parent._path, exist_ok=True)
-            self._system.pipe_file(self._path, data)
-        except Exception as error:
-            if not (_of_network(error) or isinstance(error, NotImplementedError)):
-                raise
+            _again(lambda: self._system.makedirs(self.parent._path, exist_ok=True), self.url)
+            _again(lambda: self._system.pipe_file(self._path, data), self.url)
+        except (OutputError, MissingFileError, NotImplementedError) as error:
             raise OutputError(f"cannot write {self.url}: {error or type(error).__name__}") from error
 
 
@@ -121,12 +120,14 @@ def _again(call: Any, url: str) -> Any:
             return call()
         except FileNotFoundError as error:
             raise MissingFileError(f"{url} is not there") from error
+        except (PermissionError, IsADirectoryError) as error:
+            raise OutputError(f"{url}: {error or 'no permission'}") from error
         except Exception as error:
             if not _of_network(error):
                 raise
             if trial == TRIES - 1:
                 raise OutputError(
-                    f"{url} could not be read in {TRIES} tries: {error or type(error).__name__}"
+                    f"{url} could not be reached in {TRIES} tries: {error or type(error).__name__}"
                 ) from error
             time.sleep(WAIT_S * 2**trial)
     return None
@@ -134,4 +135,4 @@ def _again(call: Any, url: str) -> Any:
 
 def _of_network(error: Exception) -> bool:
     """The clients' own errors are no OSErrors, and they are not always installed."""
-    return isinstance(error, OSError) or type(error).__module__.startswith(("aiohttp", "botocore", "gcsfs"))
+    return isinstance(error, OSError) or type(error).__module__.startswith(CLIENTS)

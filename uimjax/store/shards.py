@@ -12,7 +12,7 @@ from uimjax.store.base import atomic
 from uimjax.store.coding import DTYPES, SCALE, Coding, Packed, Shapes, stored
 from uimjax.store.remote import Place
 
-VERSION = 2
+VERSION = 3
 
 
 class Shard(NamedTuple):
