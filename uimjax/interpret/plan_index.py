@@ -69,7 +69,7 @@ def plan_index(
     batches, shards = -(-count // batch_size), -(-count // shard_rows)
     seconds = {
         "checking loss and rows": made_s + digest_s * count / rows + finite_s * (count / rows - 1),
-        "compiling": its["compile"],
+        "compiling": its["compile"] + its["begin"],
         "gradients": its["batch"] * batches * given / devices,
         "coding": its["code"] * count,
         "writing": its["write"] * shards,
@@ -125,12 +125,12 @@ def _on_chip(maker: Maker, data: Any, chip: machine.Chip) -> dict[str, Any]:
 
 
 def _shard(maker: Maker, made: Any, folder: Path, count: int, watch: Watch) -> dict[str, Any]:
-    """Seconds of a row's coding, of a shard's writing and of the price; bytes of a row."""
+    """Seconds of the first shard's beginning, of a row's coding, a shard's writing and the price; bytes of a row."""
     take, shard_rows = len(made[0]), maker.described["shard_rows"]
     with tempfile.TemporaryDirectory(dir=_there(folder)) as at:
         make_folder(Path(at) / SHARDS)
         write = lambda its: kept(Path(at), its, Span(0, 0, take), maker.coding, maker.shapes)  # noqa: E731
-        entry = watch.job(lambda: write(maker.coded(0, *made)))[1]  # held together, as the job does
+        first, entry = watch.job(lambda: write(maker.coded(0, *made)))  # held together, as the job does
         code, _ = steady(lambda: maker.coded(0, *made), TRIAL_S / 4, 5)
         shard = maker.coded(0, *made)
         writing, _ = steady(lambda: write(shard), TRIAL_S / 4, 5)
@@ -141,6 +141,7 @@ def _shard(maker: Maker, made: Any, folder: Path, count: int, watch: Watch) -> d
         watch.passes(2 * unit.nbytes)  # its batches, and all of them joined
     return {
         "rows": take,
+        "begin": max(first - code - writing, 0.0),
         "code": code / take,
         "write": writing * max(1.0, min(shard_rows, count) / take),
         "bytes": entry.size / take,
