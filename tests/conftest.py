@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import gc
 import os
 import subprocess
 import sys
@@ -23,6 +24,15 @@ def _compiled_once(tmp_path_factory):
     jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _few_programs():
+    """Each compiled program holds pieces of memory that are mapped one by one, and a process may have 65,530 of them:
+    after some eight hundred tests it died. What the next file shares is in the cache on disk."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(autouse=True)
