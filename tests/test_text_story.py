@@ -216,7 +216,7 @@ def test_a_lost_snapshot_is_trained_again(here):
 
 
 def test_a_config_says_which_story_it_is_for(here, capsys):
-    with pytest.raises(ConfigError, match="'txt' is no story; did you mean 'text'"):
+    with pytest.raises(ConfigError, match="'txt' is not one that this command takes; did you mean 'text'"):
         kind_of({"kind": "txt"})
     with pytest.raises(ConfigError, match="a mapping of settings was wanted"):
         kind_of(None)
