@@ -9,8 +9,6 @@ import ctypes
 import gc
 import json
 import platform
-import re
-import resource
 import statistics
 import sys
 import time
@@ -20,6 +18,7 @@ from typing import Any
 
 import jax
 
+from uimjax import machine as memory
 from uimjax.allocator import keep_buffers
 
 KEPT = keep_buffers()  # before anything computes
@@ -61,12 +60,8 @@ class Peak:
 
 
 def most_resident() -> float:
-    """Of this process alone, MiB: `ru_maxrss` counts what its parent held when it started."""
-    if sys.platform == "linux":
-        found = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
-        assert found is not None
-        return int(found[1]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    """Of this process alone, MiB."""
+    return memory.most_resident() / 2**20
 
 
 def machine() -> dict[str, str]:

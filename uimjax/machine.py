@@ -1,14 +1,12 @@
-"""What a machine holds and can do: memory and disk at hand, its rates measured in a second, chips as published."""
+"""What a machine holds: memory and disk at hand, what this process takes of it; and chips as published."""
 
 import os
 import shutil
 import sys
-import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from uimjax.errors import UnknownNameError
@@ -16,25 +14,24 @@ from uimjax.errors import UnknownNameError
 
 class Chip(NamedTuple):
     """Ceilings of one device: multiply-adds count twice. `bfloat16` and `float32` operations a second (float32 products
-    as JAX takes them unless told otherwise: TF32, on TPUs bfloat16), `bytes_s` of its memory, `memory` in bytes."""
+    as JAX takes them unless told otherwise: TF32, on TPUs bfloat16), `memory` in bytes."""
 
     bfloat16: float
     float32: float
-    bytes_s: float
     memory: float
 
 
 # Dense, without sparsity: NVIDIA's data sheets, Google Cloud's TPU system architecture pages.
 CHIPS = {
-    "a100-40": Chip(312e12, 156e12, 1.555e12, 40e9),
-    "a100-80": Chip(312e12, 156e12, 2.039e12, 80e9),
-    "h100": Chip(989e12, 494e12, 3.35e12, 80e9),
-    "h200": Chip(989e12, 494e12, 4.8e12, 141e9),
-    "b200": Chip(2250e12, 1100e12, 8e12, 180e9),
-    "tpu-v4": Chip(275e12, 275e12, 1.228e12, 32e9),
-    "tpu-v5e": Chip(197e12, 197e12, 0.819e12, 16e9),
-    "tpu-v5p": Chip(459e12, 459e12, 2.765e12, 95e9),
-    "tpu-v6e": Chip(918e12, 918e12, 1.64e12, 32e9),
+    "a100-40": Chip(312e12, 156e12, 40e9),
+    "a100-80": Chip(312e12, 156e12, 80e9),
+    "h100": Chip(989e12, 494e12, 80e9),
+    "h200": Chip(989e12, 494e12, 141e9),
+    "b200": Chip(2250e12, 1100e12, 180e9),
+    "tpu-v4": Chip(275e12, 275e12, 32e9),
+    "tpu-v5e": Chip(197e12, 197e12, 16e9),
+    "tpu-v5p": Chip(459e12, 459e12, 95e9),
+    "tpu-v6e": Chip(918e12, 918e12, 32e9),
 }
 
 
@@ -43,28 +40,6 @@ def chip(name: str) -> Chip:
     if name not in CHIPS:
         raise UnknownNameError("chip", name, CHIPS)
     return CHIPS[name]
-
-
-def here() -> Chip:
-    """This device's own ceilings, the best of a few short runs: a product of square matrices, and a pass over memory.
-
-    >>> here().float32 > 1e8
-    True
-    """
-    size = 1024 if jax.default_backend() == "cpu" else 8192
-    square = jnp.ones((size, size), jnp.float32)
-    long = jnp.ones(2**25 if jax.default_backend() == "cpu" else 2**28, jnp.float32)
-    product, copy = jax.jit(lambda x: x @ x), jax.jit(lambda x: x + 1)
-    rate = 2 * size**3 / min(_seconds(product, square) for _ in range(5))
-    wide = 2 * size**3 / min(_seconds(product, square.astype(jnp.bfloat16)) for _ in range(5))
-    return Chip(wide, rate, 2 * long.nbytes / min(_seconds(copy, long) for _ in range(5)), device_memory())
-
-
-def _seconds(program: Any, x: Any) -> float:
-    jax.block_until_ready(program(x))
-    start = time.perf_counter()
-    jax.block_until_ready(program(x))
-    return time.perf_counter() - start
 
 
 def device_memory() -> int:

@@ -80,11 +80,11 @@ def labels(config: Any, metadata: Any) -> Any:
     import pyarrow as pa
     from pyarrow import compute
 
-    column, found = metadata[config.group_by].combine_chunks(), compute
+    column = metadata[config.group_by].combine_chunks()
     if not config.where:
         return column
-    chosen: Any = found  # its functions are made when it is imported
-    return chosen.if_else(pa.array(kept(metadata, config.where)), column, pa.scalar(None, column.type))
+    found: Any = compute  # its functions are made when it is imported
+    return found.if_else(pa.array(kept(metadata, config.where)), column, pa.scalar(None, column.type))
 
 
 def read_metadata(path: str, rows: int) -> Any:
