@@ -71,7 +71,7 @@ def built(its: Job, folder: Path) -> dict[str, Any]:
     asked = (its.task, its.params, its.rows, folder)
     seconds, _ = timed(lambda: indexing.build_index(*asked, **its.choices), "building")
     stats = jax.devices()[0].memory_stats() or {}
-    maker = indexing.made(*asked, None, *its.choices.values(), None, None)
+    maker = indexing.made(*asked, sketch=None, target_recall=None, mesh=None, **its.choices)
     some = np.arange(its.choices["shard_rows"])
     gradients_s, made = timed(lambda: maker.gradients(its.rows, some), "gradients of a shard, compiling included")
     gradients_s, made = timed(lambda: maker.gradients(its.rows, some), "gradients of a shard")

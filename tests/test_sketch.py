@@ -83,7 +83,7 @@ def test_a_sketch_is_the_projection_of_the_formed_gradient(rng):
     loss, params, batch = programs.decoder(rng, jnp.float64)
     found = sites(Task(loss), params, jax.tree.map(lambda x: x[0], batch))
     factors = programs.captured(found, params, batch)[1]
-    drawn = sk.matrices(sk.Sketch(3), found)
+    drawn = sk.draw(sk.Sketch(3), found, jax.random.key(0))
     got = project(found, drawn, factors)
     want = programs.brute_force(loss, params, batch)[1]
     rows, cols = drawn["embed"]
@@ -100,7 +100,7 @@ def test_a_sketch_is_the_projection_of_the_formed_gradient(rng):
 def test_the_sketch_of_slices_is_that_of_the_whole_parameter(rng):
     loss, params, batch = programs.slices(rng, jnp.float64)
     found = sites(Task(loss), params, jax.tree.map(lambda x: x[0], batch))
-    drawn = sk.matrices(sk.Sketch(3), found)
+    drawn = sk.draw(sk.Sketch(3), found, jax.random.key(0))
     factors = programs.captured(found, params, batch)[1]
     got = project(found, drawn, factors)
     want = programs.brute_force(loss, params, batch)[1]
@@ -111,7 +111,7 @@ def test_the_sketch_of_slices_is_that_of_the_whole_parameter(rng):
     for name in ("stack", "fused"):
         expected = jnp.einsum("bnio,nip,noq->bnpq", want[name], *drawn[name])
         np.testing.assert_allclose(got[name], expected, rtol=1e-6, atol=1e-12, err_msg=name)
-    wide = project(found, sk.matrices(sk.Sketch(64), found), factors)
+    wide = project(found, sk.draw(sk.Sketch(64), found, jax.random.key(0)), factors)
     np.testing.assert_allclose(wide["qkv"][:, 0], want["qkv"], rtol=1e-9, atol=1e-14, err_msg="kept whole")
 
 
@@ -142,7 +142,7 @@ def test_a_convolution_is_sketched_without_patches(name, rng):
     found = sites(Task(loss), params, batch[0])
     ((factor,),) = programs.captured(found, params, batch)[1].values()
     assert (factor.image is None) == (name == "grouped")
-    drawn = sk.matrices(sk.Sketch(2), found)
+    drawn = sk.draw(sk.Sketch(2), found, jax.random.key(0))
     ((rows, cols),) = drawn.values()
     (leaf,) = found.used
     want = to_matrices(programs.brute_force(loss, params, batch)[1], leaf.layout)
@@ -171,12 +171,20 @@ def test_a_large_enough_sketch_is_exact(rng):
     assert rows.shape[1] == sum(sk.widths(sk.Sketch(64), found).values())
 
 
+def test_drawing_is_compiled_once_a_shape(rng):
+    found, *_ = made("decoder_unrolled", rng)
+    sk._side.clear_cache()
+    drawn = sk.draw(sk.Sketch(5), found, jax.random.key(0))
+    every = [x for pair in drawn.values() for x in pair if x is not None]
+    assert sk._side._cache_size() == len({x.shape for x in every}) < len(every)
+
+
 def test_stack_entries_get_independent_matrices(rng):
     found, *_ = made("decoder_scanned", rng)
-    rows, _ = sk.matrices(sk.Sketch(4), found)["blocks/qkv"]
+    rows, _ = sk.draw(sk.Sketch(4), found, jax.random.key(0))["blocks/qkv"]
     assert rows.shape == (3, 8, 4)
     assert not np.allclose(rows[0], rows[1])
-    again, _ = sk.matrices(sk.Sketch(4), found)["blocks/qkv"]
+    again, _ = sk.draw(sk.Sketch(4), found, jax.random.key(0))["blocks/qkv"]
     np.testing.assert_array_equal(rows, again)
 
 

@@ -53,7 +53,7 @@ def over_seeds(found, factors, choice, seeds):
     kind = {sketch.DenseSketch: dense, sketch.SparseSketch: sparse}[type(choice)]
 
     def one(seed):
-        return kind.apply(choice, found, kind.draw_from(choice, found, jax.random.key(seed)), factors, found, 4)
+        return kind.apply(choice, found, kind.draw(choice, found, jax.random.key(seed)), factors, found, 4)
 
     return np.asarray(jax.lax.map(one, jnp.arange(seeds)), np.float64)
 

@@ -50,7 +50,7 @@ def shapes(found: Sites, sketch: AnySketch) -> tuple[tuple[int, int], ...]:
 @functools.lru_cache(maxsize=32)
 def drawn(found: Sites, sketch: AnySketch | None) -> Any:
     """What the sketch draws, once for each program and choice: matrices, or the key they follow from."""
-    return jax.jit(lambda: _of(sketch)[1].draw(sketch, found))()
+    return _of(sketch)[1].draw(sketch, found, jax.random.key(0 if sketch is None else sketch.seed))
 
 
 def rows(found: Sites, sketch: AnySketch | None, held: Any, factors: Factors, reference: Sites | None = None) -> Any:

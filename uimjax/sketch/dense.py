@@ -59,12 +59,8 @@ def columns(sketch: DenseSketch, _found: Sites) -> tuple[tuple[int, int], ...]:
     return ((0, sketch.width),)
 
 
-def draw(sketch: DenseSketch, found: Sites) -> Any:
-    """The key that all signs follow from."""
-    return draw_from(sketch, found, jax.random.key(sketch.seed))
-
-
-def draw_from(_sketch: DenseSketch, _found: Sites, key: Any) -> Any:
+def draw(_sketch: DenseSketch, _found: Sites, key: Any) -> Any:
+    """The key itself: all signs follow from it."""
     return key
 
 

@@ -9,6 +9,7 @@ entries of mean 0 and variance 1/p, so `E[P P^T] = I`); the same for any batch s
 of one parameter share matrices, so a tied weight's uses add up. Matrices of different stack entries are independent.
 """
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -83,14 +84,9 @@ def shapes(sketch: Sketch, found: Sites) -> tuple[tuple[int, int], ...]:
     return tuple(sides(sketch, leaf) for leaf in found.used for _ in range(leaf.layout.shape[0]))
 
 
-def matrices(sketch: Sketch, found: Sites) -> Matrices:
-    """The projection matrices, float32. Cheap to make and never stored: they follow from the seed and the path."""
-    key = jax.random.key(sketch.seed)
+def draw(sketch: Sketch, found: Sites, key: Any) -> Matrices:
+    """The projection matrices, float32. Cheap to make and never stored: they follow from the key and the path."""
     return {leaf.path: _leaf_matrices(sketch, leaf, key) for leaf in found.used}
-
-
-def draw(sketch: Sketch, found: Sites) -> Matrices:
-    return matrices(sketch, found)
 
 
 def _leaf_matrices(sketch: Sketch, leaf: Leaf, key: Any):
@@ -100,16 +96,18 @@ def _leaf_matrices(sketch: Sketch, leaf: Leaf, key: Any):
     def side(axis: int, width: int):
         if width == axes[axis]:
             return None
-        keys = jax.vmap(lambda k: jax.random.fold_in(jax.random.fold_in(key, axis), k))(jnp.arange(n))
-        shape = (axes[axis], width)
-        if sketch.distribution == "gaussian":
-            drawn = jax.vmap(lambda k: jax.random.normal(k, shape, jnp.float32))(keys)
-        else:
-            drawn = jax.vmap(lambda k: jax.random.rademacher(k, shape, jnp.float32))(keys)
-        return drawn / jnp.sqrt(jnp.float32(width))
+        return _side(jax.random.fold_in(key, axis), n, axes[axis], width, sketch.distribution)
 
     p, q = sides(sketch, leaf)
     return side(0, p), side(1, q)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2, 3, 4))
+def _side(key: Any, n: int, size: int, width: int, distribution: str) -> Any:
+    """`[n, size, width]`. Compiled once a shape, not once a parameter."""
+    kind = jax.random.normal if distribution == "gaussian" else jax.random.rademacher
+    draw = jax.vmap(lambda k: kind(jax.random.fold_in(key, k), (size, width), jnp.float32))
+    return draw(jnp.arange(n)) / jnp.sqrt(jnp.float32(width))
 
 
 def project(found: Sites, drawn: Matrices, factors: Factors) -> dict[str, Any]:

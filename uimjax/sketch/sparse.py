@@ -62,13 +62,10 @@ def columns(sketch: SparseSketch, found: Sites) -> tuple[tuple[int, int], ...]:
     return blocks((leaf.layout.shape[0], _width(sketch, leaf)) for leaf in found.used)
 
 
-def draw(sketch: SparseSketch, found: Sites) -> dict[str, Any]:
+def draw(sketch: SparseSketch, found: Sites, key: Any) -> dict[str, Any]:
     """`{path: ((rows [n, I, m] or None, columns [n, O, m'] or None), (places [n, hashes, m m'], signs))}`."""
-    return draw_from(sketch, found, jax.random.key(sketch.seed))
-
-
-def draw_from(sketch: SparseSketch, found: Sites, key: Any) -> dict[str, Any]:
-    return {leaf.path: _leaf_draw(sketch, leaf, key) for leaf in found.used}
+    draw = jax.jit(lambda key: {leaf.path: _leaf_draw(sketch, leaf, key) for leaf in found.used})
+    return draw(key)
 
 
 def _leaf_draw(sketch: SparseSketch, leaf: Leaf, key: Any) -> Any:

@@ -13,7 +13,7 @@ def columns(_sketch: None, found: Sites) -> tuple[tuple[int, int], ...]:
     return blocks((leaf.layout.shape[0], leaf.size // leaf.layout.shape[0]) for leaf in found.used)
 
 
-def draw(_sketch: None, _found: Sites) -> None:
+def draw(_sketch: None, _found: Sites, _key: Any) -> None:
     return None
 
 

@@ -12,6 +12,8 @@ from uimjax.taps import layouts, parts
 from uimjax.taps.capture import Sites, forward
 from uimjax.task import Task
 
+_HURRIED = {"cpu": {"xla_backend_optimization_level": 0}, "gpu": {"xla_gpu_autotune_level": 0}}
+
 
 def verify(task: Task, found: Sites, params: Any, batch: Any, examples: int = 4) -> None:
     """Prove coverage on real rows: factors formed and summed must equal `jax.grad` of the summed loss, leaf by leaf.
@@ -124,6 +126,12 @@ def _counts(leaf: Any, segments: Any) -> Any:
     return jnp.where(inside, steps == 0, True).all() | jnp.where(inside, steps == 1, True).all()
 
 
+def _once(fun: Any) -> Any:
+    """Compiled in a hurry: a proof runs once, on a few rows. Searching for the fastest products took an H200 75 s for
+    one of these programs where 7 do without; a CPU's compiler takes two thirds of the time without optimising."""
+    return jax.jit(fun, compiler_options=_HURRIED.get(jax.default_backend()))
+
+
 @functools.lru_cache(maxsize=16)
 def _met(task: Task, found: Sites, axes: parts.Axes):
     """Compiled: the share of each site's squared gradients that lies outside the document whose loss it is of, and the
@@ -168,7 +176,7 @@ def _met(task: Task, found: Sites, axes: parts.Axes):
             change.append(off[:, 1 - which :: 2].max(initial=0.0))
         return seen, jnp.maximum(*change)
 
-    return jax.jit(program)
+    return _once(program)
 
 
 @functools.lru_cache(maxsize=32)
@@ -189,7 +197,7 @@ def _both_ways(task: Task, found: Sites):
             losses = jnp.where(parts.owners(task, batch).any(1), losses, 0)
         return jnp.sum(losses)
 
-    return jax.jit(gradients), jax.jit(jax.value_and_grad(total, allow_int=True))
+    return _once(gradients), _once(jax.value_and_grad(total, allow_int=True))
 
 
 @jax.jit
