@@ -130,11 +130,12 @@ def test_killed_and_gone_on_by_one_or_two_the_bytes_are_those_of_one(tmp_path):
         time.sleep(0.15)
         both[1].send_signal(signal.SIGKILL)
         (code, said), (killed, _) = ended(both)
-        assert killed == -signal.SIGKILL
+        assert killed == -signal.SIGKILL, (said, _)
         assert (code, "LostProcessError: process 1 of 2 ended before it had made shard" in said) == (75, True), said
         assert not (folder / "price.json").exists()
         assert digest(folder) != want
-        assert [code for code, _ in ended([part_of_a_build(folder, k, again) for k in range(again)])] == [0] * again
+        found = ended([part_of_a_build(folder, k, again) for k in range(again)])
+        assert [code for code, _ in found] == [0] * again, found
         assert digest(folder) == want
 
 

@@ -27,7 +27,7 @@ from uimjax.errors import (
     UnknownNameError,
     UsageError,
 )
-from uimjax.interpret import methods, trace
+from uimjax.interpret import indexing, methods, trace
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -178,12 +178,26 @@ def test_what_a_crash_leaves_is_swept_away(rng, tmp_path):
     broken = tmp_path / "a"
     lines = (broken / "journal.jsonl").read_text().splitlines(keepends=True)
     (broken / "journal.jsonl").write_text("".join(lines[:1]) + lines[1][:25])
-    (broken / "shards" / ".tmp-000002.parquet").write_bytes(b"half")
+    (broken / "shards" / ".tmp-01234567-000002.parquet").write_bytes(b"half")
     (broken / "shards" / "000001.parquet").write_bytes(b"never vouched for")
     with pytest.raises(MissingFileError, match="4 of 12 rows: its build was stopped"):
         uj.open_index(broken)
     uj.build_index(task, params, data, broken, **kw)
     assert digest(broken) == want
+
+
+def test_another_process_that_was_faster_with_other_choices_is_found(rng, tmp_path, monkeypatch):
+    task, params, data, *_ = made(rng, 12)
+    write = indexing.store.write_manifest
+
+    def after_another(path, document, **how):
+        write(path, document | {"batch_size": 6})
+        write(path, document, **how)
+
+    monkeypatch.setattr(indexing.store, "write_manifest", after_another)
+    with pytest.raises(MismatchError, match="batch"):
+        uj.build_index(task, params, data, tmp_path, sketch=uj.Sketch(2), batch_size=4, shard_rows=4)
+    assert not list((tmp_path / "shards").iterdir())
 
 
 def test_damage_is_found_and_named(rng, tmp_path):

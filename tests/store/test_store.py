@@ -1,6 +1,7 @@
 """Shards, journal, manifest, stages: the same bytes each time, and every changed bit seen."""
 
 import json
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -200,6 +201,29 @@ def test_an_interrupted_write_leaves_the_old_bytes(tmp_path):
         half_a_write()
     assert json.loads(path.read_text()) == {"a": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["f.json"]
+
+
+def test_two_that_write_the_same_file_are_not_in_each_others_way(tmp_path):
+    path = tmp_path / "f"
+    with atomic(path) as one:
+        with atomic(path) as two:
+            two.write_text("two")
+        assert path.read_text() == "two"
+        one.write_text("one")
+    assert path.read_text() == "one"
+    with atomic(path, first=True) as late:
+        late.write_text("late")
+    assert path.read_text() == "one"
+    assert [p.name for p in tmp_path.iterdir()] == ["f"]
+
+
+def test_a_file_system_without_links_takes_the_last_that_writes(tmp_path, monkeypatch):
+    def refused(*_):
+        raise PermissionError
+
+    monkeypatch.setattr(Path, "hardlink_to", refused)
+    store.write_json(tmp_path / "f", {"a": 1}, first=True)
+    assert json.loads((tmp_path / "f").read_text()) == {"a": 1}
 
 
 def test_a_file_in_the_way_of_a_folder_is_an_output_error(tmp_path):

@@ -23,7 +23,7 @@ from uimjax.interpret import base, price
 from uimjax.interpret.index import JOURNAL, PRICE, SHARDS, Index, check_order, intact, read_manifest
 from uimjax.mesh import shard_batch
 from uimjax.progress import Progress
-from uimjax.store.base import TEMPORARY
+from uimjax.store.base import intended
 from uimjax.store.coding import Shapes
 
 POLL_S = 0.2  # between looks at what other processes have done
@@ -174,6 +174,7 @@ def _together(root: Path, maker: Maker, data: Any, first: int, share: Share, who
         else:
             store.Journal.rewrite(root / JOURNAL, [found[span.number] for span in whole])
             _priced_and_tidy(root, maker, data, first)
+            sweep(root, {entry.file for entry in found.values()})
         return [found[span.number] for span in whole]
 
 
@@ -279,10 +280,10 @@ def sweep(root: Path, listed: set[str], own: set[str] | None = None) -> None:
     """Remove what a crash left: temporary files and shards that no journal line vouches for; of `own` names alone,
     where others are at work."""
     for path in _files(root):
-        name = path.name.removeprefix(TEMPORARY)
+        name = intended(path.name)
         orphan = bool(re.fullmatch(r"\d{6}\.parquet", path.name)) and path.name not in listed
-        if (path.name.startswith(TEMPORARY) or orphan) and (own is None or name in own):
-            path.unlink()
+        if (name or orphan) and (own is None or (name or path.name) in own):
+            path.unlink(missing_ok=True)
 
 
 def _files(root: Path) -> Iterator[Path]:

@@ -272,10 +272,9 @@ _MEANING = {
 
 
 def _agree(root: Path, wanted: dict[str, Any]) -> None:
-    if (root / MANIFEST).exists():
-        _same(root, read_manifest(root), wanted)
-    else:
-        store.write_manifest(root / MANIFEST, wanted)
+    if not (root / MANIFEST).exists():
+        store.write_manifest(root / MANIFEST, wanted, first=True)
+    _same(root, read_manifest(root), wanted)  # another process may have been faster, and asked for something else
 
 
 def _same(root: store.Place, held: dict[str, Any], wanted: dict[str, Any]) -> None:

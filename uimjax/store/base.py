@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import re
+import secrets
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,19 +25,32 @@ def fsync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def _temporary(path: Path) -> Path:
+    """A name of this writer's own: another process may write the same file."""
+    return path.with_name(f"{TEMPORARY}{secrets.token_hex(4)}-{path.name}")
+
+
+def intended(name: str) -> str | None:
+    """What a temporary file was to be called; None if it is none."""
+    found = re.fullmatch(rf"{re.escape(TEMPORARY)}[0-9a-f]{{8}}-(.+)", name)
+    return found and found[1]
+
+
 @contextlib.contextmanager
-def atomic(path: Path) -> Iterator[Path]:
-    """A temporary name to write to; on success it is synced and renamed to `path`, on failure removed.
+def atomic(path: Path, first: bool = False) -> Iterator[Path]:
+    """A temporary name to write to; on success it is synced and renamed to `path`, on failure removed. `first`: what
+    another process has put there by then stays.
 
     Raises:
         OutputError: the folder cannot be written, or the disk is full.
     """
-    temporary = path.with_name(TEMPORARY + path.name)
+    temporary = _temporary(path)
     try:
         yield temporary
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
-        temporary.replace(path)
+        if not (first and _linked(temporary, path)):
+            temporary.replace(path)
         fsync_folder(path.parent)
     except OSError as error:
         raise OutputError(
@@ -46,6 +61,17 @@ def atomic(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def _linked(temporary: Path, path: Path) -> bool:
+    """The file has that name too now, unless another has; False where the file system knows no links."""
+    try:
+        path.hardlink_to(temporary)
+    except FileExistsError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
 def make_folder(folder: Path) -> Path:
     """Create a folder that can be written to.
 
@@ -54,7 +80,7 @@ def make_folder(folder: Path) -> Path:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f"{TEMPORARY}probe"
+        probe = _temporary(folder / "probe")
         probe.touch()
         probe.unlink()
     except OSError as error:

@@ -12,9 +12,9 @@ from uimjax.store.remote import Place
 _KEY = "xxh3"
 
 
-def write_json(path: Path, document: Any) -> None:
-    """Readable JSON, written atomically."""
-    with atomic(path) as temporary:
+def write_json(path: Path, document: Any, first: bool = False) -> None:
+    """Readable JSON, written atomically; `first`: what another process has put there by then stays."""
+    with atomic(path, first) as temporary:
         temporary.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
 
 
@@ -28,8 +28,8 @@ def read_json(path: Place) -> Any:
         raise CorruptError(f"{path} is not JSON: {error}. Remove it and run the stage that writes it again.") from error
 
 
-def write_manifest(path: Path, document: dict[str, Any]) -> None:
-    write_json(path, document | {_KEY: _digest(document)})
+def write_manifest(path: Path, document: dict[str, Any], first: bool = False) -> None:
+    write_json(path, document | {_KEY: _digest(document)}, first)
 
 
 def read_manifest(path: Place) -> dict[str, Any]:
