@@ -217,13 +217,16 @@ def test_two_that_write_the_same_file_are_not_in_each_others_way(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["f"]
 
 
-def test_a_file_system_without_links_takes_the_last_that_writes(tmp_path, monkeypatch):
+def test_on_a_file_system_without_links_what_is_there_stays_as_well(tmp_path, monkeypatch):
     def refused(*_):
         raise PermissionError
 
     monkeypatch.setattr(Path, "hardlink_to", refused)
-    store.write_json(tmp_path / "f", {"a": 1}, first=True)
-    assert json.loads((tmp_path / "f").read_text()) == {"a": 1}
+    for value in (1, 2):
+        store.write_json(tmp_path / "f", {"a": value}, first=True)
+        assert json.loads((tmp_path / "f").read_text()) == {"a": 1}
+    store.write_json(tmp_path / "f", {"a": 3})
+    assert json.loads((tmp_path / "f").read_text()) == {"a": 3}
 
 
 def test_a_file_in_the_way_of_a_folder_is_an_output_error(tmp_path):

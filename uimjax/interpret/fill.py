@@ -20,7 +20,7 @@ from uimjax import store
 from uimjax.allocator import settle
 from uimjax.errors import CorruptError, LostProcessError, OutputError, ShapeError
 from uimjax.interpret import base, price
-from uimjax.interpret.index import JOURNAL, PRICE, SHARDS, Index, check_order, intact, read_manifest
+from uimjax.interpret.index import JOURNAL, MANIFEST, PRICE, SHARDS, Index, check_order, intact, read_manifest
 from uimjax.mesh import shard_batch
 from uimjax.progress import Progress
 from uimjax.store.base import intended
@@ -174,7 +174,7 @@ def _together(root: Path, maker: Maker, data: Any, first: int, share: Share, who
         else:
             store.Journal.rewrite(root / JOURNAL, [found[span.number] for span in whole])
             _priced_and_tidy(root, maker, data, first)
-            sweep(root, {entry.file for entry in found.values()})
+            sweep(root, {each.file for each in found.values()}, {JOURNAL, MANIFEST, PRICE})  # of what others have done
         return [found[span.number] for span in whole]
 
 

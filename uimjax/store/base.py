@@ -31,8 +31,8 @@ def _temporary(path: Path) -> Path:
 
 
 def intended(name: str) -> str | None:
-    """What a temporary file was to be called; None if it is none."""
-    found = re.fullmatch(rf"{re.escape(TEMPORARY)}[0-9a-f]{{8}}-(.+)", name)
+    """What a temporary file was to be called (older ones have no writer in their name); None if it is none."""
+    found = re.fullmatch(rf"{re.escape(TEMPORARY)}(?:[0-9a-f]{{8}}-)?(.+)", name)
     return found and found[1]
 
 
@@ -62,13 +62,12 @@ def atomic(path: Path, first: bool = False) -> Iterator[Path]:
 
 
 def _linked(temporary: Path, path: Path) -> bool:
-    """The file has that name too now, unless another has; False where the file system knows no links."""
+    """Another file has that name, or this one has it too now. Where the file system knows no links, there is a moment
+    between looking and renaming in which another process may write as well."""
     try:
         path.hardlink_to(temporary)
-    except FileExistsError:
-        return True
     except OSError:
-        return False
+        return path.exists()
     return True
 
 
@@ -82,7 +81,7 @@ def make_folder(folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         probe = _temporary(folder / "probe")
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(
             f"cannot write to {folder}: {error.strerror or error}. Choose another folder with --out."

@@ -23,7 +23,7 @@ from uimjax.config import LOCK, MitigateChoice, TraceChoice, TrainChoice, read_y
 from uimjax.errors import CorruptError, MismatchError, MissingFileError, OutputError, UimError, UsageError
 from uimjax.interpret import methods
 from uimjax.interpret.base import Scores
-from uimjax.interpret.index import Index
+from uimjax.interpret.index import JOURNAL, Index
 from uimjax.mitigate import edit, oracle, proof
 from uimjax.mitigate.edit import Edit
 from uimjax.mitigate.unlearning import Unlearning
@@ -154,11 +154,16 @@ def versions() -> list[str]:
 
 
 def rebuilt(folder: Path, build: Callable[[], Index]) -> Index:
-    """An index in `folder`: a build that was stopped is continued, one of other choices is made anew."""
+    """An index in `folder`: a build that was stopped is continued, one of other choices is made anew.
+
+    Raises:
+        OutputError: another process is building it.
+    """
     try:
         return build()
     except MismatchError:
-        shutil.rmtree(folder)
+        with store.Journal.locked(folder / JOURNAL):
+            shutil.rmtree(folder)
         return build()
 
 
