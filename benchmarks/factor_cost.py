@@ -22,6 +22,7 @@ from uimjax import sketch, taps
 from uimjax.curvature import statistics
 from uimjax.curvature.blocks import Laid, blocks
 from uimjax.models import decoder
+from uimjax.models.blocks import Shape
 from uimjax.rows import pack
 from uimjax.task import Task
 
@@ -124,7 +125,7 @@ def images(rng: np.random.Generator, batch: int, *shape: int) -> Any:
 
 def short_documents(rng: np.random.Generator, packed: bool) -> Run:
     """128 documents of 8 to 64 tokens: in rows of 128 by up to 8, or one a row padded to 64."""
-    task, params = decoder.build_decoder(decoder.Shape(256, 128, 4, 128, 4), 0)
+    task, params = decoder.build_decoder(Shape(256, 128, 4, 128, 4), 0)
     documents = [rng.integers(256, size=n).astype(np.int32) for n in rng.integers(8, 65, size=128)]
     made = pack(documents, 128, 8) if packed else pack(documents, 64, 1)
     row = {"tokens": jnp.asarray(made.rows), "counted": jnp.asarray(made.segments > 0, jnp.float32)}

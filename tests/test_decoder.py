@@ -1,16 +1,20 @@
 """The decoder: against its equations in float64, causal, traceable, and the same when trained twice."""
 
 import itertools
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import uimjax as uj
 from uimjax import steps, training
 from uimjax.errors import UsageError
-from uimjax.models.decoder import Shape, build, build_decoder
+from uimjax.models.attention import Rotary
+from uimjax.models.blocks import Shape
+from uimjax.models.decoder import build, build_decoder
 
 SMALL = {"vocabulary": 11, "length": 9, "layers": 2, "width": 8, "heads": 4}
 
@@ -21,53 +25,100 @@ def rows(rng, count=6, length=9, vocabulary=11):
     return {"tokens": tokens, "counted": counted}
 
 
+def speeds(rotary, size):
+    """Radians a place of each pair, and the scale of what turns, one pair at a time from the papers' formulas."""
+    out, scale = [], 1.0
+    for k in range(size // 2):
+        plain = rotary.base ** (-2 * k / size)
+        wave = 2 * np.pi / plain
+        if rotary.stretch == "linear":
+            plain /= rotary.factor
+        elif rotary.stretch == "llama3":
+            longest, shortest = rotary.trained / rotary.low, rotary.trained / rotary.high
+            if wave > longest:
+                plain /= rotary.factor
+            elif wave > shortest:
+                part = (rotary.trained / wave - rotary.low) / (rotary.high - rotary.low)
+                plain = (1 - part) * plain / rotary.factor + part * plain
+        elif rotary.stretch == "yarn":
+            pair = lambda turns: size * np.log(rotary.trained / (turns * 2 * np.pi)) / (2 * np.log(rotary.base))  # noqa: E731
+            first, last = max(np.floor(pair(rotary.high)), 0), min(np.ceil(pair(rotary.low)), size - 1)
+            ramp = min(max((k - first) / (last - first), 0), 1)
+            plain = plain / rotary.factor * ramp + plain * (1 - ramp)
+            scale = 0.1 * np.log(rotary.factor) + 1
+        out.append(plain)
+    return out, scale
+
+
 def by_hand(params, shape, tokens):
     """Logits in NumPy, one position and one head at a time."""
     p = {jax.tree_util.keystr(k, simple=True, separator="/").removesuffix("/value"): np.asarray(v, np.float64)
          for k, v in jax.tree_util.tree_flatten_with_path(params)[0]}  # fmt: skip
-    per, share = shape.width // shape.heads, shape.heads // shape.groups
+    per, share = shape.head or shape.width // shape.heads, shape.heads // (shape.kv_heads or shape.heads)
     x = p["embedding"][tokens]
     if shape.positions == "learned":
         x = x + p["position"][: len(tokens)]
 
     def norm(x, name):
         if shape.norm == "rms":
-            return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * p[f"{name}/scale"]
-        centred = x - x.mean(-1, keepdims=True)
-        return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6) * p[f"{name}/scale"] + p[f"{name}/bias"]
+            return x / np.sqrt((x**2).mean(-1, keepdims=True) + shape.epsilon) * p[f"{name}/scale"]
+        x = x - x.mean(-1, keepdims=True)
+        return x / np.sqrt((x**2).mean(-1, keepdims=True) + shape.epsilon) * p[f"{name}/scale"] + p[f"{name}/bias"]
+
+    def linear(x, name):
+        return x @ p[f"{name}/kernel"] + p.get(f"{name}/bias", 0)
 
     def turned(vector, t):
-        if shape.positions != "rotary":
-            return vector
-        half, out = per // 2, vector.copy()
+        size = int(per * shape.rotary.share)
+        angles, scale = speeds(shape.rotary, size)
+        half, out = size // 2, vector.copy()
         for k in range(half):
-            angle = t / 10000 ** (k / half)
-            a, b = vector[k], vector[k + half]
-            out[k] = a * np.cos(angle) - b * np.sin(angle)
-            out[k + half] = b * np.cos(angle) + a * np.sin(angle)
+            a, b, angle = vector[k], vector[k + half], t * angles[k]
+            out[k] = scale * (a * np.cos(angle) - b * np.sin(angle))
+            out[k + half] = scale * (b * np.cos(angle) + a * np.sin(angle))
         return out
 
-    for layer in range(shape.layers):
-        at = f"blocks/{layer}"
-        h = norm(x, f"{at}/before")
-        q, kv = h @ p[f"{at}/attention/query/kernel"], h @ p[f"{at}/attention/key_value/kernel"]
+    def attention(h, at, layer):
+        q, k, v = (linear(h, f"{at}/{name}") for name in ("query", "key", "value"))
+        if shape.query_norm == "whole":
+            q, k = norm(q, f"{at}/query_norm"), norm(k, f"{at}/key_norm")
         mixed = np.zeros((len(tokens), shape.heads * per))
+        window = (shape.windows or (0,) * shape.layers)[layer] or len(tokens)
         for t, head in itertools.product(range(len(tokens)), range(shape.heads)):
-            group = head // share
-            mine = turned(q[t, head * per : (head + 1) * per], t)
-            keys = [turned(kv[s, group * per : (group + 1) * per], s) for s in range(t + 1)]
-            values = [kv[s, (shape.groups + group) * per : (shape.groups + group + 1) * per] for s in range(t + 1)]
+            past = range(max(0, t - window + 1), t + 1)
+            columns = slice(head // share * per, (head // share + 1) * per)
+            mine, keys = q[t, head * per : (head + 1) * per], [k[s, columns] for s in past]
+            if shape.query_norm == "head":
+                mine, keys = norm(mine, f"{at}/query_norm"), [norm(key, f"{at}/key_norm") for key in keys]
+            if shape.positions == "rotary" and layer not in shape.unturned:
+                mine, keys = turned(mine, t), [turned(key, s) for key, s in zip(keys, past, strict=True)]
             weight = np.exp([mine @ key / np.sqrt(per) for key in keys])
-            mixed[t, head * per : (head + 1) * per] = (weight / weight.sum()) @ np.asarray(values)
-        x = x + mixed @ p[f"{at}/attention/out/kernel"]
-        h = norm(x, f"{at}/between") @ p[f"{at}/feedforward/up/kernel"]
+            mixed[t, head * per : (head + 1) * per] = (weight / weight.sum()) @ v[past][:, columns]
+        return linear(mixed, f"{at}/out")
+
+    def feedforward(h, at):
+        up = linear(h, f"{at}/up")
         if shape.mlp == "swiglu":
-            gate, h = np.split(h, 2, -1)
-            h = gate / (1 + np.exp(-gate)) * h
+            gate = linear(h, f"{at}/gate")
+            return linear(gate / (1 + np.exp(-gate)) * up, f"{at}/down")
+        gelu = {
+            "gelu": lambda u: 0.5 * u * (1 + np.tanh(np.sqrt(2 / np.pi) * (u + 0.044715 * u**3))),
+            "gelu_exact": lambda u: 0.5 * u * (1 + np.vectorize(math.erf)(u / np.sqrt(2))),
+            "relu": lambda u: np.maximum(u, 0),
+        }[shape.mlp]
+        return linear(gelu(up), f"{at}/down")
+
+    for k in range(shape.layers):
+        at = f"blocks/{k}"
+        if shape.order == "before":
+            x = x + attention(norm(x, f"{at}/before"), f"{at}/attention", k)
+            x = x + feedforward(norm(x, f"{at}/between"), f"{at}/feedforward")
+        elif shape.order == "after":
+            x = x + norm(attention(x, f"{at}/attention", k), f"{at}/before")
+            x = x + norm(feedforward(x, f"{at}/feedforward"), f"{at}/between")
         else:
-            h = h + p[f"{at}/feedforward/up/bias"]
-            h = 0.5 * h * (1 + np.tanh(np.sqrt(2 / np.pi) * (h + 0.044715 * h**3)))
-        x = x + h @ p[f"{at}/feedforward/down/kernel"] + p.get(f"{at}/feedforward/down/bias", 0)
+            side = feedforward(norm(x, f"{at}/between"), f"{at}/feedforward")
+            x = x + attention(norm(x, f"{at}/before"), f"{at}/attention", k) + side
     x = norm(x, "last")
     return x @ (p["embedding"].T if shape.tied else p["head/kernel"])
 
@@ -78,6 +129,19 @@ CHOICES = [
     {"positions": "rotary", "norm": "layer", "mlp": "gelu", "kv_heads": 1, "tied": True, "hidden": 5},
     {"positions": "learned", "norm": "rms", "mlp": "swiglu", "kv_heads": 4, "tied": False},
 ]
+REAL = {
+    "gpt2": {"positions": "learned", "norm": "layer", "mlp": "gelu", "biases": ("query", "out", "mlp"),
+             "epsilon": 1e-5},
+    "neox": {"order": "parallel", "norm": "layer", "mlp": "gelu_exact", "biases": ("query", "out", "mlp"),
+             "head": 8, "rotary": Rotary(share=0.25), "tied": False},
+    "llama3": {"kv_heads": 2, "head": 8, "rotary": Rotary(5e5, 1.0, "llama3", 8.0, 6, 1.0, 4.0)},
+    "mistral": {"kv_heads": 1, "windows": (3, 3)},
+    "qwen2": {"kv_heads": 2, "biases": ("query",), "windows": (0, 4)},
+    "qwen3": {"kv_heads": 2, "head": 6, "query_norm": "head", "rotary": Rotary(1e6, 1.0, "yarn", 4.0, 50, 1.0, 32.0)},
+    "olmo2": {"order": "after", "query_norm": "whole", "kv_heads": 2, "mlp": "relu"},
+    "smollm3": {"kv_heads": 2, "unturned": (1,), "rotary": Rotary(stretch="linear", factor=2.0)},
+}  # fmt: skip
+CHOICES += [REAL[name] for name in REAL]
 
 
 @pytest.mark.parametrize("choice", CHOICES)
@@ -94,6 +158,35 @@ def test_logits_and_losses_equal_the_equations(choice, rng, x64):
         logp = want - np.log(np.exp(want).sum(-1, keepdims=True))
         nll = [0.0, *(-logp[t - 1, example["tokens"][t]] * example["counted"][t] for t in range(1, 9))]
         np.testing.assert_allclose(loss(params, example), nll, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("choice", REAL.values(), ids=REAL)
+@pytest.mark.parametrize("how", [{"scanned": True}, {"remat": True}, {"scanned": True, "remat": True}], ids=str)
+def test_stacked_layers_and_those_computed_again_are_the_same(choice, how, rng, x64):
+    del x64
+    plain, params = build_decoder(Shape(**SMALL, **choice), 0)
+    task, made = build_decoder(Shape(**SMALL, **choice, **how), 0)
+    row = jax.tree.map(lambda x: x[0], rows(rng, 1))
+    row["counted"] = row["counted"].astype(np.float64)
+    params = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape)), params)
+
+    def stacked(params):
+        if "scanned" not in how:
+            return params
+        flat = nnx.to_flat_state(params)
+        layers: dict = {}
+        for path, leaf in flat:
+            if path[0] == "blocks":
+                layers.setdefault(("blocks", *path[2:]), {})[path[1]] = leaf[...]
+        rest = {path: leaf[...] for path, leaf in flat if path[0] != "blocks"}
+        leaves = rest | {path: jnp.stack([its[k] for k in sorted(its)]) for path, its in layers.items()}
+        return nnx.from_flat_state([(path, leaf.replace(leaves[path])) for path, leaf in nnx.to_flat_state(made)])
+
+    value = lambda task, of: lambda p: task.loss(of(p), row).sum()  # noqa: E731
+    want, got = (jax.jit(jax.value_and_grad(value(t, of)))(params) for t, of in ((plain, lambda p: p), (task, stacked)))
+    np.testing.assert_allclose(got[0], want[0], rtol=1e-10)
+    for one, two in zip(jax.tree.leaves(got[1]), jax.tree.leaves(want[1]), strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-8, atol=1e-10)
 
 
 @pytest.mark.parametrize("choice", CHOICES[:2])
@@ -128,8 +221,6 @@ def test_impossible_shapes_are_refused(bad, words):
 
 
 def test_a_model_of_ones_own_and_what_is_no_model():
-    from flax import nnx
-
     class Own(nnx.Module):
         def __init__(self, rngs):
             self.table = nnx.Embed(11, 11, rngs=rngs)

@@ -52,7 +52,8 @@ def corpus():
         return (f"part\\x1b[1m/<b>{k}.py", "\\n".join(lines) + "\\n" + "z" * 300 * (k == 3))
     return [source(k) for k in range(16)], [source(k) for k in range(100, 112)]
 def model(vocabulary, length, rngs):
-    from uimjax.models.decoder import Decoder, Shape
+    from uimjax.models.blocks import Shape
+    from uimjax.models.decoder import Decoder
     return Decoder(Shape(vocabulary, length, 1, 8, 2, norm="layer"), rngs)
 def narrow(vocabulary, length, rngs):
     return model(vocabulary - 1, length, rngs)

@@ -33,6 +33,8 @@ _WHERE = {
     "verify_index": "uimjax.interpret.index",
     "trace": "uimjax.interpret.trace",
     "totals": "uimjax.interpret.trace",
+    "load": "uimjax.pretrained.loading",
+    "save": "uimjax.pretrained.saving",
     "make_mesh": "uimjax.mesh",
     "keep_buffers": "uimjax.allocator",
     "UimError": "uimjax.errors",
@@ -69,6 +71,8 @@ if TYPE_CHECKING:
     from uimjax.interpret.trajectory import Checkpoint as Checkpoint
     from uimjax.mesh import make_mesh as make_mesh
     from uimjax.onepass import collect as collect
+    from uimjax.pretrained.loading import load as load
+    from uimjax.pretrained.saving import save as save
     from uimjax.sketch import DenseSketch as DenseSketch
     from uimjax.sketch import Sketch as Sketch
     from uimjax.sketch import SparseSketch as SparseSketch

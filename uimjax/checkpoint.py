@@ -94,3 +94,22 @@ def load(folder: Path, template: Any, step: int | None = None) -> tuple[int, Any
                 f"checkpoint {step} in {folder}: {name} is not what was saved. Train again from the start."
             )
     return step, jax.tree.unflatten(jax.tree.structure(template), [found[name] for name in flat])
+
+
+def read_safetensors(file: Path, wanted: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+    """Tensors of one file by name, each read straight to the shards that its sharding names.
+
+    Raises:
+        CorruptError: the file is not what its header says.
+    """
+    ocp = _orbax()
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    spec = {
+        name: x if x.sharding is not None else jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
+        for name, x in wanted.items()
+    }
+    with ocp.Context(checkpoint_layout=ocp.options.CheckpointLayout.SAFETENSORS):
+        try:
+            return ocp.load(str(file.absolute()), spec)
+        except (ValueError, OSError, LookupError) as error:
+            raise CorruptError(f"{file} cannot be read: {error}. Download it again.") from error

@@ -9,7 +9,8 @@
     │   ├── MalformedRowError          the file and its line number
     │   ├── NonFiniteError             NaN or infinity in parameters, data or results
     │   ├── ShapeError                 shapes or dtypes that do not fit
-    │   └── MismatchError              an artefact made from other parameters, data or choices
+    │   ├── MismatchError              an artefact made from other parameters, data or choices
+    │   └── UnsupportedModelError      a checkpoint that is not opened, or not built, here
     ├── CorruptError          exit 4   bytes on disk are not the bytes that were written
     ├── OutputError           exit 5   the output folder cannot be written
     │   └── NoRoomError                the machine's memory or disk is too small; the largest that fits is named
@@ -71,6 +72,10 @@ class ShapeError(DataError):
 
 
 class MismatchError(DataError):
+    pass
+
+
+class UnsupportedModelError(DataError):
     pass
 
 

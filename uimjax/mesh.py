@@ -87,16 +87,17 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def shard_params(mesh: Mesh, params: Any) -> Any:
     """Place parameters on the mesh, each split along its longest axis that the model axis divides (FSDP-style; the
     compiler gathers what a step needs); those that no axis of theirs allows to split are replicated."""
+    return jax.device_put(params, jax.tree.map(lambda leaf: split(mesh, leaf.shape), params))
+
+
+def split(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
+    """One parameter's place: its longest axis that the model axis divides over it."""
     size = mesh.shape[MODEL]
-
-    def sharding(leaf: Any) -> NamedSharding:
-        fits = [axis for axis, n in enumerate(leaf.shape) if n and n % size == 0]
-        if size == 1 or not fits:
-            return replicated(mesh)
-        longest = max(fits, key=lambda axis: leaf.shape[axis])
-        return NamedSharding(mesh, PartitionSpec(*(MODEL if axis == longest else None for axis in range(leaf.ndim))))
-
-    return jax.device_put(params, jax.tree.map(sharding, params))
+    fits = [axis for axis, n in enumerate(shape) if n and n % size == 0]
+    if size == 1 or not fits:
+        return replicated(mesh)
+    longest = max(fits, key=lambda axis: shape[axis])
+    return NamedSharding(mesh, PartitionSpec(*(MODEL if axis == longest else None for axis in range(len(shape)))))
 
 
 def shard_batch(mesh: Mesh, batch: Any, axis: int = 0) -> Any:

@@ -14,7 +14,8 @@ from uimjax.interpret import trace
 from uimjax.interpret.base import Method, Scores
 from uimjax.interpret.positions import token_scores
 from uimjax.interpret.trajectory import over_checkpoints
-from uimjax.models.decoder import Shape, build_decoder
+from uimjax.models.blocks import Shape
+from uimjax.models.decoder import build_decoder
 from uimjax.rows import example_spec
 from uimjax.sketch import Sketch
 from uimjax.taps import Direct, sites

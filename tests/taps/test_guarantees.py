@@ -16,7 +16,8 @@ from tests import programs
 from uimjax import factors as algebra
 from uimjax import mesh as meshes
 from uimjax.errors import BudgetError, CoverageError, ShapeError, TapError, UsageError
-from uimjax.models.decoder import Shape, build_decoder
+from uimjax.models.blocks import Shape
+from uimjax.models.decoder import build_decoder
 from uimjax.onepass import collect
 from uimjax.sketch import Sketch
 from uimjax.taps import capture, check_budget, sites, verify

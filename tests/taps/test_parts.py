@@ -15,7 +15,8 @@ from uimjax import factors as algebra
 from uimjax import mesh as meshes
 from uimjax import sketch as sk
 from uimjax.errors import CoverageError, ShapeError, TapError, UnknownNameError, UsageError
-from uimjax.models.decoder import Shape, build_decoder, packed
+from uimjax.models.blocks import Shape
+from uimjax.models.decoder import build_decoder, packed
 from uimjax.rows import pack
 from uimjax.taps import Direct, axes_of, each_example, expand, form, sites
 
@@ -183,7 +184,7 @@ def test_documents_that_see_each_other_are_refused(rng):
 
     leaking = uj.Task(unmasked, segments=lambda row: row["segments"], documents=3)
     with pytest.raises(
-        CoverageError, match=r"a gradient through the positions of another.*key_value.* at .*decoder\.py"
+        CoverageError, match=r"a gradient through the positions of another.*attention.* at .*blocks\.py"
     ):
         uj.gradient_norms(leaking, params, rows)
 

@@ -29,7 +29,7 @@ from uimjax.interpret.index import Index, task_digest
 from uimjax.interpret.indexing import build_index
 from uimjax.interpret.positions import token_scores
 from uimjax.mitigate import proof
-from uimjax.models import decoder
+from uimjax.models import blocks, decoder
 from uimjax.progress import Progress, quiet
 from uimjax.report import summary, tables
 from uimjax.report.markup import file_name
@@ -144,7 +144,7 @@ def model_of(config: TextConfig, corpus: TextCorpus) -> tuple[Task, Any]:
         base.check_one(config, "model", "own_model")
         made = base.call(config.own_model, corpus.tokenizer.size, corpus.length, nnx.Rngs(config.seed))
         return decoder.build(made)
-    shape = decoder.Shape(corpus.tokenizer.size, corpus.length, **config.model.model_dump())
+    shape = blocks.Shape(corpus.tokenizer.size, corpus.length, **config.model.model_dump())
     return decoder.build_decoder(shape, config.seed)
 
 
