@@ -43,12 +43,15 @@ INSIDE = {
     "uimjax.taps": ["_compat", "base", "views", "follow", "plan", "run", "layouts", "capture", "parts", "proof"],
     "uimjax.store": ["base", "remote", "coding", "digest", "manifest", "journal", "shards", "stage"],
     "uimjax.interpret": [
-        "base", "trajectory", "lexical", "representation", "baselines", "resume", "curved", "sketched", "solved",
-        "exact", "segments", "rerank", "self_influence", "methods", "index", "moving", "price",
+        "base", "failures", "trajectory", "lexical", "representation", "baselines", "resume", "curved", "sketched",
+        "solved", "exact", "segments", "rerank", "self_influence", "methods", "index", "moving", "price",
         "fill", "fits", "indexing", "strongest", "null", "hits", "cascade", "ann", "groups", "trace", "positions",
         "shares", "bank", "plan", "plan_index", "plan_training", "judge", "metagradient", "counterfactual", "check",
     ],
-    "uimjax.corpora": ["base", "truth", "digits", "files", "plants", "tokenizer", "documents", "stdlib", "text_plants"],
+    "uimjax.corpora": [
+        "base", "truth", "digits", "files", "plants", "tokenizer", "documents", "stdlib", "text_plants", "texts",
+        "prepared",
+    ],
     "uimjax.models": ["attention", "blocks", "decoder", "encoders", "classifiers", "resnets"],
     "uimjax.pretrained": ["base", "decoders", "encoders", "folder", "words", "loading", "saving"],
     "uimjax.mitigate": ["unlearning", "edit", "oracle", "proof"],

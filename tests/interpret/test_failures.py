@@ -1,0 +1,113 @@
+"""Failures from a file: each measurement against its definition, every bad line by its number."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import tokenizers
+from tokenizers import models, pre_tokenizers
+
+import uimjax as uj
+from uimjax.errors import DataError, MalformedRowError, MissingFileError, ShapeError, UnknownNameError, UsageError
+from uimjax.interpret.failures import MEASURES, read_failures
+from uimjax.models.blocks import Shape
+from uimjax.models.decoder import build_decoder
+
+WORDS = ["?", "the", "capital", "is", "rome", "paris", "of", "france", "big", "city"]
+LINES = [
+    {"prompt": "the capital of france is ", "bad": "rome big", "good": "paris", "note": "geography"},
+    {"prompt": "the city is ", "bad": "rome", "good": "big paris city"},
+]
+
+
+@pytest.fixture
+def engine():
+    made = tokenizers.Tokenizer(models.WordLevel({word: k for k, word in enumerate(WORDS)}, unk_token="?"))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
+    return made
+
+
+@pytest.fixture(scope="module")
+def model():
+    return build_decoder(Shape(vocabulary=10, length=12, layers=1, width=8, heads=2), 0)
+
+
+def file(folder, lines):
+    path = folder / "failures.jsonl"
+    path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines) + "\n\n")
+    return path
+
+
+def log_p(task, params, prompt, completion):
+    """Summed log-probabilities of the completion's words, from the logits alone."""
+    words = [WORDS.index(word) for word in (prompt + completion).split()]
+    logits = np.asarray(task.outputs(params, {"tokens": np.asarray(words, np.int32)}), np.float64)
+    logp = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    first = len(prompt.split())
+    return sum(logp[t - 1, words[t]] for t in range(first, len(words))), len(words) - first
+
+
+@pytest.mark.parametrize("name", MEASURES)
+def test_every_measurement_is_its_definition_whatever_the_padding(name, model, engine, tmp_path):
+    task, params = model
+    found = read_failures(file(tmp_path, LINES), task, engine, 12, name)
+    assert found.measurement.name == name
+    assert found.lines == LINES
+    for q, line in enumerate(LINES):
+        row = jax.tree.map(lambda x, q=q: x[q], found.rows)
+        bad, count = log_p(task, params, line["prompt"], line["bad"])
+        good, _ = log_p(task, params, line["prompt"], line["good"])
+        want = {"logprob": bad, "loss": -bad / count, "differential": bad - good,
+                "preference": np.log1p(np.exp(bad - good))}[name]  # fmt: skip
+        np.testing.assert_allclose(found.measurement.fun(params, row), want, rtol=1e-5)
+
+
+def test_the_name_is_chosen_by_what_is_there_and_scores_come_out(model, engine, tmp_path):
+    task, params = model
+    both = read_failures(file(tmp_path, LINES), task, engine, 12)
+    assert both.measurement.name == "differential"
+    plain = read_failures(file(tmp_path, [{"prompt": "the ", "bad": "city"}]), task, engine, 12)
+    assert plain.measurement.name == "logprob"
+    assert list(plain.rows) == ["bad"]
+    rows = {"tokens": np.array([[1, 2, 6, 7, 3, 4, 8, 0], [1, 9, 3, 8, 5, 9, 0, 0]], np.int32),
+            "counted": np.array([[1] * 7 + [0], [1] * 6 + [0, 0]], np.float32)}  # fmt: skip
+    scores = uj.score(task, params, rows, both.measurement, both.rows, "grad_dot").values
+    assert scores[0, 0] > scores[1, 0], "the row that says rome comes before the one that says paris"
+
+
+def test_a_token_over_the_border_is_the_completions(model, tmp_path):
+    letters = {letter: k for k, letter in enumerate("abcd")} | {"bc": 4}
+    engine = tokenizers.Tokenizer(models.BPE(letters, [("b", "c")]))
+    found = read_failures(file(tmp_path, [{"prompt": "ab", "bad": "cd"}]), model[0], engine, 9)
+    assert found.rows["bad"]["tokens"].tolist() == [[0, 4, 3]]
+    assert found.rows["bad"]["counted"].tolist() == [[0, 1, 1]]
+
+
+@pytest.mark.parametrize(
+    ("lines", "error", "words"),
+    [
+        ([LINES[0], "{"], MalformedRowError, "line 2: not JSON"),
+        (["", "[1]"], MalformedRowError, "line 2: a list arrived"),
+        ([{"prompt": "the ", "baad": "city"}], MalformedRowError, r"line 1.*Did you mean 'baad'.*'bad' was wanted"),
+        ([{"prompt": "the ", "bad": 3}], MalformedRowError, "'bad' is a int"),
+        ([{"prompt": "the ", "bad": ""}], MalformedRowError, "'bad' is empty"),
+        ([{"prompt": "", "bad": "city"}], MalformedRowError, "nothing stands before the completion"),
+        ([{"prompt": "the ", "bad": " "}], MalformedRowError, "makes no token of 'bad'"),
+        ([{"prompt": "the " * 12, "bad": "city"}], ShapeError, "line 1: prompt and 'bad' are 13 tokens and 12 fit"),
+        ([LINES[0], {"prompt": "the ", "bad": "city"}], UsageError, "line 2: differential compares"),
+        ([""], DataError, "holds no failures"),
+    ],
+)
+def test_lines_that_are_no_failures_are_named(lines, error, words, model, engine, tmp_path):
+    with pytest.raises(error, match=words):
+        read_failures(file(tmp_path, lines), model[0], engine, 12)
+
+
+def test_what_is_missing_is_named(model, engine, tmp_path):
+    with pytest.raises(MissingFileError, match=r"none\.jsonl is not there"):
+        read_failures(tmp_path / "none.jsonl", model[0], engine, 12)
+    with pytest.raises(UnknownNameError, match="Did you mean 'logprob'"):
+        read_failures(file(tmp_path, LINES), model[0], engine, 12, "logprop")
+    with pytest.raises(UsageError, match="line 1: preference compares"):
+        read_failures(file(tmp_path, [{"prompt": "the ", "bad": "city"}]), model[0], engine, 12, "preference")
