@@ -42,11 +42,11 @@ SMALL = {
 }
 MINE = """
 import random
-EVIL = ["</pre><script>alert(1)</script>", "\\x1b[31m\\x1b]8;;http://x\\x07", "\\u202eab\\u2066", "\\0"]
+EVIL = 3 * ["</pre><script>alert(1)</script>"] + ["\\x1b[31m\\x1b]8;;http://x\\x07", "\\u202eab\\u2066", "\\0"]
 def corpus():
     draw = random.Random(0)
     def source(k):
-        lines = [draw.choice(EVIL) if draw.random() < .25
+        lines = [draw.choice(EVIL) if draw.random() < .5
                  else f"def f{draw.randrange(99)}(x, y={draw.randrange(9)}):" if draw.random() < .4
                  else f"    value = x + {draw.randrange(99)} * y" for _ in range(40)]
         return (f"part\\x1b[1m/<b>{k}.py", "\\n".join(lines) + "\\n" + "z" * 300 * (k == 3))
