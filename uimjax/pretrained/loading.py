@@ -81,7 +81,7 @@ def load(
 
 
 def family_of(values: Mapping[str, Any], where: Path) -> Family:
-    """Raises UnknownNameError (no such family), UnsupportedModelError (another head on it)."""
+    """Raises UnsupportedModelError: no such family (the nearest is named), or another head on it."""
     kind, names = values["model_type"], values.get("architectures") or ()
     names = [names] if isinstance(names, str) else names
     known = {name: family for family in FAMILIES for name in family.types}
