@@ -76,6 +76,8 @@ def test_rows_that_are_no_documents_are_listed_with_their_lines(tmp_path, engine
     assert made.manifest["documents"] == 3
     assert made.manifest["notes"] == {"a int as 'text'": 1, "duplicate": 1, "empty": 2, "malformed": 2, "no 'text'": 1}
     (tmp_path / "b.csv").write_text("text,n\nfine,1\nodd\nfine too,2\n")
+    (tmp_path / "n.csv").write_text("text\n3\n2026-01-01\n")
+    assert [t.text for b in read_texts([tmp_path / "n.csv"], Columns(), print) for t in b] == ["3", "2026-01-01"]
     found = []
     assert [t.text for block in read_texts([tmp_path / "b.csv"], Columns(), found.append) for t in block] == [
         "fine", "fine too",
@@ -132,6 +134,37 @@ def test_what_is_there_already_is_opened_and_nothing_else_is_touched(tmp_path, e
     with pytest.raises(MissingFileError, match="stopped"):
         open_prepared(tmp_path / "c")
     assert prepare([path], engine, tmp_path / "c", length=9).manifest == made.manifest
+
+
+def test_half_a_pair_of_surrogates_is_no_end_of_it(tmp_path, engine):
+    (tmp_path / "a.jsonl").write_text('{"text": "half \\ud800 a pair", "source": "\\udc00"}')
+    made = prepare([tmp_path / "a.jsonl"], engine, tmp_path / "c", length=40)
+    assert made.texts([0]) == ["half \ufffd a pair"]
+    assert made.metadata()["source"].to_pylist() == ["\ufffd"]
+
+
+def test_damage_is_seen_and_files_of_others_are_not_overwritten(tmp_path, engine):
+    path = written(tmp_path, ".jsonl")
+    made = prepare([path], engine, tmp_path / "c", length=9)
+    for name in ("rows.parquet", "documents.parquet"):
+        file = tmp_path / "c" / name
+        good = file.read_bytes()
+        file.write_bytes(good[:60] + bytes([good[60] ^ 1]) + good[61:])
+        with pytest.raises(CorruptError, match=name):
+            made.metadata()
+        file.write_bytes(good)
+    file = tmp_path / "c" / "documents.parquet"
+    good = file.read_bytes()
+    at = good.index(b"one fish")
+    file.write_bytes(good[:at] + b"two" + good[at + 3 :])
+    with pytest.raises(CorruptError, match=r"documents\.parquet is damaged"):
+        made.texts([0])
+    file.write_bytes(good)
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "rows.parquet").write_bytes(b"years of work")
+    with pytest.raises(OutputError, match=r"holds rows\.parquet and no corpus of ours"):
+        prepare([path], engine, tmp_path / "theirs", length=9)
+    assert (tmp_path / "theirs" / "rows.parquet").read_bytes() == b"years of work"
 
 
 def test_what_cannot_be_read_is_named(tmp_path, engine):

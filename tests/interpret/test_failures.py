@@ -104,6 +104,14 @@ def test_lines_that_are_no_failures_are_named(lines, error, words, model, engine
         read_failures(file(tmp_path, lines), model[0], engine, 12)
 
 
+def test_text_that_is_no_unicode(model, engine, tmp_path):
+    path = file(tmp_path, ['{"prompt": "the \\ud800 ", "bad": "city"}'])
+    assert read_failures(path, model[0], engine, 12).lines == [{"prompt": "the \ufffd ", "bad": "city"}]
+    path.write_bytes(b"\xff")
+    with pytest.raises(DataError, match="cannot be read as UTF-8 text"):
+        read_failures(path, model[0], engine, 12)
+
+
 def test_what_is_missing_is_named(model, engine, tmp_path):
     with pytest.raises(MissingFileError, match=r"none\.jsonl is not there"):
         read_failures(tmp_path / "none.jsonl", model[0], engine, 12)

@@ -95,6 +95,13 @@ def test_the_names_of_older_berts_and_heads_that_came_along(tmp_path):
     np.testing.assert_array_equal(logits(uj.load(tmp_path / "c"), rows), want)
 
 
+def test_an_architecture_that_is_named_without_a_list_is_the_same(tmp_path):
+    rows = examples("bert_masked")
+    want = logits(uj.load(write(tmp_path / "a", "bert_masked")), rows)
+    found = uj.load(write(tmp_path / "b", "bert_masked", architectures="BertForMaskedLM"))
+    np.testing.assert_array_equal(logits(found, rows), want)
+
+
 def test_two_folders_of_one_shape_share_their_task_and_the_module_is_flax(tmp_path):
     one, two = uj.load(write(tmp_path / "a", "llama")), uj.load(write(tmp_path / "b", "llama"))
     assert one.task is two.task

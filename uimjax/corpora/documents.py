@@ -145,7 +145,7 @@ def read_folder(folder: str | Path) -> list[Source]:
         if any(part.startswith(".") for part in name.parts):
             continue
         try:
-            found.append(Source(_clean(str(name)), path.read_bytes().decode("utf-8")))
+            found.append(Source(clean(str(name)), path.read_bytes().decode("utf-8")))
         except UnicodeDecodeError as error:
             raise DataError(f"{path} is not UTF-8 text ({error}); convert it, or move it out of {root}") from error
         except OSError as error:
@@ -165,10 +165,10 @@ def check_sources(name: str, found: Any) -> list[Source]:
     for k, pair in enumerate(found if isinstance(found, list | tuple) else [found]):
         if not (isinstance(pair, tuple | list) and len(pair) == 2 and all(isinstance(part, str) for part in pair)):
             raise ShapeError(f"{name}, item {k}: {type(pair).__name__} arrived; a pair (path, text) was wanted")
-        made.append(Source(*map(_clean, pair)))
+        made.append(Source(*map(clean, pair)))
     return made
 
 
-def _clean(text: str) -> str:
+def clean(text: str) -> str:
     """Lone surrogates, which no UTF-8 holds (odd file names have them), as U+FFFD."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

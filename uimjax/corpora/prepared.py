@@ -5,6 +5,7 @@ memory does not grow with the corpus. *Guarantee*: `text[start:stop]` of a row's
 no document is left out or merged without a line in `notes.jsonl`.
 """
 
+import contextlib
 import json
 import shutil
 from collections import Counter
@@ -21,13 +22,11 @@ import xxhash
 
 from uimjax import store
 from uimjax.corpora.texts import Columns, Skipped, files_of, read_texts
-from uimjax.errors import DataError, MissingFileError, OutputError, ShapeError, UsageError
+from uimjax.errors import CorruptError, DataError, MissingFileError, OutputError, ShapeError, UsageError
 from uimjax.progress import Progress, quiet
 from uimjax.store.base import make_folder
 
-MANIFEST, TOKENS, COUNTED, ROWS, DOCUMENTS, NOTES = (
-    "corpus.json", "tokens.npy", "counted.npy", "rows.parquet", "documents.parquet", "notes.jsonl",
-)  # fmt: skip
+MANIFEST, ROWS, DOCUMENTS, NOTES = "corpus.json", "rows.parquet", "documents.parquet", "notes.jsonl"
 VERSION = 1
 _NAMES = ["id", "source"]
 
@@ -46,30 +45,44 @@ class Prepared:
 
     def metadata(self) -> pa.Table:
         """A line a row: `document` (its number), `id`, `source`, `start` and `stop` (characters of its document)."""
-        rows, documents = pq.read_table(self.folder / ROWS), pq.read_table(self.folder / DOCUMENTS, columns=_NAMES)
+        rows, documents = self._table(ROWS), self._table(DOCUMENTS, _NAMES)
         own = rows["document"]
         return rows.append_column("id", documents["id"].take(own)).append_column(
             "source", documents["source"].take(own)
         )
 
+    def _table(self, name: str, columns: list[str] | None = None) -> pa.Table:
+        with _undamaged(self.folder / name) as path:
+            return pq.read_table(path, columns=columns, page_checksum_verification=True)
+
     def texts(self, rows: Sequence[int]) -> list[str]:
         """The characters that rows came from."""
-        places = pq.read_table(self.folder / ROWS).take(pa.array(rows)).to_pylist()
+        places = self._table(ROWS).take(pa.array(rows)).to_pylist()
         whole = self._documents({place["document"] for place in places})
         return [whole[place["document"]][place["start"] : place["stop"]] for place in places]
 
     def _documents(self, wanted: set[int]) -> dict[int, str]:
         """Their texts by number; only the parts of the file that hold them are read."""
-        file, found = pq.ParquetFile(self.folder / DOCUMENTS), {}
-        sizes = [file.metadata.row_group(k).num_rows for k in range(file.metadata.num_row_groups)]
-        starts = np.concatenate([[0], np.cumsum(sizes)])
-        for number in sorted(wanted):
-            group = int(np.searchsorted(starts, number, side="right")) - 1
-            if number not in found:
-                text = file.read_row_group(group, columns=["text"])["text"]
-                ours = (n for n in wanted if starts[group] <= n < starts[group + 1])
-                found |= {n: text[n - int(starts[group])].as_py() for n in ours}
+        found: dict[int, str] = {}
+        with _undamaged(self.folder / DOCUMENTS) as path, pq.ParquetFile(path, page_checksum_verification=True) as file:
+            sizes = [file.metadata.row_group(k).num_rows for k in range(file.metadata.num_row_groups)]
+            starts = np.concatenate([[0], np.cumsum(sizes)])
+            for number in sorted(wanted):
+                group = int(np.searchsorted(starts, number, side="right")) - 1
+                if number not in found:
+                    text = file.read_row_group(group, columns=["text"])["text"]
+                    ours = (n for n in wanted if starts[group] <= n < starts[group + 1])
+                    found |= {n: text[n - int(starts[group])].as_py() for n in ours}
         return found
+
+
+@contextlib.contextmanager
+def _undamaged(path: Path) -> Iterator[Path]:
+    """Raises CorruptError: a checksum does not fit, or the file is cut short."""
+    try:
+        yield path
+    except (OSError, pa.ArrowException) as error:
+        raise CorruptError(f"{path} is damaged ({error}); prepare it again into a new folder") from error
 
 
 class Piece(NamedTuple):
@@ -129,10 +142,22 @@ def prepare(
         if all(held.manifest.get(key) == value for key, value in made_of.items()):
             return held
         raise OutputError(f"{root} holds a corpus of other files or choices; choose another folder, or remove that one")
+    _check_ours(root)
     make_folder(root)
     counts = _written(root, files, columns, tokenizer, length, progress)
     store.write_manifest(root / MANIFEST, made_of | counts)  # last: a folder without it was stopped
     return open_prepared(root)
+
+
+def _check_ours(root: Path) -> None:
+    """Notes are the first file of a corpus: files of these names without them are somebody's.
+
+    Raises:
+        OutputError
+    """
+    theirs = [name for name in (ROWS, DOCUMENTS, "tokens.npy", "counted.npy") if (root / name).exists()]
+    if theirs and not (root / NOTES).exists():
+        raise OutputError(f"{root} holds {', '.join(theirs)} and no corpus of ours; choose an empty or a new folder")
 
 
 def open_prepared(folder: str | Path) -> Prepared:
@@ -153,12 +178,15 @@ class _Writer:
     """What is written as it comes: raw arrays, tables in groups of rows, notes."""
 
     def __init__(self, root: Path):
+        self.notes = (root / NOTES).open("w")
         self.files = {name: (root / f"{name}.raw").open("wb") for name in ("tokens", "counted", "digests")}
         of = {ROWS: [("document", pa.int64()), ("start", pa.int64()), ("stop", pa.int64())],
               DOCUMENTS: [("id", pa.string()), ("source", pa.string()), ("text", pa.string())]}  # fmt: skip
         self.schemas = {name: pa.schema(fields) for name, fields in of.items()}
-        self.tables = {name: pq.ParquetWriter(root / name, schema) for name, schema in self.schemas.items()}
-        self.notes = (root / NOTES).open("w")
+        self.tables = {
+            name: pq.ParquetWriter(root / name, schema, write_page_checksum=True)
+            for name, schema in self.schemas.items()
+        }
         self.counts: Counter[str] = Counter()
 
     def note(self, row: Skipped) -> None:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 from pyarrow import csv, ipc, parquet
 
+from uimjax.corpora.documents import clean
 from uimjax.errors import DataError, MissingFileError, UnknownNameError
 
 LINE_CAP = 64 << 20  # bytes of one JSON line
@@ -101,7 +102,7 @@ def _documents(path: Path, block: Block, columns: Columns, note: Note) -> Iterat
         else:
             name = str(row[columns.id]) if columns.id and row.get(columns.id) is not None else f"{path.name}:{number}"
             source = row.get(columns.source or "source")
-            yield Text(name, path.name if source is None else str(source), text)
+            yield Text(clean(name), clean(path.name if source is None else str(source)), clean(text))
 
 
 def _check(path: Path, columns: Columns, names: Iterable[str]) -> None:
@@ -156,16 +157,14 @@ def _csv(path: Path, columns: Columns, note: Note) -> Iterator[Block]:
     at = [0]
 
     def malformed(row: Any) -> str:
-        note(
-            Skipped(
-                str(path), row.number or 0, f"malformed: {row.actual_columns} fields, {row.expected_columns} wanted"
-            )
-        )
+        why = f"malformed: {row.actual_columns} fields, {row.expected_columns} wanted"
+        note(Skipped(str(path), row.number or 0, why))
         return "skip"
 
     options = csv.ParseOptions(newlines_in_values=True, invalid_row_handler=malformed)
     read = csv.ReadOptions(use_threads=False)
-    with csv.open_csv(str(path), parse_options=options, read_options=read) as reader:
+    kinds = csv.ConvertOptions(column_types={name: pa.string() for name in _wanted(columns)})  # numbers are texts too
+    with csv.open_csv(str(path), parse_options=options, read_options=read, convert_options=kinds) as reader:
         _check(path, columns, reader.schema.names)
         for batch in reader:
             yield from _blocks(batch, columns, at)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import tokenizers
 
+from uimjax.corpora.documents import clean
 from uimjax.errors import DataError, MalformedRowError, MissingFileError, ShapeError, UnknownNameError, UsageError
 from uimjax.task import Measurement, Task
 
@@ -73,7 +74,11 @@ def _lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
     if not path.is_file():
         raise MissingFileError(f"{path} is not there (looked in {path.absolute().parent})")
     found = []
-    for number, text in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+    try:
+        whole = path.read_bytes().decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read as UTF-8 text: {error}") from error
+    for number, text in enumerate(whole.split("\n"), start=1):
         if text.strip():
             found.append((number, _line(path, number, text)))
     if not found:
@@ -97,7 +102,7 @@ def _line(path: Path, number: int, text: str) -> dict[str, Any]:
     for key in ("bad", "good"):
         if key in line and not line[key]:
             raise MalformedRowError(path, number, f"{key!r} is empty; a completion was wanted")
-    return line
+    return line | {key: clean(line[key]) for key in KEYS if key in line}
 
 
 def _coded(

@@ -38,6 +38,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     found = _json(path)
     if not isinstance(found.get("model_type"), str):
         raise UnsupportedModelError(f"{path} names no model_type, so what it is the config of is not known")
+    if isinstance(found.get("architectures"), str):
+        found["architectures"] = [found["architectures"]]
     if found.get("quantization_config"):
         raise UnsupportedModelError(
             f"{path}: the weights are quantised, and a gradient is of the numbers themselves. Load the model that was "

@@ -83,7 +83,6 @@ def load(
 def family_of(values: Mapping[str, Any], where: Path) -> Family:
     """Raises UnsupportedModelError: no such family (the nearest is named), or another head on it."""
     kind, names = values["model_type"], values.get("architectures") or ()
-    names = [names] if isinstance(names, str) else names
     known = {name: family for family in FAMILIES for name in family.types}
     if kind not in known:
         raise UnsupportedModelError(f"{where}: {UnknownNameError('model_type', kind, known)} {OWN}")
