@@ -33,6 +33,7 @@ _WHERE = {
     "verify_index": "uimjax.interpret.index",
     "trace": "uimjax.interpret.trace",
     "totals": "uimjax.interpret.trace",
+    "initial": "uimjax.pretrained.loading",
     "load": "uimjax.pretrained.loading",
     "save": "uimjax.pretrained.saving",
     "make_mesh": "uimjax.mesh",
@@ -71,6 +72,7 @@ if TYPE_CHECKING:
     from uimjax.interpret.trajectory import Checkpoint as Checkpoint
     from uimjax.mesh import make_mesh as make_mesh
     from uimjax.onepass import collect as collect
+    from uimjax.pretrained.loading import initial as initial
     from uimjax.pretrained.loading import load as load
     from uimjax.pretrained.saving import save as save
     from uimjax.sketch import DenseSketch as DenseSketch

@@ -3,6 +3,7 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -170,3 +171,18 @@ def test_the_older_pair_of_gpt2_is_a_tokenizer(tmp_path, reference_data):
     assert found.decode(found.encode(text).ids) == text
     assert found.encode("<|endoftext|>").ids == [50256]
     assert read_tokenizer(folder, 50257) is None, "the same files of another family are cut otherwise"
+
+
+def test_a_model_with_random_weights_needs_none_in_the_folder(tmp_path):
+    folder = write(tmp_path / "model", "llama", words=61)
+    (folder / "model.safetensors").unlink()
+    one, again, other = (uj.initial(folder, seed) for seed in (0, 0, 1))
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), one.params, again.params))
+    assert not jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), one.params, other.params))
+    uj.save(one, tmp_path / "saved")
+    back = uj.load(tmp_path / "saved")
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), one.params, back.params))
+    assert back.tokenizer is not None
+    split = uj.initial(folder, mesh=uj.make_mesh(data=2, model=4), dtype=jnp.bfloat16, scanned=True)
+    assert {x.dtype for x in jax.tree.leaves(split.params)} == {jnp.dtype(jnp.bfloat16)}
+    assert any(not x.sharding.is_fully_replicated for x in jax.tree.leaves(split.params))

@@ -48,6 +48,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     return found
 
 
+def has_weights(folder: Path) -> bool:
+    """Nothing of what it has is looked at."""
+    return (folder / WEIGHTS).is_file() or (folder / INDEX).is_file()
+
+
 def tensors(folder: Path) -> dict[str, Tensor]:
     """By name, from the headers of one file or of all that the index names.
 

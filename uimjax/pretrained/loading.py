@@ -62,11 +62,7 @@ def load(
         nobody maps or that are missing, a tokenizer of more words than the model. ShapeError: their shapes do not fit.
     """
     root = Path(folder)
-    values = read_config(root)
-    family = family_of(values, root / CONFIG)
-    choice = _choice(family, Config(values, str(root / CONFIG)))
-    if scanned or remat:
-        choice = _with(choice, scanned, remat)
+    values, family, choice = _chosen(root, scanned, remat)
     graph, *abstract = _abstract(family, choice)
     made = wanted(family, choice)
     held = _matched(family, choice, made, tensors(root), root)
@@ -78,6 +74,40 @@ def load(
         for its in abstract
     )
     return Pretrained(family.task(graph, state, choice), params, state, choice, family, values, root, tokenizer)
+
+
+def initial(
+    folder: str | Path,
+    seed: int = 0,
+    *,
+    mesh: Any = None,
+    dtype: Any = None,
+    scanned: bool = False,
+    remat: bool = False,
+) -> Pretrained:
+    """A model of a folder's config.json with random weights, to be trained from scratch: no weights need be there.
+
+    `dtype` float32 by default; the other choices as `load`'s. Raises: as `load`, what concerns config and tokenizer.
+    """
+    root = Path(folder)
+    values, family, choice = _chosen(root, scanned, remat)
+    tokenizer, graph = _tokenizer(family, choice, root), _abstract(family, choice)[0]
+
+    def drawn() -> Any:
+        its = nnx.split(family.make(choice, nnx.Rngs(seed)), nnx.Param, ...)[1:]
+        return jax.tree.map(lambda x: x if dtype is None else x.astype(dtype), its)
+
+    places = None if mesh is None else jax.tree.map(lambda x: split(mesh, x.shape), jax.eval_shape(drawn))
+    params, state = jax.jit(drawn, out_shardings=places)()
+    return Pretrained(family.task(graph, state, choice), params, state, choice, family, values, root, tokenizer)
+
+
+def _chosen(root: Path, scanned: bool, remat: bool) -> tuple[dict[str, Any], Family, Any]:
+    """(the config, its family, what it comes to)."""
+    values = read_config(root)
+    family = family_of(values, root / CONFIG)
+    choice = _choice(family, Config(values, str(root / CONFIG)))
+    return values, family, _with(choice, scanned, remat) if scanned or remat else choice
 
 
 def family_of(values: Mapping[str, Any], where: Path) -> Family:

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from uimjax.errors import MismatchError, OutputError, UsageError
-from uimjax.pretrained.folder import CONFIG, INDEX, WEIGHTS, tensors
+from uimjax.pretrained.folder import CONFIG, INDEX, WEIGHTS, has_weights, tensors
 from uimjax.pretrained.loading import Pretrained, canonical, wanted
 from uimjax.store import write_json
 from uimjax.store.base import atomic, intended, make_folder
@@ -90,7 +90,7 @@ def _files(root: Path, model: Pretrained, params: Any, most: int) -> tuple[dict[
 
 def _no_parameters(model: Pretrained) -> dict[str, np.ndarray]:
     """What came with it and is no parameter (counters, masks), as it was."""
-    if not model.folder.is_dir():
+    if not has_weights(model.folder):
         return {}
     made, found, out = wanted(model.family, model.choice), tensors(model.folder), {}
     for name, new in canonical(model.family, made, found).items():
