@@ -17,7 +17,7 @@ FILES = sorted([*(ROOT / "uimjax").rglob("*.py"), *(ROOT / "kernels").rglob("*.p
 FLOORS = [
     ["uimjax_kernels"],
     ["uimjax.errors"],
-    ["uimjax.allocator", "uimjax.config", "uimjax.machine", "uimjax.progress"],
+    ["uimjax.allocator", "uimjax.config", "uimjax.machine", "uimjax.progress", "uimjax.references"],
     ["uimjax.task", "uimjax.mesh"],
     ["uimjax.rows", "uimjax.taps"],
     ["uimjax.factors", "uimjax.sketch"],
@@ -43,7 +43,8 @@ INSIDE = {
     "uimjax.taps": ["_compat", "base", "views", "follow", "plan", "run", "layouts", "capture", "parts", "proof"],
     "uimjax.store": ["base", "remote", "coding", "digest", "manifest", "journal", "shards", "stage"],
     "uimjax.interpret": [
-        "base", "failures", "trajectory", "lexical", "representation", "baselines", "resume", "curved", "sketched",
+        "base", "measures", "failures", "trajectory", "lexical", "overlap", "representation", "baselines", "resume",
+        "curved", "sketched",
         "solved", "exact", "segments", "rerank", "self_influence", "methods", "index", "moving", "price",
         "fill", "fits", "indexing", "strongest", "null", "hits", "cascade", "ann", "groups", "trace", "positions",
         "shares", "bank", "plan", "plan_index", "plan_training", "judge", "metagradient", "counterfactual", "check",

@@ -10,7 +10,8 @@ from tokenizers import models, pre_tokenizers
 
 import uimjax as uj
 from uimjax.errors import DataError, MalformedRowError, MissingFileError, ShapeError, UnknownNameError, UsageError
-from uimjax.interpret.failures import MEASURES, read_failures
+from uimjax.interpret.failures import read_failures
+from uimjax.interpret.measures import MEASURES
 from uimjax.models.blocks import Shape
 from uimjax.models.decoder import build_decoder
 
@@ -39,28 +40,89 @@ def file(folder, lines):
     return path
 
 
+def logits_of(task, params, prompt, completion):
+    """(logits of each word of the completion [n, V], the words), float64."""
+    words = [WORDS.index(word) for word in (prompt + completion).split()]
+    found = np.asarray(task.outputs(params, {"tokens": np.asarray(words, np.int32)}), np.float64)
+    first = len(prompt.split())
+    return found[first - 1 : -1], np.asarray(words[first:])
+
+
 def log_p(task, params, prompt, completion):
     """Summed log-probabilities of the completion's words, from the logits alone."""
-    words = [WORDS.index(word) for word in (prompt + completion).split()]
-    logits = np.asarray(task.outputs(params, {"tokens": np.asarray(words, np.int32)}), np.float64)
+    logits, words = logits_of(task, params, prompt, completion)
     logp = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-    first = len(prompt.split())
-    return sum(logp[t - 1, words[t]] for t in range(first, len(words))), len(words) - first
+    return logp[np.arange(len(words)), words].sum()
+
+
+def odds(task, params, prompt, completion):
+    """(logit, log odds, lead over the next best) of each word."""
+    for z, word in zip(*logits_of(task, params, prompt, completion), strict=True):
+        others = np.delete(z, word)
+        yield z[word], z[word] - np.log(np.exp(others).sum()), z[word] - others.max()
+
+
+TWINNED = [
+    LINES[0] | {"contrast": [{"prompt": "the city of france is "}, {"bad": "paris"}], "group": "a"},
+    LINES[1] | {"contrast": [{"prompt": "big city ", "bad": "is"}], "group": "b"},
+    LINES[1] | {"contrast": [{"prompt": "the ", "bad": "big"}], "group": "b"},
+]
+
+
+def wanted(name, its, lines, q):
+    line, p = lines[q], lambda prompt, said: log_p(*its, prompt, said)  # noqa: E731  # one line
+    bad, good = p(line["prompt"], line["bad"]), p(line["prompt"], line["good"])
+    logit, margin, lead = np.array(list(odds(*its, line["prompt"], line["bad"]))).T
+    mine = sum(other["group"] == line["group"] for other in lines)
+    twins = [line | twin for twin in line["contrast"]]
+    return {
+        "logprob": bad, "loss": -bad / len(logit), "differential": bad - good,
+        "preference": np.log1p(np.exp(bad - good)), "logit": logit.sum(), "margin": margin.sum(),
+        "extraction": lead.min(), "contrast": bad - np.mean([p(t["prompt"], t["bad"]) for t in twins]),
+        "group_gap": bad * len(lines) / mine * (1 if line["group"] == lines[0]["group"] else -1),
+    }[name]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", MEASURES)
 def test_every_measurement_is_its_definition_whatever_the_padding(name, model, engine, tmp_path):
     task, params = model
-    found = read_failures(file(tmp_path, LINES), task, engine, 12, name)
+    found = read_failures(file(tmp_path, TWINNED), task, engine, 12, name)
     assert found.measurement.name == name
-    assert found.lines == LINES
-    for q, line in enumerate(LINES):
+    assert found.lines == TWINNED
+    whole, parts = (jax.jit(f) for f in (jax.grad(found.measurement.fun), jax.jacrev(found.parts)))
+    for q in range(len(TWINNED)):
         row = jax.tree.map(lambda x, q=q: x[q], found.rows)
-        bad, count = log_p(task, params, line["prompt"], line["bad"])
-        good, _ = log_p(task, params, line["prompt"], line["good"])
-        want = {"logprob": bad, "loss": -bad / count, "differential": bad - good,
-                "preference": np.log1p(np.exp(bad - good))}[name]  # fmt: skip
-        np.testing.assert_allclose(found.measurement.fun(params, row), want, rtol=1e-5)
+        want = wanted(name, model, TWINNED, q)
+        np.testing.assert_allclose(found.measurement.fun(params, row), want, rtol=2e-5, atol=2e-6)
+        close = lambda a, b: np.testing.assert_allclose(a.sum(0), b, rtol=1e-4, atol=1e-6)  # noqa: E731  # one line
+        jax.tree.map(close, parts(params, row), whole(params, row))
+
+
+def test_the_gap_of_two_groups_is_the_mean_over_all_lines(model, engine, tmp_path):
+    found = read_failures(file(tmp_path, TWINNED), model[0], engine, 12, "group_gap")
+    mean = np.mean([found.measurement.fun(model[1], jax.tree.map(lambda x, q=q: x[q], found.rows)) for q in range(3)])
+    a, *b = (log_p(*model, line["prompt"], line["bad"]) for line in TWINNED)
+    np.testing.assert_allclose(mean, a - np.mean(b), rtol=1e-5)
+    assert found.together
+    assert "group a" in found.measurement.reading
+    with pytest.raises(UsageError, match="two groups, and there are 1: a"):
+        read_failures(file(tmp_path, TWINNED[:1]), model[0], engine, 12, "group_gap")
+
+
+def minus_loss(task, params, row):
+    return -task.loss(params, row["bad"]).sum()
+
+
+def test_a_measurement_of_the_readers_own(model, engine, tmp_path):
+    found = read_failures(file(tmp_path, LINES), model[0], engine, 12, "tests.interpret.test_failures:minus_loss")
+    assert found.parts is None
+    assert found.measurement.unit == "relative"
+    assert sorted(found.rows) == ["bad", "good"]
+    row = jax.tree.map(lambda x: x[0], found.rows)
+    want = log_p(*model, LINES[0]["prompt"], LINES[0]["bad"])
+    np.testing.assert_allclose(found.measurement.fun(model[1], row), want, rtol=1e-5)
+    with pytest.raises(UsageError, match="cannot be imported"):
+        read_failures(file(tmp_path, LINES), model[0], engine, 12, "no.such:thing")
 
 
 def test_the_name_is_chosen_by_what_is_there_and_scores_come_out(model, engine, tmp_path):
@@ -96,6 +158,8 @@ def test_a_token_over_the_border_is_the_completions(model, tmp_path):
         ([{"prompt": "the ", "bad": " "}], MalformedRowError, "makes no token of 'bad'"),
         ([{"prompt": "the " * 12, "bad": "city"}], ShapeError, "line 1: prompt and 'bad' are 13 tokens and 12 fit"),
         ([LINES[0], {"prompt": "the ", "bad": "city"}], UsageError, "line 2: differential compares"),
+        ([LINES[0] | {"contrast": []}], MalformedRowError, "line 1: 'contrast' is no list"),
+        ([LINES[0] | {"contrast": [{"bd": "rome"}]}], MalformedRowError, "a twin of 'contrast' is no object"),
         ([""], DataError, "holds no failures"),
     ],
 )

@@ -19,8 +19,8 @@ def override(kind: Any, values: dict[str, Any], flags: list[str]) -> Any:
 
 def loaded(reference: str, wanted: str, count: int) -> tuple[Any, ...]:
     """What the reader's own function returns, the first of it a Task."""
+    from uimjax.references import call
     from uimjax.task import Task
-    from uimjax.workflow.base import call
 
     found = call(reference)
     if not isinstance(found, tuple) or len(found) != count or not isinstance(found[0], Task):

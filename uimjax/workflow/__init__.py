@@ -7,8 +7,8 @@ from typing import Any
 from uimjax.config import RunConfig, TextConfig
 from uimjax.interpret import methods
 from uimjax.progress import Progress, quiet
+from uimjax.references import resolve
 from uimjax.workflow import text, vision
-from uimjax.workflow.base import resolve
 
 __all__ = ["resolve", "run"]
 

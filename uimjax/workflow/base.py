@@ -3,7 +3,6 @@
 The method and the size of an edit come from the config; the traced edit is on disk before the truth can be read.
 """
 
-import importlib
 import importlib.metadata
 import shutil
 import sys
@@ -20,7 +19,7 @@ import uimjax
 from uimjax import checkpoint, steps, store
 from uimjax.audit import scorecard
 from uimjax.config import LOCK, MitigateChoice, TraceChoice, TrainChoice, read_yaml
-from uimjax.errors import CorruptError, MismatchError, MissingFileError, OutputError, UimError, UsageError
+from uimjax.errors import CorruptError, MismatchError, MissingFileError, OutputError, UsageError
 from uimjax.interpret import methods
 from uimjax.interpret.base import Scores
 from uimjax.interpret.index import JOURNAL, Index
@@ -28,6 +27,7 @@ from uimjax.mitigate import edit, oracle, proof
 from uimjax.mitigate.edit import Edit
 from uimjax.mitigate.unlearning import Unlearning
 from uimjax.progress import Progress
+from uimjax.references import call
 from uimjax.report import tables
 from uimjax.store.base import atomic
 from uimjax.task import SIGN, Task
@@ -89,35 +89,6 @@ def check_one(config: Any, standard: str, instead: str) -> None:
     """Of two keys that exclude each other, the standard one still has its default."""
     if getattr(config, standard) != type(config).model_fields[standard].default:
         raise UsageError(f"{standard} and {instead} are both given, and only one can be used; leave one out")
-
-
-def resolve(reference: str) -> Any:
-    """The object that `pkg.module:name` names; the working folder is searched too.
-
-    Raises:
-        UsageError: no such module or name.
-    """
-    module, _, name = reference.partition(":")
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UsageError(f"{reference!r} cannot be imported: {error}. Write it as pkg.module:name.") from error
-
-
-def call(reference: str, *args: Any) -> Any:
-    """What the reader's own function returns.
-
-    Raises:
-        UsageError: it cannot be imported, is no function, or fails; its own error is the cause.
-    """
-    try:
-        return resolve(reference)(*args)
-    except UimError:
-        raise
-    except Exception as error:
-        raise UsageError(f"{reference!r} failed: {type(error).__name__}: {error}") from error
 
 
 def parts_of(reference: str) -> tuple[Any, Any]:

@@ -31,6 +31,7 @@ from uimjax.interpret.positions import token_scores
 from uimjax.mitigate import proof
 from uimjax.models import blocks, decoder
 from uimjax.progress import Progress, quiet
+from uimjax.references import call
 from uimjax.report import summary, tables
 from uimjax.report.markup import file_name
 from uimjax.rows import example_spec, take
@@ -142,7 +143,7 @@ def model_of(config: TextConfig, corpus: TextCorpus) -> tuple[Task, Any]:
     """The decoder of the config, or the reader's own, as (task, parameters)."""
     if config.own_model:
         base.check_one(config, "model", "own_model")
-        made = base.call(config.own_model, corpus.tokenizer.size, corpus.length, nnx.Rngs(config.seed))
+        made = call(config.own_model, corpus.tokenizer.size, corpus.length, nnx.Rngs(config.seed))
         return decoder.build(made)
     shape = blocks.Shape(corpus.tokenizer.size, corpus.length, **config.model.model_dump())
     return decoder.build_decoder(shape, config.seed)

@@ -25,6 +25,7 @@ from uimjax.interpret.indexing import build_index
 from uimjax.mitigate import proof
 from uimjax.mitigate.edit import Edit
 from uimjax.progress import Progress, quiet
+from uimjax.references import resolve
 from uimjax.report import summary, tables
 from uimjax.rows import example_spec
 from uimjax.sinks import JsonLines, TensorBoard
@@ -33,7 +34,7 @@ from uimjax.store.base import make_folder
 from uimjax.taps import sites
 from uimjax.task import Task
 from uimjax.workflow import base
-from uimjax.workflow.base import STAGES, resolve
+from uimjax.workflow.base import STAGES
 
 CLEARED = ("train", "twin", "tensorboard", "index")  # folders of a draw that other choices make anew
 
