@@ -12,7 +12,7 @@ from uimjax import sketch as sketching
 from uimjax.errors import ShapeError, UsageError
 from uimjax.interpret import trace
 from uimjax.interpret.base import Method, Scores
-from uimjax.interpret.positions import token_scores
+from uimjax.interpret.positions import query_token_scores, token_scores
 from uimjax.interpret.trajectory import over_checkpoints
 from uimjax.models.blocks import Shape
 from uimjax.models.decoder import build_decoder
@@ -44,31 +44,71 @@ def test_the_shares_of_a_row_add_up_to_its_score(made, name):
     assert (shares[data["counted"] == 0] == 0).all()
 
 
+def parts(task, params, query):
+    """Of the mean over both queries: one's tokens, then the other's."""
+    return jnp.concatenate([-task.loss(params, jax.tree.map(lambda x, k=k: x[k], query)) for k in range(2)]) / 2
+
+
+@pytest.mark.parametrize("name", ["grad_dot", "grad_cos", "retain_cos", "logra", "trackstar"])
+def test_the_shares_of_a_question_add_up_to_the_scores_of_rows(made, name):
+    task, params, data, index, f, query = made
+    retain = jax.tree.map(lambda x: x[5:8], data) if name == "retain_cos" else None
+    asked = trace.ask(index, task, params, data, f, query, name, retain=retain)
+    both = functools.partial(parts, task)
+    shares = query_token_scores(asked, both, task, params, query, data, batch_size=5)
+    want = trace.score_all(asked).values[:, 0]
+    np.testing.assert_allclose(shares.sum(1), want, rtol=2e-3, atol=2e-4 * np.abs(want).max())
+    assert (shares[:, np.concatenate(query["counted"]) == 0] == 0).all()
+
+
+def test_each_question_has_shares_of_its_own(made):
+    task, params, data, index, f, query = made
+    asked = trace.ask(index, task, params, data, f, query, "trackstar", each=True)
+    want = trace.score_all(asked).values
+    one = jax.tree.map(lambda x: x[1], query)
+    theirs = query_token_scores(asked, lambda p, q: -task.loss(p, q), task, params, one, data, number=1)
+    mine = token_scores(asked, task, params, data, number=1)
+    for shares in (theirs, mine):
+        np.testing.assert_allclose(shares.sum(1), want[:, 1], rtol=2e-3, atol=2e-4 * np.abs(want).max())
+    with pytest.raises(ShapeError, match="one number a token"):
+        query_token_scores(asked, f.fun, task, params, one, data)
+
+
+def test_a_share_of_the_question_is_the_product_with_that_tokens_gradient(made):
+    task, params, data, index, f, query = made
+    asked = trace.ask(index, task, params, data, f, query, "grad_dot")
+    shares = query_token_scores(asked, functools.partial(parts, task), task, params, query, data)
+    own = jax.jit(jax.grad(lambda p, e, t: -task.loss(p, e)[t] / 2))
+    stored = np.concatenate([index.vectors(shard) * shard.norm[:, None] for shard in index.shards()])
+    for k, t in [(0, 1), (0, 2), (1, 1)]:
+        gradient = own(params, jax.tree.map(lambda x, k=k: x[k], query), t)
+        want = -stored @ np.asarray(sketched_by(made, gradient))
+        np.testing.assert_allclose(shares[:, 7 * k + t], want, rtol=1e-3, atol=1e-5)
+
+
 def test_rows_to_retain_are_refused_where_nothing_is_retained(made):
     task, params, data, index, f, query = made
     with pytest.raises(UsageError, match="logra keeps nothing of what is right: leave retain out"):
         trace.ask(index, task, params, data, f, query, "logra", retain=data)
 
 
+def sketched_by(made, gradient):
+    task, params, data, index, *_ = made
+    found = sites(task, params, example_spec(data))
+    paths, leaves = zip(*jax.tree_util.tree_flatten_with_path(gradient)[0], strict=True)
+    names = [jax.tree_util.keystr(p, simple=True, separator="/") for p in paths]
+    factors = {n: (Direct(leaf[None]),) for n, leaf in zip(names, leaves, strict=True)}
+    return sketching.rows(found, index.sketch, sketching.drawn(found, index.sketch), factors)[0]
+
+
 def test_a_share_is_the_product_with_that_tokens_own_gradient(made):
     task, params, data, index, f, query = made
     asked = trace.ask(index, task, params, data, f, query, "grad_dot")
     shares = token_scores(asked, task, params, data)
-    found = sites(task, params, example_spec(data))
-    drawn = sketching.drawn(found, index.sketch)
-
-    def sketched(gradient):
-        from uimjax.taps import Direct
-
-        paths, leaves = zip(*jax.tree_util.tree_flatten_with_path(gradient)[0], strict=True)
-        names = [jax.tree_util.keystr(p, simple=True, separator="/") for p in paths]
-        factors = {n: (Direct(leaf[None]),) for n, leaf in zip(names, leaves, strict=True)}
-        return sketching.rows(found, index.sketch, drawn, factors)[0]
-
     own = jax.jit(jax.grad(lambda p, e, t: task.loss(p, e)[t]))
     for k, t in [(0, 1), (0, 2), (3, 1), (7, 2)]:
         gradient = own(params, jax.tree.map(lambda x, k=k: x[k], data), t)
-        want = float(sketched(gradient) @ asked.directions[0])
+        want = float(sketched_by(made, gradient) @ asked.directions[0])
         assert shares[k, t] == pytest.approx(want, rel=1e-3, abs=1e-5)
 
 

@@ -249,13 +249,18 @@ _finite = jax.jit(lambda values: jnp.isfinite(values).all())
 
 
 def directions(method: Method, inverse: Any, vectors: Any) -> Any:
-    """The vector each training row is multiplied with: `- H^-1 grad f`, over its whitened norm for unit methods."""
+    """The vector each training row is multiplied with: `- H^-1 grad f`, over the question's `length`."""
     solved = vectors if method.of_rows is None else method.of_rows.solve(inverse, vectors, power=-1.0)
+    return -solved / length(method, inverse, vectors)[:, None]
+
+
+def length(method: Method, inverse: Any, vectors: Any) -> Any:
+    """`[Q]`: what a question is divided by: its whitened norm for unit methods, its norm for updates, else 1."""
     if method.normalize == "unit":
-        solved = solved / jnp.maximum(whitened_norm(method, inverse, vectors), 1e-30)[:, None]
+        return jnp.maximum(whitened_norm(method, inverse, vectors), 1e-30)
     if method.normalize == "update":
-        solved = solved / jnp.maximum(jnp.linalg.norm(vectors, axis=1), 1e-30)[:, None]
-    return -solved
+        return jnp.maximum(jnp.linalg.norm(vectors, axis=1), 1e-30)
+    return jnp.ones(len(vectors), vectors.dtype)
 
 
 def row_scale(method: Method, inverse: Any, unit_rows: Any, norms: Any) -> Any:

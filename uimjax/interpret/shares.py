@@ -103,7 +103,7 @@ def _along(task: Task):
     """Compiled `(params, rows, directions {path: [q, *shape]}) -> [B, T, q]`."""
 
     def one(params: Any, example: Any, direction: dict[str, Any]) -> Any:
-        return along(task, params, example, direction)
+        return along(task.loss, params, example, direction)
 
     each = jax.vmap(jax.vmap(one, (None, None, 0)), (None, 0, None))
     return jax.jit(lambda params, rows, directions: jnp.swapaxes(each(params, rows, directions), 1, 2))

@@ -25,7 +25,8 @@ from uimjax.task import Measurement, Task
 
 
 class Asked(NamedTuple):
-    """A question made ready: one direction a query, the curvature it was solved with, and why that damping."""
+    """A question made ready: one direction a query, the curvature it was solved with, and why that damping; `lengths`
+    `[Q]`: what each was divided by; `span`: what was taken out of it before."""
 
     held: Index
     method: Method
@@ -33,6 +34,8 @@ class Asked(NamedTuple):
     inverse: Any
     directions: Any
     damping: Chosen | None = None
+    lengths: Any = None
+    span: base.Span | None = None
 
 
 class Question(NamedTuple):
@@ -105,8 +108,8 @@ def by(asked: Question, method: str | Method, span: base.Span | None = None) -> 
         whole = ((shard.ids, _full(index, shard)) for shard in index.shards())
         parts = (sketched.Part(ids, rows, rows) for ids, rows in whole)
         inverse, damping = sketched.curvature(chosen.of_rows, index.blocks, index.rows, parts)
-    directions = base.directions(chosen, inverse, vectors)
-    return Asked(index, chosen, chosen.unit(asked.measurement), inverse, directions, damping)
+    directions, lengths = (made(chosen, inverse, vectors) for made in (base.directions, base.length))
+    return Asked(index, chosen, chosen.unit(asked.measurement), inverse, directions, damping, lengths, span)
 
 
 def _retains(method: str | Method, retain: Any) -> None:
