@@ -40,6 +40,7 @@ FLOORS = [
     ["uimjax.cli"],
 ]
 INSIDE = {
+    "uimjax.config": ["base", "stories", "own", "kinds"],
     "uimjax.taps": ["_compat", "base", "views", "follow", "plan", "run", "layouts", "capture", "parts", "proof"],
     "uimjax.store": ["base", "remote", "coding", "digest", "manifest", "journal", "shards", "stage"],
     "uimjax.interpret": [

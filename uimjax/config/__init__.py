@@ -1,0 +1,11 @@
+"""Configs: defaults live here, YAML holds differences, flags override; an unknown key is refused with the nearest."""
+
+from uimjax.config.base import LOCK, TrainChoice, parse, read_yaml
+from uimjax.config.kinds import KINDS, OWN, STORIES, commented, kind_of
+from uimjax.config.own import CheckConfig, IndexConfig, TraceConfig
+from uimjax.config.stories import DemoConfig, MitigateChoice, RunConfig, TextConfig, TraceChoice
+
+__all__ = [
+    "KINDS", "LOCK", "OWN", "STORIES", "CheckConfig", "DemoConfig", "IndexConfig", "MitigateChoice", "RunConfig",
+    "TextConfig", "TraceChoice", "TraceConfig", "TrainChoice", "commented", "kind_of", "parse", "read_yaml",
+]  # fmt: skip

@@ -1,0 +1,84 @@
+"""Configs of work on the reader's own models: an index, a question to it, a check of methods."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from uimjax.config.base import Strict, TrainChoice
+
+
+class IndexConfig(Strict):
+    """An index of the reader's own model and rows."""
+
+    kind: Literal["index"] = "index"
+    load: str = Field(description="pkg.module:function returning (uimjax.Task, params)")
+    rows: str = Field(description="training rows: .jsonl, .npz or .parquet")
+    sketch_rank: int = Field(16, ge=1)
+    seed: int = Field(0, description="of the projection matrices")
+    batch_size: int = Field(64, ge=1)
+    shard_rows: int = Field(1024, ge=1)
+    devices: int = Field(1, ge=1, description="of this process, that share each batch")
+    coding: str = Field(
+        "float32", description="float32, bfloat16, int8, int4; rank4-int8: matrices as 4 pairs of factors"
+    )
+    target_recall: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="in coding's stead: the smallest that keeps that share of top-20 lists on a sample",
+    )
+
+
+class TraceConfig(Strict):
+    """A question to an index of the reader's own model: which training rows does a failure come from?"""
+
+    kind: Literal["trace"] = "trace"
+    load: str = Field(description="pkg.module:function returning (uimjax.Task, params, uimjax.Measurement, queries)")
+    index: str = Field(description="folder of the index, or its URL (s3://, gs://, https://)")
+    rows: str = Field(description="training rows: any of them, for their shapes; to re-rank all of the index's")
+    method: str = Field(
+        "grad_cos", description="a method for sketched rows: grad_cos, logra, trackstar, retain_cos ..."
+    )
+    k: int = Field(20, ge=1, description="proponents and opponents of each question")
+    each: bool = Field(False, description="each query on its own; otherwise what caused them together")
+    retain: str = Field("", description="file of held-out clean rows, for methods that keep what the model does right")
+    rerank: int = Field(0, ge=0, description="candidates at either end scored again by whole gradients; 0: none")
+    null: int | None = Field(
+        None, ge=0, description="shuffled questions for the chance p of a score; none: 100, or 0 beside rerank or ann"
+    )
+    ann: bool = Field(False, description="by the approximate index alone (`uimjax index ann`); cosine methods")
+    metadata: str = Field("", description="a line a training row: .parquet, .jsonl or .csv; its columns join the hits")
+    where: dict[str, tuple[str | int, ...]] = Field(
+        {}, description="columns of the metadata and the values whose rows alone are asked, as {source: [wiki]}"
+    )
+    group_by: str = Field("", description="a column of the metadata: scores of all rows are added up by it")
+
+
+class CheckTrainChoice(TrainChoice):
+    epochs: int = Field(20, ge=1)
+    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
+    final: float = Field(0.1, ge=0, le=1, description="where the cosine ends, as a share of the learning rate")
+
+
+class CheckConfig(Strict):
+    """Attribution judged by retraining the reader's own small task."""
+
+    kind: Literal["check"] = "check"
+    load: str = Field(
+        description="pkg.module:function returning (uimjax.Task, initial(seed) -> params, rows, Measurement, queries)"
+    )
+    train: CheckTrainChoice = CheckTrainChoice()  # pyright: ignore[reportCallIssue]  # every field has a default
+    methods: tuple[str, ...] = Field(
+        ("auto", "ekfac", "logra", "trackstar", "grad_cos", "grad_dot", "random"), description="methods judged"
+    )
+    halves: int = Field(20, ge=2, description="random halves of the rows to train again on, with every seed")
+    seeds: int = Field(2, ge=1, description="trainings of each half; two show how far any method can get")
+    protocol: Literal["rebatched", "masked"] = Field(
+        "rebatched", description="kept rows alone are cut into batches, or all keep their places and some weigh nothing"
+    )
+    removals: int = Field(10, ge=0, description="trainings without 1 to a tenth of the rows, for calibration")
+    checkpoints: int = Field(6, ge=1, description="moments of the training, for methods that read several")
+    damping: float | None = Field(
+        None, gt=0, description="times the mean eigenvalue; none: chosen by each method that has one"
+    )
+    batch_size: int = Field(256, ge=1, description="rows scored at once")
