@@ -73,7 +73,7 @@ def machine() -> dict[str, str]:
     }
 
 
-def arguments(doc: str, only: Sequence[str] = (), peers: bool = False) -> argparse.Namespace:
+def arguments(doc: str, only: Sequence[str] = (), peers: bool = False, folder: str = "") -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     parser.add_argument("--quick", action="store_true", help="fewer repeats, no large network")
@@ -81,6 +81,8 @@ def arguments(doc: str, only: Sequence[str] = (), peers: bool = False) -> argpar
         parser.add_argument("--only", nargs="+", choices=only, help="these networks alone")
     if peers:
         parser.add_argument("--peers", metavar="PYTHON", help="an interpreter that has torch and the peers")
+    if folder:
+        parser.add_argument("--folder", default=folder, help=f"where what is trained is kept (default {folder})")
     return parser.parse_args()
 
 
