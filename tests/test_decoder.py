@@ -281,3 +281,21 @@ def test_snapshots_are_spread_short_of_the_end_and_rates_follow_the_schedule():
     assert steps.rate(recipe, 10) == pytest.approx(0.1)
     assert steps.rate(recipe, 5) == pytest.approx(0.55)
     assert steps.rate(steps.Recipe(schedule="constant"), 7) == 1.0
+
+
+def test_labels_are_drawn_from_the_model_and_the_curvature_is_of_the_loss(rng):
+    task, params = build_decoder(Shape(**SMALL), 0)
+    data = rows(rng, count=16)
+    one = jax.tree.map(lambda x: x[0], data)
+    logits = task.outputs(params, one)
+    np.testing.assert_allclose(task.nll(logits, one), task.loss(params, one), rtol=1e-6)
+    drawn = jax.vmap(lambda key: task.sample(key, logits, one)["tokens"])(jax.random.split(jax.random.key(0), 20000))
+    assert (drawn[:, 0] == one["tokens"][0]).all()
+    for t in range(3):
+        found = np.bincount(drawn[:, t + 1], minlength=11) / len(drawn)
+        np.testing.assert_allclose(found, jax.nn.softmax(logits[t]), atol=0.02)
+    f = uj.Measurement("f", lambda p, q: -task.loss(p, q).sum())
+    query = jax.tree.map(lambda x: x[:2], data)
+    scores = uj.score(task, params, data, f, query, "ekfac", each=True)
+    assert (scores.values.argmax(0) == [0, 1]).all(), "a row raises its own likelihood most"
+    assert "ekfac" in uj.score(task, params, data, f, query, "auto").method

@@ -108,7 +108,9 @@ def read_safetensors(file: Path, wanted: dict[str, jax.ShapeDtypeStruct]) -> dic
         name: x if x.sharding is not None else jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
         for name, x in wanted.items()
     }
-    with ocp.Context(checkpoint_layout=ocp.options.CheckpointLayout.SAFETENSORS):
+    context = ocp.Context()  # its options are fixed once it is entered
+    context.checkpoint_layout = ocp.options.CheckpointLayout.SAFETENSORS
+    with context:
         try:
             return ocp.load(str(file.absolute()), spec)
         except (ValueError, OSError, LookupError) as error:

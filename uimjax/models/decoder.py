@@ -88,7 +88,8 @@ def decoder_task(graph: Any) -> Task:
     packed documents also hold `"segments"` `[T]` (`packed`).
 
     `loss` `[T]`, nats: entry t is -log p(token t | the tokens before), times `counted[t]`; entry 0 is 0. `outputs` are
-    the logits `[T, V]`; `features` the mean over counted positions of the model's `features` (else logits), `[D]`.
+    the logits `[T, V]`; `features` the mean over counted positions of the model's `features` (else logits), `[D]`;
+    `sample` draws every token but the first from the logits before it (the inputs stay those of the row).
     """
 
     def model(params: Any) -> Any:
@@ -98,14 +99,21 @@ def decoder_task(graph: Any) -> Task:
         return model(params)(example["tokens"], **_segments(example))
 
     def loss(params: Any, example: Any) -> Any:
+        return nll(outputs(params, example), example)
+
+    def nll(logits: Any, example: Any) -> Any:
         tokens, counted = example["tokens"], example["counted"]
-        logits = outputs(params, example)  # kept whole: cutting off the last row copies them forwards and backwards
+        # the logits are kept whole: cutting off the last row would copy them forwards and backwards
         found = jnp.take_along_axis(logits, jnp.roll(tokens, -1)[:, None], axis=-1)[:, 0]
-        nll = jax.nn.logsumexp(logits, axis=-1) - found
+        each = jax.nn.logsumexp(logits, axis=-1) - found
         counted = counted[1:]
         if "segments" in example:  # the first token of a document is predicted by nothing
             counted = counted * (example["segments"][1:] == example["segments"][:-1])
-        return jnp.concatenate([jnp.zeros(1, nll.dtype), nll[:-1] * counted])
+        return jnp.concatenate([jnp.zeros(1, each.dtype), each[:-1] * counted])
+
+    def sample(key: Any, logits: Any, example: Any) -> Any:
+        drawn = jax.random.categorical(key, logits)[:-1].astype(example["tokens"].dtype)
+        return example | {"tokens": jnp.concatenate([example["tokens"][:1], drawn])}
 
     def features(params: Any, example: Any) -> Any:
         found, weight = model(params), example["counted"][:, None]
@@ -113,7 +121,7 @@ def decoder_task(graph: Any) -> Task:
         each = represent(example["tokens"], **_segments(example))
         return (each * weight).sum(0) / jnp.maximum(weight.sum(), 1.0)
 
-    return Task(loss=loss, outputs=outputs, features=features)
+    return Task(loss=loss, outputs=outputs, features=features, nll=nll, sample=sample)
 
 
 def _segments(example: Any) -> dict[str, Any]:
