@@ -32,10 +32,10 @@ import uimjax as uj
 from benchmarks import timing
 from benchmarks.srcmix import LENGTH, Line, Study, facts, sources, study
 from uimjax import training
+from uimjax.answers.failures import Failures, read_failures
 from uimjax.curvature import Kronecker, Source
 from uimjax.interpret import lexical, trace
 from uimjax.interpret.base import Method
-from uimjax.interpret.failures import Failures, read_failures
 from uimjax.progress import shown
 
 PER = 35  # documents of a source
@@ -101,6 +101,7 @@ def answered(its: Study, params: Any, failures: Failures) -> np.ndarray:
     """`[Q]`: does greedy decoding give the completion, word for word?"""
 
     def right(row: Any) -> Any:
+        assert its.model.task.outputs is not None
         given = its.model.task.outputs(params, row).argmax(-1)[:-1] == row["tokens"][1:]
         return (given | (row["counted"][1:] == 0)).all()
 

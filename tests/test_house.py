@@ -33,6 +33,7 @@ FLOORS = [
     ],
     ["uimjax.training", "uimjax.pretrained"],
     ["uimjax.interpret"],
+    ["uimjax.answers"],
     ["uimjax.mitigate", "uimjax.audit"],
     ["uimjax.report"],
     ["uimjax.workflow", "uimjax.doctor"],
@@ -44,12 +45,12 @@ INSIDE = {
     "uimjax.taps": ["_compat", "base", "views", "follow", "plan", "run", "layouts", "capture", "parts", "proof"],
     "uimjax.store": ["base", "remote", "coding", "digest", "manifest", "journal", "shards", "stage"],
     "uimjax.interpret": [
-        "base", "measures", "failures", "trajectory", "lexical", "overlap", "representation", "baselines", "resume",
-        "curved", "sketched",
-        "solved", "exact", "segments", "rerank", "self_influence", "methods", "index", "moving", "price",
+        "base", "trajectory", "lexical", "representation", "baselines", "resume", "curved", "sketched", "solved",
+        "exact", "segments", "rerank", "self_influence", "methods", "index", "moving", "price",
         "fill", "fits", "indexing", "strongest", "null", "hits", "cascade", "ann", "groups", "trace", "positions",
         "shares", "bank", "plan", "plan_index", "plan_training", "judge", "metagradient", "counterfactual", "check",
     ],
+    "uimjax.answers": ["measures", "failures", "overlap", "folding", "engines", "evidence"],
     "uimjax.corpora": [
         "base", "truth", "digits", "files", "plants", "tokenizer", "documents", "stdlib", "text_plants", "texts",
         "prepared",

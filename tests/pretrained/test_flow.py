@@ -7,8 +7,8 @@ import numpy as np
 import uimjax as uj
 from tests.pretrained.folders import write
 from uimjax import training
+from uimjax.answers.failures import read_failures
 from uimjax.corpora.prepared import prepare
-from uimjax.interpret.failures import read_failures
 from uimjax.pretrained.words import need_tokenizer
 
 

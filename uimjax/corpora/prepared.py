@@ -61,6 +61,27 @@ class Prepared:
         whole = self._documents({place["document"] for place in places})
         return [whole[place["document"]][place["start"] : place["stop"]] for place in places]
 
+    def every_text(self) -> Iterator[tuple[int, str]]:
+        """(number, text) of every document, a part of the file at a time."""
+        number = 0
+        with _undamaged(self.folder / DOCUMENTS) as path, pq.ParquetFile(path, page_checksum_verification=True) as file:
+            for group in range(file.metadata.num_row_groups):
+                for text in file.read_row_group(group, columns=["text"])["text"].to_pylist():
+                    yield number, text
+                    number += 1
+
+    def documents(self, numbers: Sequence[int]) -> list[str]:
+        """Whole texts, by number."""
+        found = self._documents(set(numbers))
+        return [found[number] for number in numbers]
+
+    @property
+    def text_bytes(self) -> int:
+        """Of all texts, about."""
+        with _undamaged(self.folder / DOCUMENTS) as path, pq.ParquetFile(path) as file:
+            held = file.metadata
+            return sum(held.row_group(k).total_byte_size for k in range(held.num_row_groups))
+
     def _documents(self, wanted: set[int]) -> dict[int, str]:
         """Their texts by number; only the parts of the file that hold them are read."""
         found: dict[int, str] = {}

@@ -82,6 +82,15 @@ def step_windows(seen: Any, width: int) -> Groups:
     return Groups(list(range(0, len(ids), width)), ids[step, place].astype(np.int64), step // width)
 
 
+def totals(scores: Iterator[tuple[int, np.ndarray]], groups: Groups, rows: int, method: str, unit: str) -> Totals:
+    """Of streamed `(first row, scores [n, Q])` by group. Raises ShapeError: a row that is none of the `rows`."""
+    members, total, square = add_up(scores, groups, rows)
+    many = np.where(members > 0, members, np.nan)  # of nobody there is no mean, of one row no error
+    mean = total / many
+    error = np.sqrt(np.maximum(square / many - mean**2, 0) / np.where(members > 1, members - 1, np.nan))
+    return Totals(groups.names, members, total, mean, error, method, unit)
+
+
 def add_up(scores: Iterator[tuple[int, np.ndarray]], groups: Groups, rows: int) -> tuple[np.ndarray, ...]:
     """(members `[G]`, sums `[Q, G]`, sums of squares) of streamed `(first row, scores [n, Q])`, in float64.
 

@@ -5,6 +5,7 @@ For methods of whole gradients (no sketch); `positions.token_scores` splits thos
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -73,7 +74,7 @@ def score_by_token(
         raise UsageError(
             f"{chosen.name} divides by the norm of the row's gradient; take normalize='none' for its tokens"
         )
-    program, columns = _along(task), []
+    program, columns = along_rows(task.loss), []
     for chunk in exact.directions(ready, its.params, queries, chosen, each):
         directions = blocks.split(ready.laid, chunk)
         parts = [np.asarray(program(its.params, b.rows, directions))[b.mask] for b in row.batches(data, batch_size)]
@@ -99,11 +100,11 @@ def _ready(
 
 
 @functools.lru_cache(maxsize=16)
-def _along(task: Task):
-    """Compiled `(params, rows, directions {path: [q, *shape]}) -> [B, T, q]`."""
+def along_rows(losses: Callable[[Any, Any], Any]):
+    """Compiled `(params, rows, directions {path: [q, *shape]}) -> [B, T, q]` for `losses(params, row)` `[T]`."""
 
     def one(params: Any, example: Any, direction: dict[str, Any]) -> Any:
-        return along(task.loss, params, example, direction)
+        return along(losses, params, example, direction)
 
     each = jax.vmap(jax.vmap(one, (None, None, 0)), (None, 0, None))
     return jax.jit(lambda params, rows, directions: jnp.swapaxes(each(params, rows, directions), 1, 2))

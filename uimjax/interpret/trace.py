@@ -226,12 +226,8 @@ def totals(
     if not isinstance(groups, grouping.Groups) and len(groups) != held.rows:
         raise ShapeError(f"{len(groups)} labels for an index of {held.rows} rows; one a row was wanted")
     asked = ask(held, task, params, data, measurement, queries, method, each, retain)
-    members, total, square = grouping.add_up(streamed(asked), made, held.rows)
-    many = np.where(members > 0, members, np.nan)  # of nobody there is no mean, of one row no error
-    mean = total / many
-    error = np.sqrt(np.maximum(square / many - mean**2, 0) / np.where(members > 1, members - 1, np.nan))
     label = base.said(asked.method, asked.damping)
-    return grouping.Totals(made.names, members, total, mean, error, label, asked.unit)
+    return grouping.totals(streamed(asked), made, held.rows, label, asked.unit)
 
 
 def top(asked: Asked, k: int = 20, where: Any = None) -> Trace:

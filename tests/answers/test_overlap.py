@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from uimjax.answers.overlap import LISTED, copies, longest_shared
 from uimjax.errors import UsageError
-from uimjax.interpret.overlap import LISTED, copies, longest_shared
 
 words = st.text(alphabet="ab éè\U0001f600\U0001f601\n", max_size=24)
 

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import tokenizers
 
+from uimjax.answers.measures import MEASURES, Measure
 from uimjax.corpora.documents import clean
 from uimjax.errors import DataError, MalformedRowError, MissingFileError, ShapeError, UnknownNameError, UsageError
-from uimjax.interpret.measures import MEASURES, Measure
 from uimjax.references import resolve
 from uimjax.task import Measurement, Task
 

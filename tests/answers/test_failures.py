@@ -9,9 +9,9 @@ import tokenizers
 from tokenizers import models, pre_tokenizers
 
 import uimjax as uj
+from uimjax.answers.failures import read_failures
+from uimjax.answers.measures import MEASURES
 from uimjax.errors import DataError, MalformedRowError, MissingFileError, ShapeError, UnknownNameError, UsageError
-from uimjax.interpret.failures import read_failures
-from uimjax.interpret.measures import MEASURES
 from uimjax.models.blocks import Shape
 from uimjax.models.decoder import build_decoder
 
@@ -114,7 +114,7 @@ def minus_loss(task, params, row):
 
 
 def test_a_measurement_of_the_readers_own(model, engine, tmp_path):
-    found = read_failures(file(tmp_path, LINES), model[0], engine, 12, "tests.interpret.test_failures:minus_loss")
+    found = read_failures(file(tmp_path, LINES), model[0], engine, 12, "tests.answers.test_failures:minus_loss")
     assert found.parts is None
     assert found.measurement.unit == "relative"
     assert sorted(found.rows) == ["bad", "good"]
