@@ -15,6 +15,7 @@ from uimjax.errors import UnknownNameError
 from uimjax.interpret import methods
 from uimjax.models.blocks import Shape
 from uimjax.models.decoder import build_decoder
+from uimjax.rows import Pass
 from uimjax.task import Measurement
 
 
@@ -35,7 +36,7 @@ def engine(made, name, **changed):
     task, params, data, failures, folder = made
     failures = failures._replace(**changed)
     if engines.is_whole(name):
-        return engines.of_whole(task, params, data, failures, name, folder / name, 8)
+        return engines.of_whole(task, params, data, failures, name, Pass(8, None, folder / name))
     index = uj.build_index(task, params, data, folder / "index", sketch=uj.Sketch(6), batch_size=4)
     return engines.of_index(index, task, params, data, failures, name, null=20)
 
@@ -113,6 +114,6 @@ def test_auto_chooses_by_size_and_says_why():
 def test_a_loss_without_outputs_takes_the_empirical_fisher(made):
     task, params, data, failures, folder = made
     plain = uj.Task(task.loss)
-    its = engines.of_whole(plain, params, data, failures, "ekfac", folder / "plain", 8)
+    its = engines.of_whole(plain, params, data, failures, "ekfac", Pass(8, None, folder / "plain"))
     assert "empirical" in its.strongest(1).how["curvature"]
     assert engines._plain(methods.get("ekfac"), task).curvature.source == Source("fisher", samples=engines.DRAWS)

@@ -5,7 +5,6 @@ Either gives the strongest rows of every question, totals by group, and the shar
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -100,12 +99,10 @@ def of_index(
 # ---------------------------------------------------------------- of whole gradients
 
 
-def of_whole(
-    task: Task, params: Any, data: Any, failures: Failures, method: str, folder: Path, batch_size: int
-) -> Answering:
-    """All scores are held; the curvature's sums are kept in `folder`, so that a run that was stopped goes on. Raises as
-    `methods.score`."""
-    each, how, chosen = not failures.together, Pass(batch_size, None, folder), _plain(methods.get(method), task)
+def of_whole(task: Task, params: Any, data: Any, failures: Failures, method: str, how: Pass) -> Answering:
+    """All scores are held; the curvature's sums are kept in the pass's folder, so that a run that was stopped goes on.
+    Raises as `methods.score`."""
+    each, chosen = not failures.together, _plain(methods.get(method), task)
     ready = exact.ready(task, params, data, failures.measurement, failures.rows, chosen, how)
     values = exact.streamed(ready, params, data, failures.rows, chosen, each, how)
     base.finite(values, f"scores of {chosen.name}")

@@ -22,13 +22,30 @@ import xxhash
 
 from uimjax import store
 from uimjax.corpora.texts import Columns, Skipped, files_of, read_texts
-from uimjax.errors import CorruptError, DataError, MissingFileError, OutputError, ShapeError, UsageError
+from uimjax.errors import (
+    CorruptError,
+    DataError,
+    MismatchError,
+    MissingFileError,
+    OutputError,
+    ShapeError,
+    UsageError,
+)
 from uimjax.progress import Progress, quiet
 from uimjax.store.base import make_folder
 
 MANIFEST, ROWS, DOCUMENTS, NOTES = "corpus.json", "rows.parquet", "documents.parquet", "notes.jsonl"
 VERSION = 1
 _NAMES = ["id", "source"]
+
+
+class Piece(NamedTuple):
+    """A row: its tokens, characters `[start, stop)` of its document, and those of each token."""
+
+    tokens: list[int]
+    start: int
+    stop: int
+    places: list[tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -82,6 +99,19 @@ class Prepared:
             held = file.metadata
             return sum(held.row_group(k).total_byte_size for k in range(held.num_row_groups))
 
+    def spelled(self, rows: Sequence[int], tokenizer: tokenizers.Tokenizer) -> list[Piece]:
+        """Rows again as they were cut, with the characters of each of their tokens.
+
+        Raises:
+            MismatchError: another tokenizer than the one that the corpus was prepared with.
+        """
+        if self.manifest["tokenizer"] != store.digest_text(tokenizer.to_str()):
+            raise MismatchError(f"{self.folder} was prepared with another tokenizer than this one")
+        owner = self._table(ROWS, ["document"])["document"].to_numpy()
+        whole, length = self._documents({int(owner[row]) for row in rows}), self.manifest["length"]
+        cut = {number: list(pieces(tokenizer.encode(text), length)) for number, text in whole.items()}
+        return [cut[int(owner[row])][row - int(np.searchsorted(owner, owner[row]))] for row in rows]
+
     def _documents(self, wanted: set[int]) -> dict[int, str]:
         """Their texts by number; only the parts of the file that hold them are read."""
         found: dict[int, str] = {}
@@ -106,14 +136,6 @@ def _undamaged(path: Path) -> Iterator[Path]:
         raise CorruptError(f"{path} is damaged ({error}); prepare it again into a new folder") from error
 
 
-class Piece(NamedTuple):
-    """A row: its tokens, and characters `[start, stop)` of its document."""
-
-    tokens: list[int]
-    start: int
-    stop: int
-
-
 def pieces(encoded: tokenizers.Encoding, length: int) -> Iterator[Piece]:
     """A document's tokens cut into rows. A row never begins inside a character of several tokens."""
     ids, places = encoded.ids, encoded.offsets
@@ -123,7 +145,7 @@ def pieces(encoded: tokenizers.Encoding, length: int) -> Iterator[Piece]:
         while stop < len(ids) and stop > first + 1 and places[stop][0] < places[stop - 1][1]:
             stop -= 1
         said = [place for place in places[first:stop] if place[1] > place[0]]  # special tokens stand for no character
-        yield Piece(ids[first:stop], said[0][0] if said else 0, said[-1][1] if said else 0)
+        yield Piece(ids[first:stop], said[0][0] if said else 0, said[-1][1] if said else 0, places[first:stop])
         first = stop
 
 

@@ -1,0 +1,243 @@
+"""From a model, a corpus and failures to answers: for each failure the documents it comes from, with what tells so.
+
+The answer is plain data (numbers, texts, lists), to be printed, drawn or kept as JSON. Scores: see `uimjax.task`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import pyarrow as pa
+import tokenizers
+
+from uimjax.answers import engines, evidence, folding, overlap
+from uimjax.answers.engines import Answering
+from uimjax.answers.evidence import Evidence
+from uimjax.answers.failures import Failures
+from uimjax.answers.folding import Found
+from uimjax.corpora.prepared import Prepared
+from uimjax.errors import UsageError
+from uimjax.interpret import indexing, lexical
+from uimjax.progress import Progress, quiet
+from uimjax.rows import Pass
+from uimjax.sketch import Sketch
+from uimjax.task import Task
+
+WORDS_BYTES = 1 << 30  # of text that BM25 and the search for copies hold at once
+MANY = 16  # rows asked for, for each document wanted: several are of one document, or of copies
+SIDES = ("proponent", "opponent")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The model that failed: its task (of rows `{"tokens", "counted"}`, a loss `[T]`), parameters and tokenizer."""
+
+    task: Task
+    params: Any
+    tokenizer: tokenizers.Tokenizer
+
+
+@dataclass(frozen=True)
+class Choices:
+    """`k` documents at either end of each failure, near copies (`folding.alike` from `fold` on) folded into one;
+    `shown`: of so many the tokens are looked at; `null`: shuffled questions for the chance p of a score, of an index;
+    the rest is the index's."""
+
+    method: str = "auto"
+    k: int = 10
+    shown: int = 3
+    fold: float = 0.8
+    null: int = 100
+    sketch: Sketch = Sketch(16)
+    coding: str = "int8"
+    batch_size: int = 8
+    shard_rows: int = 1024
+    mesh: Any = None
+
+
+def answer(
+    subject: Subject, corpus: Prepared, failures: Failures, folder: Path, choices: Choices, retain: Any = None,
+    progress: Progress = quiet,
+) -> dict[str, Any]:  # fmt: skip
+    """Everything that is known of the failures; indexes and sums of curvature are kept under `folder`.
+
+    Raises: as `build_index`, `trace` and `score`.
+    """
+    rows, places, size = corpus.rows, corpus.metadata(), sum(x.size for x in jax.tree.leaves(subject.params))
+    questions = 1 if failures.together else len(failures.lines)
+    method, why = engines.choose(choices.method, size, len(rows["tokens"]), questions, retain is not None)
+    ready = _engine(subject, rows, failures, folder, choices, method, retain, progress)
+    found = _found(ready, places["document"].to_numpy(), choices)
+    texts = _texts(corpus, found)
+    words = _words(corpus, failures)
+    totals = ready.by_group(places["source"].combine_chunks()).table().to_pylist()
+    values = np.asarray(jax.jit(jax.vmap(lambda row: failures.measurement.fun(subject.params, row)))(failures.rows))
+    its = _Answer(subject, corpus, failures, choices, ready, texts, words, places, _names(places))
+    each = []
+    for question in progress(range(questions), "reading documents", unit="failures"):
+        each.append(its.failure(question, values, found[question]) | {
+            "sources": [{k: v for k, v in line.items() if k != "query"} for line in totals if line["query"] == question]
+        })  # fmt: skip
+    return {
+        "method": ready.method, "why": why, "unit": ready.unit, "measure": failures.measurement.name,
+        "reading": failures.measurement.reading, "parameters": size,
+        "corpus": {key: corpus.manifest[key] for key in ("rows", "documents", "tokens", "length", "notes")},
+        "words": words is not None, "failures": each,
+    }  # fmt: skip
+
+
+def _engine(
+    subject: Subject, rows: Any, failures: Failures, folder: Path, choices: Choices, method: str, retain: Any,
+    progress: Progress,
+) -> Answering:  # fmt: skip
+    task, params = subject.task, subject.params
+    if engines.is_whole(method):
+        if retain is not None:
+            raise UsageError(f"{method} keeps nothing of what is right: leave retain out, or take retain_cos")
+        how = Pass(choices.batch_size, choices.mesh, folder / "curvature")
+        return engines.of_whole(task, params, rows, failures, method, how)
+    how = {"batch_size": choices.batch_size, "shard_rows": choices.shard_rows, "coding": choices.coding}
+    index = indexing.build_index(
+        task, params, rows, folder / "index", sketch=choices.sketch, mesh=choices.mesh, progress=progress, **how
+    )
+    return engines.of_index(index, task, params, rows, failures, method, retain, choices.null)
+
+
+def _found(ready: Answering, owner: np.ndarray, choices: Choices) -> list[dict[str, list[Found]]]:
+    """Of every question the documents at either end, more than wanted, as copies fold. `owner`: of each row."""
+    many = min(len(owner), MANY * choices.k)
+    while True:  # rows of few documents fill the list: ask for more of them
+        trace = ready.strongest(many)
+        found = [
+            {side: folding.by_document(trace, owner, q, side) for side in SIDES} for q in range(len(trace.proponents))
+        ]
+        wanted = min(choices.k, int(owner[-1]) + 1)
+        if many == len(owner) or all(len(its[side]) >= wanted for its in found for side in SIDES):
+            return found
+        many = min(len(owner), 4 * many)
+
+
+def _texts(corpus: Prepared, found: Sequence[dict[str, list[Found]]]) -> dict[int, str]:
+    numbers = sorted({its.document for each in found for side in SIDES for its in each[side]})
+    return dict(zip(numbers, corpus.documents(numbers), strict=True))
+
+
+def _names(table: pa.Table) -> list[tuple[str, str]]:
+    """(id, source) of every document."""
+    first = np.unique(table["document"].to_numpy(), return_index=True)[1]
+    ids, sources = (table[name].take(first).to_pylist() for name in ("id", "source"))
+    return list(zip(ids, sources, strict=True))
+
+
+class Words(NamedTuple):
+    """BM25 `[N, Q]` of documents with their ranks, where each completion stands, and the share of each question's words
+    that the corpus has."""
+
+    scores: np.ndarray
+    ranks: np.ndarray
+    copies: list[overlap.Copied]
+    coverage: list[float]
+
+
+def _words(corpus: Prepared, failures: Failures) -> Words | None:
+    """None where the texts are too many to hold, or the question is of all lines at once."""
+    if corpus.text_bytes > WORDS_BYTES or failures.together:
+        return None
+    asked = [(line["prompt"], line["bad"]) for line in failures.lines]
+    questions = [prompt + said for prompt, said in asked]
+    scores = lexical.bm25([text for _, text in corpus.every_text()], questions)
+    copies = overlap.copies(corpus.every_text(), asked)
+    return Words(scores, evidence.ranks(scores), copies, evidence.coverage(corpus.every_text(), questions))
+
+
+class _Answer(NamedTuple):
+    """What is looked up while the answers are put together."""
+
+    subject: Subject
+    corpus: Prepared
+    failures: Failures
+    choices: Choices
+    ready: Answering
+    texts: dict[int, str]
+    words: Words | None
+    places: pa.Table
+    names: list[tuple[str, str]]
+
+    def failure(self, question: int, values: np.ndarray, found: dict[str, list[Found]]) -> dict[str, Any]:
+        k, lines = self.choices.k, self.failures.lines
+        own = lines if self.failures.together else [lines[question]]
+        kept = {side: folding.folded(found[side], self.texts, self.choices.fold, k) for side in SIDES}
+        made = {
+            f"{side}s": [self.document(question, its) for its in kept[side]] for side in SIDES
+        }  # fmt: skip
+        shown = kept["proponent"][: self.choices.shown]
+        for document, shares in zip(made["proponents"], self.tokens(question, shown), strict=False):
+            document.update(shares)
+        value = float(values.mean()) if self.failures.together else float(values[question])
+        return {"question": question, "lines": own, "value": value, **made, **self.lexical(question, found)}
+
+    def document(self, question: int, its: Found) -> dict[str, Any]:
+        name, source = self.names[its.document]
+        start, stop = (self.places[name][its.rows[0]].as_py() for name in ("start", "stop"))
+        made = {
+            "id": name, "source": source, "score": its.score, "p": its.p, "rows": len(its.rows),
+            "start": start, "stop": stop, "text": self.texts[its.document][start:stop],
+            "copies": [self.names[copy][0] for copy in its.copies],
+        }  # fmt: skip
+        return made | self.evidence(question, its.document)._asdict() if not self.failures.together else made
+
+    def evidence(self, question: int, document: int) -> Evidence:
+        line, words = self.failures.lines[question], self.words
+        bm25 = None
+        if words is not None:
+            bm25 = float(words.scores[document, question]), int(words.ranks[document, question])
+        return evidence.of_document(self.texts[document], line["prompt"], line["bad"], bm25, self.choices.k)
+
+    def tokens(self, question: int, shown: Sequence[Found]) -> list[dict[str, Any]]:
+        """Of each document the shares of its best row's tokens, and of the question's: `[start, stop, share]`."""
+        if not shown:
+            return []
+        numbers = [its.rows[0] for its in shown]
+        rows = jax.tree.map(lambda x: np.asarray(x[numbers]), self.corpus.rows)
+        mine = self.ready.document_tokens(question, rows)
+        ask = self.ready.question_tokens
+        theirs = [None] * len(shown) if ask is None else ask(question, rows)
+        out = []
+        for piece, own, other in zip(self.corpus.spelled(numbers, self.subject.tokenizer), mine, theirs, strict=True):
+            places = [(start - piece.start, stop - piece.start) for start, stop in piece.places]
+            out.append({"tokens": _shares(places, own), "asked": self.asked(question, other)})
+        return out
+
+    def asked(self, question: int, shares: Any) -> list[dict[str, Any]]:
+        """The question's sides, each with the shares of its tokens."""
+        if shares is None:
+            return []
+        line, made = self.failures.lines[question], []
+        longest = self.failures.rows["bad"]["tokens"].shape[1]
+        for k, side in enumerate(("bad", "good") if "good" in self.failures.rows else ("bad",)):
+            places = self.subject.tokenizer.encode(line["prompt"] + line[side]).offsets
+            made.append({"side": side, "tokens": _shares(places, shares[k * longest : (k + 1) * longest])})
+        return made
+
+    def lexical(self, question: int, found: dict[str, list[Found]]) -> dict[str, Any]:
+        """Where the completion stands, and the documents that words alone would name, with their place here."""
+        if self.words is None:
+            return {}
+        copied = self.words.copies[question]
+        order = np.argsort(self.words.ranks[:, question], kind="stable")[: self.choices.shown]
+        place = {its.document: rank for rank, its in enumerate(found["proponent"], start=1)}
+        best = [{"id": self.names[d][0], "source": self.names[d][1], "bm25": float(self.words.scores[d, question]),
+                 "place": place.get(int(d))} for d in order]  # fmt: skip
+        stands = {"run": copied.run, "times": copied.times, "documents": [self.names[d][0] for d in copied.documents]}
+        return {"verbatim": stands, "by_words": best, "coverage": self.words.coverage[question]}
+
+
+def _shares(places: Sequence[tuple[int, int]], shares: Any) -> list[list[Any]]:
+    """`[start, stop, share]` of tokens that have both characters and a share."""
+    return [
+        [int(start), int(stop), float(share)]
+        for (start, stop), share in zip(places, shares, strict=False) if stop > start and share
+    ]  # fmt: skip
