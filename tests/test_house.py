@@ -50,7 +50,7 @@ INSIDE = {
         "fill", "fits", "indexing", "strongest", "null", "hits", "cascade", "ann", "groups", "trace", "positions",
         "shares", "bank", "plan", "plan_index", "plan_training", "judge", "metagradient", "counterfactual", "check",
     ],
-    "uimjax.answers": ["measures", "failures", "overlap", "folding", "engines", "evidence", "story"],
+    "uimjax.answers": ["measures", "failures", "overlap", "folding", "engines", "evidence", "story", "subject"],
     "uimjax.corpora": [
         "base", "truth", "digits", "files", "plants", "tokenizer", "documents", "stdlib", "text_plants", "texts",
         "prepared",
@@ -58,14 +58,14 @@ INSIDE = {
     "uimjax.models": ["attention", "blocks", "decoder", "encoders", "classifiers", "resnets"],
     "uimjax.pretrained": ["base", "decoders", "encoders", "folder", "words", "loading", "saving"],
     "uimjax.mitigate": ["unlearning", "edit", "oracle", "proof"],
-    "uimjax.report": ["tables", "summary", "judgements", "markup", "charts", "page"],
+    "uimjax.report": ["tables", "summary", "judgements", "markup", "rendering", "charts", "page", "answers"],
     "uimjax.audit": ["base", "backdoor", "behaviour", "leak", "scorecard"],
     "uimjax.sketch": ["base", "kronecker", "dense", "sparse", "truncated", "unsketched"],
     "uimjax.curvature": [
         "base", "identity", "damping", "projected", "blocks", "statistics", "source", "rotated", "separable",
         "kronecker", "products", "lanczos", "operator", "harmonic", "adam",
     ],
-    "uimjax.commands": ["base", "ask", "index", "judge", "plan", "story"],
+    "uimjax.commands": ["base", "ask", "failures", "index", "judge", "plan", "story"],
     "uimjax.workflow": ["base", "vision", "text"],
 }  # fmt: skip
 

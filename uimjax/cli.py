@@ -3,6 +3,7 @@
 import argparse
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ CODES = (
 )
 
 
-def parser() -> argparse.ArgumentParser:
-    """Every command; their settings are config keys, given as `--key.sub value`."""
+def parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """Every command; their settings are config keys, given as `--key.sub value`. `argv`: what was typed; `trace` begins
+    with a config or with a flag, and has no place for a config where it begins with a flag."""
     top = argparse.ArgumentParser(
         prog="uimjax",
         description="Understand, interpret and mitigate what models inherit from their training data.",
@@ -30,7 +32,11 @@ def parser() -> argparse.ArgumentParser:
     run = _command(commands, "run", "the whole story of a config, or replay a finished run", out=None)
     run.add_argument("target", help="a YAML config, or the folder of a run")
     for name, what in STAGES.items():
-        _command(commands, name, what, out=None).add_argument("target", help="a YAML config, or the folder of a run")
+        stage = _command(commands, name, what, out=None)
+        if name == "trace":
+            _of_failures(stage, flags=len(argv) > 1 and argv[1].startswith("-") and argv[1] not in ("-h", "--help"))
+        else:
+            stage.add_argument("target", help="a YAML config, or the folder of a run")
     report = _command(commands, "report", "one offline HTML page of a finished run", out=None)
     report.add_argument("target", help="the folder of a run")
     report.add_argument("--reveal", action="store_true", help="show leaked secrets in clear; they are masked otherwise")
@@ -69,7 +75,7 @@ def parser() -> argparse.ArgumentParser:
     check = _command(commands, "check", "judge attribution methods by retraining your own small task", out=None)
     check.add_argument("target", help="a YAML config (`uimjax new check`)")
     new = commands.add_parser("new", help="write a commented config into this folder")
-    new.add_argument("kind", help="run, text, index, trace or check")
+    new.add_argument("kind", help="run, text, index, trace, check or failures")
     topic = commands.add_parser("help", help="print a page of the shipped docs")
     topic.add_argument("topic", nargs="?", help="the page; without it, the list")
     return top
@@ -83,6 +89,16 @@ def _command(commands: Any, name: str, what: str, out: str | None) -> argparse.A
     return made
 
 
+def _of_failures(made: argparse.ArgumentParser, flags: bool) -> None:
+    """Flags of failures of a language model; all other settings are config keys."""
+    made.set_defaults(target=None)
+    if not flags:
+        made.add_argument("target", nargs="?", help="a YAML config, or the folder of a run; or instead:")
+    made.add_argument("--model", help="a checkpoint folder (config.json, safetensors, tokenizer.json)")
+    made.add_argument("--corpus", nargs="+", help="files of documents, or folders of them")
+    made.add_argument("--queries", help="failures as JSON lines: prompt, bad (completion), good if there is one")
+
+
 def _of_several(made: argparse.ArgumentParser) -> None:
     """Flags of one of several processes that do one job."""
     made.add_argument("--processes", type=int, help="how many processes share the job (a cluster's launcher says so)")
@@ -93,7 +109,8 @@ def _of_several(made: argparse.ArgumentParser) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point; ends the process with the exit code of what happened."""
-    args, rest = parser().parse_known_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    args, rest = parser(argv).parse_known_args(argv)
     takes_settings = args.command in ("demo", "run", "check", "plan", *STAGES)
     takes_settings |= getattr(args, "action", "") in ("build", "repair", "append")
     if rest and not takes_settings:

@@ -219,7 +219,13 @@ class _Answer(NamedTuple):
         longest = self.failures.rows["bad"]["tokens"].shape[1]
         for k, side in enumerate(("bad", "good") if "good" in self.failures.rows else ("bad",)):
             places = self.subject.tokenizer.encode(line["prompt"] + line[side]).offsets
-            made.append({"side": side, "tokens": _shares(places, shares[k * longest : (k + 1) * longest])})
+            made.append(
+                {
+                    "side": side,
+                    "text": line["prompt"] + line[side],
+                    "tokens": _shares(places, shares[k * longest : (k + 1) * longest]),
+                }
+            )
         return made
 
     def lexical(self, question: int, found: dict[str, list[Found]]) -> dict[str, Any]:

@@ -32,11 +32,22 @@ def demo(args: argparse.Namespace, rest: list[str]) -> int:
 def run(args: argparse.Namespace, rest: list[str]) -> int:
     from uimjax.config import LOCK, kind_of, read_yaml
 
-    target = Path(args.target)
-    if args.command == "trace" and target.is_file() and read_yaml(target).get("kind") == "trace":
-        from uimjax.commands.ask import ask
+    if args.command == "trace":
+        kind = read_yaml(Path(args.target)).get("kind") if args.target and Path(args.target).is_file() else None
+        given = [name for name in ("model", "corpus", "queries") if getattr(args, name) is not None]
+        if kind == "failures" or not args.target:
+            from uimjax.commands.failures import failures
 
-        return ask(args, rest)
+            return failures(args, rest)
+        if given:
+            raise UsageError(
+                f"--{given[0]} is for failures of a language model, and {args.target} is no config of those"
+            )
+        if kind == "trace":
+            from uimjax.commands.ask import ask
+
+            return ask(args, rest)
+    target = Path(args.target)
     until = args.command if args.command in STAGES else "mitigate"
     parts = [name for name in PARTS if (target / name / LOCK).exists()]
     if parts and not (target / LOCK).exists():

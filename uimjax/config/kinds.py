@@ -7,14 +7,20 @@ import yaml
 from pydantic import BaseModel
 
 from uimjax.config.base import Strict
-from uimjax.config.own import CheckConfig, IndexConfig, TraceConfig
+from uimjax.config.own import CheckConfig, FailuresConfig, IndexConfig, TraceConfig
 from uimjax.config.stories import RunConfig, TextConfig
 from uimjax.errors import ConfigError
 
 KINDS: dict[str, type[Strict]] = {
     "run": RunConfig, "text": TextConfig, "index": IndexConfig, "trace": TraceConfig, "check": CheckConfig,
+    "failures": FailuresConfig,
 }  # fmt: skip
-COMMANDS = {"index": "index build", "trace": "trace", "check": "check"}  # of a kind; the others are run
+COMMANDS = {
+    "index": "index build",
+    "trace": "trace",
+    "check": "check",
+    "failures": "trace",
+}  # of a kind; the others are run
 
 
 STORIES: dict[str, type[Strict]] = {"vision": RunConfig, "text": TextConfig}

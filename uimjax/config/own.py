@@ -54,6 +54,43 @@ class TraceConfig(Strict):
     group_by: str = Field("", description="a column of the metadata: scores of all rows are added up by it")
 
 
+class FailuresConfig(Strict):
+    """Failures of a language model, traced to the documents of its corpus."""
+
+    kind: Literal["failures"] = "failures"
+    model: str = Field(description="a checkpoint folder as Hugging Face's save_pretrained writes it")
+    corpus: tuple[str, ...] = Field(description="files of documents, or folders of them (`uimjax help corpora`)")
+    queries: str = Field(description='failures, a line each: {"prompt": ..., "bad": ..., "good": ...}')
+    text_column: str = Field("text", description="column of the documents that holds the text")
+    id_column: str = Field("", description="their names; none: FILE:ROW")
+    source_column: str = Field("", description="where they are from; none: a column `source`, or the file's name")
+    proxy: bool = Field(False, description="the corpus is not what the model was trained on, but like it")
+    measure: str = Field("", description="logprob, differential ... (`uimjax help trace`), or pkg.module:function")
+    method: str = Field(
+        "auto", description="auto (by size), relatif, ekfac, trackstar, logra, grad_cos, retain_cos ..."
+    )
+    length: int = Field(512, ge=2, description="tokens of a row; a longer document goes on in the next")
+    k: int = Field(10, ge=1, description="documents at either end of each failure")
+    shown: int = Field(3, ge=0, description="of so many documents the tokens that carry the score are looked at")
+    fold: float = Field(0.8, ge=0, le=1, description="documents as alike as that (Jaccard) are one; 0: none are")
+    retain: tuple[str, ...] = Field(
+        (), description="held-out clean documents: what the model does right, for retain_cos"
+    )
+    include: tuple[str, ...] = Field(("*",), description="parameters that are attributed, by patterns of their paths")
+    exclude: tuple[str, ...] = Field((), description="and those that are not")
+    dtype: Literal["", "float32", "bfloat16"] = Field("", description="of the parameters; none: as in the files")
+    scanned: bool = Field(False, description="layers stacked and compiled once: for deep models")
+    remat: bool = Field(False, description="activations computed again on the way back: less memory, more time")
+    devices: int = Field(1, ge=1, description="that share each batch")
+    model_devices: int = Field(1, ge=1, description="that share the parameters")
+    batch_size: int = Field(8, ge=1, description="rows at once")
+    sketch_rank: int = Field(16, ge=1, description="of an index, as all below")
+    seed: int = Field(0, description="of the projection matrices")
+    coding: str = Field("int8", description="float32, bfloat16, int8, int4; rank4-int8: matrices as 4 pairs of factors")
+    shard_rows: int = Field(1024, ge=1)
+    null: int = Field(100, ge=0, description="shuffled questions for the chance p of a score; 0: none")
+
+
 class CheckTrainChoice(TrainChoice):
     epochs: int = Field(20, ge=1)
     momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")

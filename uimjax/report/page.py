@@ -4,21 +4,17 @@ No script, no network: the page holds no `<script>`, its policy forbids all but 
 every text is escaped by the template. Leaked secrets are masked in the file itself unless the reader asks to see them.
 """
 
-import base64
-import hashlib
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import yaml
 
 from uimjax.config import LOCK, read_yaml
-from uimjax.errors import MissingFileError, OutputError
-from uimjax.report import charts, markup, tables
+from uimjax.errors import MissingFileError
+from uimjax.report import charts, markup, rendering, tables
 from uimjax.report.summary import PROBES, ranked, rivals, utility
 from uimjax.store import read_json
-from uimjax.store.base import atomic
 from uimjax.task import SIGN
 
 SHOWN = {"proponents": 8, "opponents": 2}
@@ -32,24 +28,14 @@ def write_page(run: Path, path: Path, reveal: bool = False) -> Path:
         MissingFileError: the run is not finished. CorruptError: its files are damaged. OutputError: cannot write there.
     """
     runs = [_run(folder, reveal) for folder in folders(run)]
-    here = Path(__file__).parent
-    style = (here / "page.css").read_text()
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    loader = jinja2.FileSystemLoader(here)
-    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
-    html = environment.get_template("page.html.j2").render(
+    return rendering.write(
+        path,
+        "page.html.j2",
         name=markup.visible(run.name or str(run.absolute().name)),
         runs=runs,
         failures=[failure for one in runs for failure in one["failures"]],
-        style=style,
-        style_digest=digest,
         sign=SIGN,
     )
-    if not path.parent.is_dir():
-        raise OutputError(f"{path.parent} is no folder; choose another place with --out")
-    with atomic(path) as temporary:
-        temporary.write_text(html, encoding="utf-8")
-    return path
 
 
 def folders(run: Path) -> list[Path]:

@@ -109,15 +109,19 @@ def write_lock(folder: Path, config: Any, digests: dict[str, str]) -> None:
     Raises:
         MismatchError: the folder holds a run of the same config on a corpus that has changed since.
     """
-    named = {name: importlib.metadata.version(name) for name in ("jax", "flax", "optax", "numpy", "tokenizers")}
-    made_with = {"uimjax": uimjax.__version__, **named, "python": sys.version.split()[0]}
-    document = {"config": config.model_dump(mode="json"), "corpus": digests, "made_with": made_with}
+    document = {"config": config.model_dump(mode="json"), "corpus": digests, "made_with": made_with()}
     if (folder / LOCK).exists():
         held = read_yaml(folder / LOCK)
         if held.get("config") == document["config"] and held.get("corpus") != digests:
             raise MismatchError(f"the corpus is not the one that {folder} was run on; choose another folder with --out")
     with atomic(folder / LOCK) as temporary:
         temporary.write_text(yaml.safe_dump(document, sort_keys=False))
+
+
+def made_with() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    named = {name: importlib.metadata.version(name) for name in ("jax", "flax", "optax", "numpy", "tokenizers")}
+    return {"uimjax": uimjax.__version__, **named, "python": sys.version.split()[0]}
 
 
 def versions() -> list[str]:

@@ -1,0 +1,100 @@
+"""From a checkpoint folder, files of documents and a file of failures to answers: `uimjax trace --model ...`."""
+
+import argparse
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from uimjax.commands.base import override
+from uimjax.errors import ShapeError, UsageError
+
+GIVEN = ("model", "corpus", "queries")  # without them there is nothing to ask
+RETAINED = 200  # rows to retain, evenly spaced over those that are given
+
+
+def values_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Of a config file, if there is one, with the flags of `GIVEN` over it."""
+    from uimjax.config import read_yaml
+
+    values = read_yaml(Path(args.target)) if args.target else {"kind": "failures"}
+    values |= {name: getattr(args, name) for name in GIVEN if getattr(args, name) is not None}
+    if lacking := [name for name in GIVEN if name not in values]:
+        raise UsageError(
+            f"--{lacking[0]} is missing: `uimjax trace --model FOLDER --corpus FILES --queries FAILURES.jsonl`, or a "
+            "config (`uimjax new failures`), or the folder of a run"
+        )
+    return values
+
+
+def failures(args: argparse.Namespace, rest: list[str]) -> int:
+    from uimjax.allocator import keep_buffers
+
+    keep_buffers()  # before anything computes
+    from uimjax.config import FailuresConfig
+    from uimjax.progress import quiet, shown
+    from uimjax.report import answers as report
+    from uimjax.store import write_json
+    from uimjax.store.base import make_folder
+
+    config = override(FailuresConfig, values_of(args), rest)
+    out = make_folder(Path(args.out or (Path(args.target).with_suffix(".trace") if args.target else "runs/trace")))
+    answer = answered(config, out, quiet if args.json else shown)
+    write_json(out / "answers.json", answer)
+    page = report.write_page(answer, out / "report.html")
+    if args.json:
+        print(json.dumps(answer | {"out": str(out)}))
+        return 0
+    from rich.console import Console
+
+    report.show(answer, Console(width=None if sys.stdout.isatty() else 160))
+    print(f"{answer['method']}: {answer['why']}. {answer['unit']}.")
+    if answer["proxy"]:
+        print(
+            "A proxy corpus was traced: these documents are like a cause, and not the cause. "
+            f"{_share(answer['coverage'])} of the failures' runs of five words stand in it."
+        )
+    print(f"Everything is in {out}; look at {page}.")
+    return 0
+
+
+def _share(value: float | None) -> str:
+    return "An unknown share" if value is None else f"{value:.0%}"
+
+
+def answered(config: Any, out: Path, progress: Any) -> dict[str, Any]:
+    """The answer to a config, with what it was asked of."""
+    from uimjax import rows as row
+    from uimjax.answers import story
+    from uimjax.answers.failures import read_failures
+    from uimjax.answers.subject import open_subject
+    from uimjax.corpora.prepared import prepare
+    from uimjax.corpora.texts import Columns, files_of
+    from uimjax.mesh import make_mesh
+    from uimjax.sketch import Sketch
+    from uimjax.workflow.base import made_with
+
+    files_of(config.corpus)  # what is not there is said before a model is read
+    mesh = None if config.devices * config.model_devices == 1 else make_mesh(config.devices, config.model_devices)
+    subject, most = open_subject(config, mesh)
+    if most and config.length > most:
+        raise ShapeError(f"rows of {config.length} tokens; this model has {most} positions: --length {most}")
+    columns = Columns(config.text_column, config.id_column, config.source_column)
+    asked = read_failures(config.queries, subject.task, subject.tokenizer, config.length, config.measure)
+    how = {"length": config.length, "columns": columns, "progress": progress}
+    corpus = prepare(config.corpus, subject.tokenizer, out / "corpus", **how)
+    retain = None
+    if config.retain:
+        retain = row.spread(prepare(config.retain, subject.tokenizer, out / "retain", **how).rows, RETAINED)
+    choices = story.Choices(
+        **config.model_dump(include={f.name for f in dataclasses.fields(story.Choices)}),
+        sketch=Sketch(config.sketch_rank, seed=config.seed), mesh=mesh,
+    )  # fmt: skip
+    answer = story.answer(subject, corpus, asked, out, choices, retain, progress)
+    covered = [one["coverage"] for one in answer["failures"] if "coverage" in one]
+    return answer | {
+        "name": Path(config.model).name, "config": config.model_dump(mode="json"), "proxy": config.proxy,
+        "coverage": sum(covered) / len(covered) if covered else None,
+        "made_with": made_with(),
+    }  # fmt: skip
