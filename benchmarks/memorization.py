@@ -39,6 +39,7 @@ from uimjax.interpret.base import Method
 from uimjax.progress import shown
 
 PER = 35  # documents of a source
+PROMPT = 280  # the last characters of a probe: a row has room for them and for the completion
 RECIPE = uj.Recipe(
     epochs=24, batch_size=16, learning_rate=4e-3, warmup=0.05, clip=1.0, beta2=0.95, final=0.05, weight_decay=0.01
 )
@@ -84,7 +85,7 @@ def probes(its: Study, passages: list[Line], name: str, keep: Any = None) -> tup
     lines, owner = [], []
     for k, passage in enumerate(passages):
         for prompt, target in zip(passage["mem_input"], passage["mem_target"], strict=True):
-            lines.append({"prompt": prompt, "bad": f" {target}"})
+            lines.append({"prompt": prompt[-PROMPT:], "bad": f" {target}"})
             owner.append(places[f"passage-{k}"])
     kept = range(len(lines)) if keep is None else keep
     path = its.folder / f"{name}.jsonl"

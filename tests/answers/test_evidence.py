@@ -22,7 +22,7 @@ def test_kinds(text, rank, kind, copied):
     found = of_document(text, PROMPT, SAID, (1.0, rank), 3)
     assert found.kind == kind
     assert found.copied == copied
-    assert text[found.start : found.start + len(found.shared)] == found.shared
+    assert text[found.shared_at : found.shared_at + len(found.shared)] == found.shared
     assert found.shared in PROMPT + SAID
 
 

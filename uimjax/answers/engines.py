@@ -15,6 +15,7 @@ from uimjax.answers.failures import Failures
 from uimjax.curvature import blocks
 from uimjax.curvature.base import Source
 from uimjax.curvature.kronecker import Kronecker
+from uimjax.errors import UsageError
 from uimjax.interpret import base, exact, methods, positions, shares
 from uimjax.interpret import groups as grouping
 from uimjax.interpret import trace as tracing
@@ -72,24 +73,29 @@ def is_whole(name: str) -> bool:
 def of_index(
     index: Index, task: Task, params: Any, data: Any, failures: Failures, method: str, retain: Any = None, null: int = 0
 ) -> Answering:
-    """Raises as `trace.trace`."""
-    each = not failures.together
-    asked = (index, task, params, data, failures.measurement, failures.rows)
-    made = tracing.ask(*asked, method, each, retain)
+    """The curvature is measured once, and serves all that is asked. Raises as `trace.trace`."""
+    each, asked = not failures.together, (task, params, data, failures.measurement, failures.rows)
+    question = tracing.question(index, *asked, each)
+    if retain is not None and not methods.get(method).retain:
+        raise UsageError(f"{method} keeps nothing of what is right: leave retain out, or take retain_cos")
+    span = None if retain is None else tracing.retained(index, task, params, data, retain)
+    made = tracing.by(question, method, span)
+    band = tracing.beside(made, *asked, null) if null else None
 
     def strongest(k: int) -> Trace:
-        return tracing.trace(*asked, method, k=k, each=each, retain=retain, null=null or None)
+        return tracing.top(made, k) if band is None else tracing.top_beside(made, question.vectors, band, k)
 
     def by_group(labels: Any) -> Totals:
-        return tracing.totals(*asked, labels, method, each=each, retain=retain)
+        groups = grouping.grouped(labels)
+        return grouping.totals(tracing.streamed(made), groups, index.rows, label, made.unit)
 
-    def document_tokens(question: int, rows: Any) -> np.ndarray:
-        return positions.token_scores(made, task, params, rows, PIECE, question)
+    def document_tokens(number: int, rows: Any) -> np.ndarray:
+        return positions.token_scores(made, task, params, rows, PIECE, number)
 
-    def question_tokens(question: int, rows: Any) -> np.ndarray:
+    def question_tokens(number: int, rows: Any) -> np.ndarray:
         assert failures.parts is not None
-        one = jax.tree.map(lambda x: x[question], failures.rows)
-        return positions.query_token_scores(made, failures.parts, task, params, one, rows, question, PIECE)
+        one = jax.tree.map(lambda x: x[number], failures.rows)
+        return positions.query_token_scores(made, failures.parts, task, params, one, rows, number, PIECE)
 
     label = base.said(made.method, made.damping)
     parts = None if failures.parts is None or failures.together else question_tokens

@@ -21,13 +21,13 @@ KINDS = {
 
 class Evidence(NamedTuple):
     """`bm25` and its `bm25_rank` among all documents (None: too many to compare); the longest run of characters that
-    the question shares with the document, and where it `start`s there; the longest end of the question, completion
-    and all, that stands there ("" where it does not); `kind`: one of `KINDS`."""
+    the question shares with the document, and where it begins there (`shared_at`); the longest end of the question,
+    completion and all, that stands there ("" where it does not); `kind`: one of `KINDS`."""
 
     bm25: float | None
     bm25_rank: int | None
     shared: str
-    start: int
+    shared_at: int
     copied: str
     kind: str
 

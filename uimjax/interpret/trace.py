@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from uimjax import rows as row
 from uimjax import store
 from uimjax.curvature.damping import Chosen
 from uimjax.errors import MismatchError, ShapeError, UsageError
@@ -178,7 +179,10 @@ def trace(
     if banded:
         _retains(method, retain)
         found = question(index, task, params, data, measurement, queries, each)
-        return _beside_null(found, task, params, data, queries, method, k, each, retain, where, null)
+        span = None if retain is None else retained(found.held, task, params, data, retain)
+        made = by(found, method, span)
+        band = beside(made, task, params, data, measurement, queries, null)
+        return top_beside(made, found.vectors, band, k, where)
     asked = ask(index, task, params, data, measurement, queries, method, each, retain)
     if not rerank:
         return approximate.top(asked, k) if ann else top(asked, k, where)
@@ -187,20 +191,25 @@ def trace(
     return cascade.rerank(found, asked, task, params, data, measurement, queries, each, k)
 
 
-def _beside_null(found, task, params, data, queries, method, k, each, retain, where, null) -> Trace:
-    """A trace, with what the strongest rows score for questions without content; all are asked in one pass."""
-    held, count = found.held, len(found.vectors)
+def beside(asked: Asked, task: Task, params: Any, data: Any, measurement: Measurement, queries: Any, null: Any) -> Any:
+    """Directions `[B, D]` of questions without content, made as those of `asked` were; `null` as `trace` takes it."""
 
     def gradients(rows: Any) -> Any:
-        return question(held, task, params, data, found.measurement, rows, True).vectors
+        return question(asked.held, task, params, data, measurement, rows, True).vectors
 
-    beside = nothing.questions(queries, null, each, gradients)
-    span = None if retain is None else retained(held, task, params, data, retain)
-    both = top(by(found._replace(vectors=jnp.concatenate([found.vectors, beside])), method, span), k, where)
+    each = len(asked.directions) == row.count(queries)  # of one query its mean is itself
+    vectors = base.without(nothing.questions(queries, null, each, gradients), asked.method, asked.span)
+    return base.directions(asked.method, asked.inverse, vectors)
+
+
+def top_beside(asked: Asked, vectors: Any, null: Any, k: int, where: Any = None) -> Trace:
+    """As `top`, with the band of the directions `null` asked in the same pass; `vectors`: the question's gradients."""
+    count = len(asked.directions)
+    both = top(asked._replace(directions=jnp.concatenate([asked.directions, null])), k, where)
     ends = (both.proponent_scores[count:, 0], both.opponent_scores[count:, 0])
     real = {name: getattr(both, name)[:count] for name in Trace._fields[:4]}
-    grows = _method(method, span is not None).normalize in ("none", "self")  # with the length of the query
-    length = np.linalg.norm(np.asarray(found.vectors), axis=1) if grows else np.ones(count)
+    grows = asked.method.normalize in ("none", "self")  # with the length of the query
+    length = np.linalg.norm(np.asarray(vectors), axis=1) if grows else np.ones(count)
     largest, smallest = (np.sort(x) for x in ends)
     return both._replace(**real, null=nothing.Null(largest, smallest, np.where(length > 0, length, 1)))
 

@@ -15,6 +15,7 @@ KINDS = {
 CAUSE = "Documents that this comes from, the strongest first"
 PROXY = "Documents of the proxy corpus that are most like a cause; what the model was trained on was not seen"
 EXCERPT = 900  # characters of a document that no tokens are shown of
+CHANCE = 0.05  # p above which a document is drawn faint: questions without content find such ones
 WIDE = 60  # letters of a name on a terminal
 
 
@@ -77,6 +78,7 @@ def _document(its: dict[str, Any]) -> dict[str, Any]:
         "source": markup.visible(its["source"]),
         "score": f"{its['score']:+.4g}",
         "p": None if its["p"] is None else f"{its['p']:.3g}",
+        "faint": its["p"] is not None and its["p"] > CHANCE,
         "at": (its["start"], its["stop"]),
         "rows": its["rows"],
         "lines": markup.highlight(text, 1, tokens, []),
@@ -110,6 +112,7 @@ def show(answer: dict[str, Any], console: Any) -> None:
                 _short(its["id"], WIDE) + copies, _short(its["source"], 20), f"{its['score']:+.4g}",
                 "" if its["p"] is None else f"{its['p']:.3g}", KINDS[its["kind"]][0] if "kind" in its else "",
                 str(its.get("bm25_rank") or ""), f"{len(its.get('shared', ''))}",
+                style="dim" if its["p"] is not None and its["p"] > CHANCE else "",
             )  # fmt: skip
         console.print(table, markup=False)
         if told := _verbatim(one):

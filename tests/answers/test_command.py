@@ -1,0 +1,157 @@
+"""`uimjax trace --model --corpus --queries`: a folder, files and failures to answers, and every cure on the way."""
+
+import json
+
+import numpy as np
+import pytest
+
+import uimjax as uj
+from tests.pretrained.folders import write
+from uimjax import cli, training
+from uimjax.corpora.prepared import prepare
+from uimjax.pretrained.words import need_tokenizer
+from uimjax.store import read_json
+
+LINE = {"prompt": "w41 w42 w43 ", "bad": "w44 w45", "good": "w5 w9"}
+
+
+def lines(path, objects):
+    path.write_text("".join(json.dumps(its) + "\n" for its in objects))
+    return path
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A model trained on a corpus of which document 17 says what it says; 33 repeats that one."""
+    folder, rng = tmp_path_factory.mktemp("made"), np.random.default_rng(0)
+    start = uj.load(write(folder / "start", "llama", words=61))
+    texts = [" ".join(f"w{k}" for k in rng.integers(3, 40, 30)) for _ in range(60)]
+    texts[17] = "w41 w42 w43 w44 w45 w46 w47 w48 " + texts[17]
+    texts[33] = texts[17] + " w4"
+    corpus = lines(folder / "corpus.jsonl", [{"text": t, "source": f"s{k % 3}"} for k, t in enumerate(texts)])
+    queries = lines(folder / "failures.jsonl", [LINE, LINE | {"bad": "w43 w41"}])
+    rows = prepare([corpus], need_tokenizer(start.tokenizer, start.folder), folder / "rows", length=16).rows
+    recipe = uj.Recipe(epochs=20, batch_size=16, learning_rate=1e-2, seed=0)
+    uj.save(start, folder / "model", training.fit(start.task, start.params, rows, recipe).params)
+    return folder, corpus, queries
+
+
+def ask(made, out, *more, **changed):
+    """The exit code of the command."""
+    folder, corpus, queries = made
+    given = {"model": folder / "model", "corpus": corpus, "queries": queries, "length": 16} | changed
+    flags = [part for name, value in given.items() for part in (f"--{name}", str(value))]
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["trace", *flags, "--out", str(out), *more])
+    return ended.value.code
+
+
+@pytest.mark.parametrize("method", ["auto", "trackstar"])
+def test_a_failure_finds_the_document_that_says_it(made, tmp_path, capsys, method):
+    assert ask(made, tmp_path, "--method", method, "--k", "4", "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["measure"] == "differential"
+    assert method == "trackstar" or told["method"].startswith("relatif")
+    first, second = told["failures"]
+    best = first["proponents"][0]
+    assert (best["id"], best["source"], best["kind"]) == ("corpus.jsonl:18", "s2", "copied")
+    assert best["copies"] == ["corpus.jsonl:34"]
+    assert best["text"].startswith("w41 w42 w43 w44 w45")
+    assert (best["start"], best["bm25_rank"]) == (0, 1)
+    assert first["verbatim"] == {"run": "w41 w42 w43 w44 w45", "times": 2, "documents": ["corpus.jsonl:18", "corpus.jsonl:34"]}  # fmt: skip  # noqa: E501
+    assert second["verbatim"]["run"] == ""
+    assert first["coverage"] == 1.0
+    assert [its["id"] for its in first["by_words"]][0] == "corpus.jsonl:18"
+    assert len(first["proponents"]) == len(first["opponents"]) == 4
+    scores = [its["score"] for its in first["proponents"]]
+    assert scores == sorted(scores, reverse=True)
+    assert {its["group"] for its in first["sources"]} == {"s0", "s1", "s2"}
+    strongest = max(best["tokens"], key=lambda its: its[2])
+    assert best["text"][strongest[0] : strongest[1]] in ("w44", "w45")
+    np.testing.assert_allclose(sum(share for *_, share in best["tokens"]), best["score"], rtol=2e-2)
+    np.testing.assert_allclose(sum(s for side in best["asked"] for *_, s in side["tokens"]), best["score"], rtol=2e-2)
+    assert [side["text"] for side in best["asked"]] == ["w41 w42 w43 w44 w45", "w41 w42 w43 w5 w9"]
+    assert "tokens" not in first["proponents"][3], "of three documents unless told otherwise"
+    assert {key: told[key] for key in read_json(tmp_path / "answers.json")} == read_json(tmp_path / "answers.json")
+    page = (tmp_path / "report.html").read_text()
+    assert "corpus.jsonl:18" in page
+    assert "<script" not in page
+    assert (best["p"] is None) == (method == "auto")
+
+
+def test_lines_for_a_terminal_and_a_second_run_that_builds_nothing(made, tmp_path, capsys):
+    assert ask(made, tmp_path, "--method", "logra") == 0
+    first = capsys.readouterr().out
+    assert "copied" in first
+    assert "corpus.jsonl:18 (+1 copies)" in first
+    assert "Word for word, the completion and the 12 characters before it stand 2 times in the corpus" in first
+    built = {path: path.stat().st_mtime_ns for path in (tmp_path / "index").rglob("*") if path.is_file()}
+    assert ask(made, tmp_path, "--method", "logra") == 0
+    assert capsys.readouterr().out == first
+    assert built == {path: path.stat().st_mtime_ns for path in (tmp_path / "index").rglob("*") if path.is_file()}
+
+
+def test_a_config_says_the_same_as_flags(made, tmp_path, capsys):
+    folder, corpus, queries = made
+    config = tmp_path / "ask.yaml"
+    config.write_text(
+        f"kind: failures\nmodel: {folder / 'model'}\ncorpus: [{corpus}]\nqueries: {queries}\nlength: 16\n"
+    )
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["trace", str(config), "--method", "grad_cos", "--null", "0", "--proxy"])
+    assert ended.value.code == 0
+    told = capsys.readouterr().out
+    assert "A proxy corpus was traced: these documents are like a cause, and not the cause. " in told
+    answer = read_json(tmp_path / "ask.trace" / "answers.json")
+    assert answer["proxy"]
+    assert answer["failures"][0]["proponents"][0]["p"] is None
+    assert "Documents of the proxy corpus that are most like a cause" in (tmp_path / "ask.trace" / "report.html").read_text()  # fmt: skip  # noqa: E501
+
+
+def test_a_question_of_all_lines_together_and_rows_to_retain(made, tmp_path, capsys):
+    folder = made[0]
+    grouped = lines(tmp_path / "g.jsonl", [LINE | {"group": "a"}, LINE | {"bad": "w7", "group": "b"}])
+    clean = lines(tmp_path / "clean.jsonl", [{"text": "w3 w4 w5 w6 w7 w8"}] * 3)
+    more = ("--measure", "group_gap", "--retain", str(clean), "--json")
+    assert ask(made, tmp_path / "out", *more, queries=grouped) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["method"].startswith("retain_cos")
+    assert told["why"] == "clean documents to retain are given"
+    (one,) = told["failures"]
+    assert len(one["lines"]) == 2
+    assert "kind" not in one["proponents"][0]
+    assert one["proponents"][0]["tokens"]
+    assert (tmp_path / "out" / "report.html").exists()
+    assert ask(made, tmp_path / "two", "--method", "relatif", "--retain", str(clean), model=folder / "model") == 2
+    assert "relatif keeps nothing of what is right" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changed", "more", "code", "words"),
+    [
+        ({"corpus": "none.jsonl"}, [], 3, "none.jsonl is not there"),
+        ({"model": "nowhere"}, [], 3, "nowhere is not a folder"),
+        ({}, ["--text_column", "txet"], 2, "Did you mean 'text'"),
+        ({"length": 4}, [], 3, "prompt and 'bad' are 5 tokens and 4 fit"),
+        ({}, ["--measure", "logprop"], 2, "Did you mean 'logprob'"),
+        ({}, ["--method", "trackstra"], 2, "Did you mean 'trackstar'"),
+        ({}, ["--lenght", "3"], 2, "lenght"),
+        ({}, ["--include", "nothing*"], 2, "nothing"),
+    ],
+)
+def test_what_is_wrong_is_said_with_its_cure(made, tmp_path, capsys, changed, more, code, words):
+    assert ask(made, tmp_path, *more, **changed) == code
+    assert words in capsys.readouterr().err
+
+
+def test_a_folder_without_a_tokenizer_and_flags_without_a_model(made, tmp_path, capsys):
+    bare = write(tmp_path / "bare", "llama")
+    assert ask(made, tmp_path / "out", model=bare) == 3
+    assert "has no tokenizer.json, and text cannot be read without" in capsys.readouterr().err
+    vision = write(tmp_path / "vit", "vit")
+    assert ask(made, tmp_path / "out", model=vision) == 3
+    assert "vit; documents are traced for decoders" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["trace", "--corpus", "x.jsonl"])
+    assert ended.value.code == 2
+    assert "--model is missing" in capsys.readouterr().err
