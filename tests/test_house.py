@@ -55,7 +55,7 @@ INSIDE = {
         "base", "truth", "digits", "files", "plants", "tokenizer", "documents", "stdlib", "text_plants", "texts",
         "prepared",
     ],
-    "uimjax.models": ["attention", "blocks", "decoder", "encoders", "classifiers", "resnets"],
+    "uimjax.models": ["attention", "blocks", "decoder", "own", "encoders", "classifiers", "resnets"],
     "uimjax.pretrained": ["base", "decoders", "encoders", "folder", "words", "loading", "saving"],
     "uimjax.mitigate": ["unlearning", "edit", "oracle", "proof"],
     "uimjax.report": ["tables", "summary", "judgements", "markup", "rendering", "charts", "page", "answers"],

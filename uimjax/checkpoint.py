@@ -4,6 +4,8 @@ A pytree is stored as a flat dictionary of its leaves by path, so any structure 
 in the shape of the template it is loaded into. This module alone speaks to Orbax.
 """
 
+import difflib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from uimjax.errors import CorruptError, MismatchError, MissingFileError
+from uimjax.errors import CorruptError, MismatchError, MissingFileError, ShapeError
 from uimjax.store import digest_array, read_manifest, write_manifest
 from uimjax.store.base import make_folder
 
@@ -94,6 +96,88 @@ def load(folder: Path, template: Any, step: int | None = None) -> tuple[int, Any
                 f"checkpoint {step} in {folder}: {name} is not what was saved. Train again from the start."
             )
     return step, jax.tree.unflatten(jax.tree.structure(template), [found[name] for name in flat])
+
+
+def steps_in(folder: Path) -> list[int]:
+    """Steps of checkpoints in a folder, as a checkpointer keeps them; none for a checkpoint itself.
+
+    Raises:
+        MissingFileError: it is neither.
+    """
+    if not folder.is_dir():
+        raise MissingFileError(f"{folder} is not a folder; one of Orbax checkpoints was wanted")
+    found = sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit() and path.is_dir())
+    if not found and not any((folder / mark).exists() for mark in ("_CHECKPOINT_METADATA", "_METADATA")):
+        raise MissingFileError(f"{folder} holds no Orbax checkpoint and no steps of a run")
+    return found
+
+
+def read_tree(folder: Path, template: Any, step: int | None = None, place: Callable[[Any], Any] | None = None) -> Any:
+    """Arrays for a template from any Orbax checkpoint, or from a step (the newest) of a run's, by the names of its
+    leaves: whatever stands above them there (`params`, a whole training state) is found. `place`: of an array's shape,
+    where it is to lie. Nothing else of the checkpoint is read.
+
+    Raises:
+        MissingFileError, CorruptError. MismatchError: leaves are missing, or stand in several places. ShapeError.
+    """
+    ocp, steps = _orbax(), steps_in(folder)
+    if step is not None and step not in steps:
+        raise MissingFileError(f"{folder} has no step {step}; its steps are {', '.join(map(str, steps)) or 'none'}")
+    root = folder.absolute() / str(steps[-1] if step is None else step) if steps else folder.absolute()
+    try:
+        held = ocp.metadata(root).metadata
+    except (ValueError, OSError, LookupError) as error:
+        raise CorruptError(f"{root} cannot be read as an Orbax checkpoint: {error}") from error
+    paths = {_named(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(held)[0]}
+    leaves = jax.tree_util.tree_flatten_with_path(template)[0]
+    wanted = [_named(path) for path, _ in leaves]
+    above = _above(root, wanted, paths)
+    spec = {}
+    for name, (_, leaf) in zip(wanted, leaves, strict=True):
+        if tuple(paths[above + name].shape) != tuple(leaf.shape):
+            raise ShapeError(f"{root}: {name} is {list(paths[above + name].shape)}, the model's {list(leaf.shape)}")
+        at = jax.sharding.SingleDeviceSharding(jax.devices()[0]) if place is None else place(leaf.shape)
+        spec[above + name] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at)
+    asked = jax.tree_util.tree_map_with_path(lambda path, _: spec.get(_named(path), ocp.PLACEHOLDER), held)
+    try:
+        found = ocp.load(root, asked)
+    except (ValueError, OSError, LookupError) as error:
+        raise CorruptError(f"{root} cannot be read: {error}") from error
+    arrays = {_named(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(found)[0]}
+    if steps and (kept := _digests(folder, int(root.name))).exists():
+        _check_digests(root, {above + name: arrays[above + name] for name in wanted}, read_manifest(kept))
+    return jax.tree.unflatten(jax.tree.structure(template), [arrays[above + name] for name in wanted])
+
+
+def _named(path: Any) -> str:
+    """Of a leaf, the same for a state, a dictionary of it, and our own flat ones."""
+    return jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")
+
+
+def _above(root: Path, wanted: list[str], held: Mapping[str, Any]) -> str:
+    """What stands before the wanted names in a checkpoint. Raises MismatchError."""
+    tails = [name.removesuffix(wanted[0]) for name in held if name.endswith(wanted[0])]
+    fits = [
+        above for above in tails if (not above or above.endswith(".")) and all(above + name in held for name in wanted)
+    ]
+    fits = [above for above in fits if above in ("", "params.")] or fits
+    if len(fits) == 1:
+        return fits[0]
+    if fits:
+        raise MismatchError(f"{root} holds such parameters several times, under {', '.join(map(repr, fits))}")
+    lacking = next((name for name in wanted if not any(other.endswith(name) for other in held)), wanted[0])
+    near = difflib.get_close_matches(lacking, held, n=1, cutoff=0.4)
+    raise MismatchError(
+        f"{root} holds another model: it has no {lacking}{f' (it has {near[0]})' if near else ''}. Load it with the"
+        " model that it was saved from."
+    )
+
+
+def _check_digests(root: Path, arrays: Mapping[str, Any], kept: Mapping[str, str]) -> None:
+    plain = {name.removesuffix(".value"): digest for name, digest in kept.items()}
+    for name, leaf in arrays.items():
+        if digest_array(np.asarray(leaf)) != plain[name]:
+            raise CorruptError(f"{root}: {name} is not what was saved. Train again from the start.")
 
 
 def read_safetensors(file: Path, wanted: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -95,8 +96,20 @@ def decoder_task(graph: Any) -> Task:
     def model(params: Any) -> Any:
         return nnx.merge(graph, params, copy=True)
 
-    def outputs(params: Any, example: Any) -> Any:
+    def logits(params: Any, example: Any) -> Any:
         return model(params)(example["tokens"], **_segments(example))
+
+    def represent(params: Any, example: Any) -> Any:
+        found = model(params)
+        each = found.features if callable(getattr(found, "features", None)) else found
+        return each(example["tokens"], **_segments(example))
+
+    return language_task(logits, represent)
+
+
+def language_task(outputs: Callable[[Any, Any], Any], represent: Callable[[Any, Any], Any] | None = None) -> Task:
+    """The task of `decoder_task` for any `outputs(params, example)`: logits `[T, V]` of the token after each; and
+    `represent(params, example)` `[T, D]` (else the logits)."""
 
     def loss(params: Any, example: Any) -> Any:
         return nll(outputs(params, example), example)
@@ -116,9 +129,8 @@ def decoder_task(graph: Any) -> Task:
         return example | {"tokens": jnp.concatenate([example["tokens"][:1], drawn])}
 
     def features(params: Any, example: Any) -> Any:
-        found, weight = model(params), example["counted"][:, None]
-        represent = found.features if callable(getattr(found, "features", None)) else found
-        each = represent(example["tokens"], **_segments(example))
+        weight = example["counted"][:, None]
+        each = (outputs if represent is None else represent)(params, example)
         return (each * weight).sum(0) / jnp.maximum(weight.sum(), 1.0)
 
     return Task(loss=loss, outputs=outputs, features=features, nll=nll, sample=sample)
