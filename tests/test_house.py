@@ -50,7 +50,7 @@ INSIDE = {
         "fill", "fits", "indexing", "strongest", "null", "hits", "cascade", "ann", "groups", "trace", "positions",
         "shares", "bank", "plan", "plan_index", "plan_training", "judge", "metagradient", "counterfactual", "check",
     ],
-    "uimjax.answers": ["measures", "failures", "overlap", "folding", "engines", "evidence", "story", "subject"],
+    "uimjax.answers": ["measures", "failures", "overlap", "folding", "engines", "evidence", "subject", "story"],
     "uimjax.corpora": [
         "base", "truth", "digits", "files", "plants", "tokenizer", "documents", "stdlib", "text_plants", "texts",
         "prepared",

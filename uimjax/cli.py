@@ -94,7 +94,10 @@ def _of_failures(made: argparse.ArgumentParser, flags: bool) -> None:
     made.set_defaults(target=None)
     if not flags:
         made.add_argument("target", nargs="?", help="a YAML config, or the folder of a run; or instead:")
-    made.add_argument("--model", help="a checkpoint folder (config.json, safetensors, tokenizer.json)")
+    made.add_argument(
+        "--model",
+        help="a checkpoint folder, or pkg.module:function returning a Flax module",
+    )
     made.add_argument("--corpus", nargs="+", help="files of documents, or folders of them")
     made.add_argument("--queries", help="failures as JSON lines: prompt, bad (completion), good if there is one")
 

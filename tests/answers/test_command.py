@@ -2,13 +2,20 @@
 
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen, nnx
+from orbax.checkpoint import v1
 
 import uimjax as uj
 from tests.pretrained.folders import write
 from uimjax import cli, training
+from uimjax.answers.subject import read_words
 from uimjax.corpora.prepared import prepare
+from uimjax.models.blocks import Shape
+from uimjax.models.decoder import Decoder, build
 from uimjax.pretrained.words import need_tokenizer
 from uimjax.store import read_json
 
@@ -155,3 +162,77 @@ def test_a_folder_without_a_tokenizer_and_flags_without_a_model(made, tmp_path, 
         cli.main(["trace", "--corpus", "x.jsonl"])
     assert ended.value.code == 2
     assert "--model is missing" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- models of the reader's own
+
+HERE = "tests.answers.test_command"
+CHOICE = Shape(vocabulary=61, length=64, layers=1, width=16, heads=2)
+
+
+def as_module():
+    """A module of one's own."""
+    return Decoder(CHOICE, nnx.Rngs(5))
+
+
+def as_linen():
+    return Words()
+
+
+class Words(linen.Module):
+    @linen.compact
+    def __call__(self, tokens):
+        return linen.Dense(61)(jnp.cumsum(linen.Embed(61, 8)(tokens), 0))
+
+
+def own_task(module):
+    return build(module)[0]
+
+
+def no_task(_module):
+    return 3
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_module_of_ones_own_with_an_orbax_checkpoint(made, tmp_path, capsys):
+    task, params = build(as_module())
+    rows = prepare([made[1]], read_words(str(made[0] / "model")), tmp_path / "rows", length=16).rows
+    recipe = uj.Recipe(epochs=20, batch_size=16, learning_rate=1e-2)
+    training.fit(task, params, rows, recipe, folder=tmp_path / "run")
+    more = ["--tokenizer", str(made[0] / "model"), "--checkpoint", str(tmp_path / "run"), "--json"]
+    assert ask(made, tmp_path / "out", *more, model=f"{HERE}:as_module") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["failures"][0]["proponents"][0]["id"] == "corpus.jsonl:18"
+    assert ask(made, tmp_path / "out", *more, "--task", f"{HERE}:own_task", model=f"{HERE}:as_module") == 0
+    capsys.readouterr()
+    for flags, code, words in (
+        ([*more, "--step", "7"], 3, "no step 7; its steps are 10, 20"),
+        (["--checkpoint", str(tmp_path / "run")], 3, "comes without a tokenizer"),
+        ([*more, "--task", f"{HERE}:no_task"], 2, "returned int; a uimjax.Task was wanted"),
+        ([*more, "--remat"], 2, "remat is for models built here"),
+    ):
+        assert ask(made, tmp_path / "no", *flags, model=f"{HERE}:as_module") == code
+        assert words in capsys.readouterr().err
+    assert ask(made, tmp_path / "no", *more[:2], model=f"{HERE}:as_linen") == 2
+    assert "is a Linen module, without parameters of its own: --checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_linen_module_and_a_folder_with_parameters_from_orbax(made, tmp_path, capsys):
+    params = as_linen().init(jax.random.key(0), jnp.zeros(4, jnp.int32))
+    v1.save(tmp_path / "linen", params)
+    words = ["--tokenizer", str(made[0] / "model"), "--method", "grad_cos", "--json"]
+    assert ask(made, tmp_path / "a", *words, "--checkpoint", str(tmp_path / "linen"), model=f"{HERE}:as_linen") == 0
+    assert len(json.loads(capsys.readouterr().out)["failures"][0]["proponents"]) == 10
+    trained = uj.load(made[0] / "model")
+    v1.save(tmp_path / "kept", {"params": nnx.to_pure_dict(trained.params)})
+    given = ["--method", "grad_cos", "--null", "0", "--json"]
+    bare = write(tmp_path / "bare", "llama", words=61)
+    (bare / "model.safetensors").unlink()
+    assert ask(made, tmp_path / "b", *given, "--checkpoint", str(tmp_path / "kept"), model=bare) == 0
+    one = json.loads(capsys.readouterr().out)["failures"]
+    assert ask(made, tmp_path / "c", *given) == 0
+    assert json.loads(capsys.readouterr().out)["failures"] == one
+    small = write(tmp_path / "small", "llama", words=90)
+    assert ask(made, tmp_path / "d", "--tokenizer", str(small), "--method", "grad_cos") == 3
+    assert "the tokenizer knows id 89 ('w89') and the model has 61 words" in capsys.readouterr().err

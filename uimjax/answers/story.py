@@ -11,33 +11,23 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import pyarrow as pa
-import tokenizers
 
 from uimjax.answers import engines, evidence, folding, overlap
 from uimjax.answers.engines import Answering
 from uimjax.answers.evidence import Evidence
 from uimjax.answers.failures import Failures
 from uimjax.answers.folding import Found
+from uimjax.answers.subject import Subject
 from uimjax.corpora.prepared import Prepared
 from uimjax.errors import UsageError
 from uimjax.interpret import indexing, lexical
 from uimjax.progress import Progress, quiet
 from uimjax.rows import Pass
 from uimjax.sketch import Sketch
-from uimjax.task import Task
 
 WORDS_BYTES = 1 << 30  # of text that BM25 and the search for copies hold at once
 MANY = 16  # rows asked for, for each document wanted: several are of one document, or of copies
 SIDES = ("proponent", "opponent")
-
-
-@dataclass(frozen=True)
-class Subject:
-    """The model that failed: its task (of rows `{"tokens", "counted"}`, a loss `[T]`), parameters and tokenizer."""
-
-    task: Task
-    params: Any
-    tokenizer: tokenizers.Tokenizer
 
 
 @dataclass(frozen=True)

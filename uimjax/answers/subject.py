@@ -2,31 +2,112 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
+import tokenizers
 
-from uimjax.answers.story import Subject
-from uimjax.errors import UnsupportedModelError
+from uimjax import checkpoint
+from uimjax.errors import CorruptError, MismatchError, MissingFileError, UnsupportedModelError, UsageError
+from uimjax.mesh import shard_params, split
 from uimjax.models.blocks import Shape
-from uimjax.pretrained.loading import load
+from uimjax.models.own import language_model
+from uimjax.pretrained.loading import initial, load
 from uimjax.pretrained.words import need_tokenizer
+from uimjax.references import call
+from uimjax.task import Task
 
 DTYPES = {"": None, "float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
-def open_subject(config: Any, mesh: Any = None) -> tuple[Subject, int]:
-    """(the model, the most tokens of a row, 0 for no limit).
+class Subject(NamedTuple):
+    """The model that failed: its task (of rows `{"tokens", "counted"}`, a loss `[T]`), parameters and tokenizer; the
+    most tokens of a row, 0 for no limit."""
 
-    Raises: as `load`; MissingFileError: no tokenizer. UnsupportedModelError: no language model with a loss a token.
+    task: Task
+    params: Any
+    tokenizer: tokenizers.Tokenizer
+    most: int = 0
+
+
+def open_subject(config: Any, mesh: Any = None) -> Subject:
+    """A config's `model` (a checkpoint folder, or `pkg.module:factory` of a Flax module) with the parameters of its
+    `checkpoint` (Orbax), where one is named; its `task` instead of ours; its `tokenizer`.
+
+    Raises: as `load` and `checkpoint.read_tree`; MissingFileError: no tokenizer. UnsupportedModelError: no language
+    model with a loss a token. UsageError: choices that the model cannot take.
     """
-    how = {"mesh": mesh, "dtype": DTYPES[config.dtype], "scanned": config.scanned, "remat": config.remat}
-    its = load(config.model, **how)
-    layers = its.choice
-    if not isinstance(layers, Shape):
+    own = ":" in config.model and not Path(config.model).exists()
+    found = (_module if own else _folder)(config, mesh)
+    _check_words(found, config.tokenizer or config.model)
+    return found._replace(task=dataclasses.replace(found.task, include=config.include, exclude=config.exclude))
+
+
+def _folder(config: Any, mesh: Any) -> Subject:
+    root, how = Path(config.model), {"scanned": config.scanned, "remat": config.remat}
+    if config.task:
+        raise UsageError(f"task {config.task} is for a module of your own; {root} is a folder, whose loss is known")
+    read = initial if config.checkpoint else load  # with a checkpoint the folder needs no weights
+    its = read(root, mesh=mesh, dtype=DTYPES[config.dtype], **how)
+    if not isinstance(its.choice, Shape):
         raise UnsupportedModelError(
-            f"{config.model} is a {its.family.types[0]}; documents are traced for decoders, which have a loss a token"
+            f"{root} is a {its.family.types[0]}; documents are traced for decoders, which have a loss a token"
         )
-    task = dataclasses.replace(its.task, include=config.include, exclude=config.exclude)
-    tokenizer = need_tokenizer(its.tokenizer, Path(config.model))
-    return Subject(task, its.params, tokenizer), layers.length if layers.positions == "learned" else 0
+    params = _restored(config, its.params, mesh) if config.checkpoint else its.params
+    words = read_words(config.tokenizer) if config.tokenizer else need_tokenizer(its.tokenizer, root)
+    return Subject(its.task, params, words, its.choice.length if its.choice.positions == "learned" else 0)
+
+
+def _module(config: Any, mesh: Any) -> Subject:
+    for name in ("scanned", "remat", "dtype"):
+        if getattr(config, name):
+            raise UsageError(f"{name} is for models built here; build {config.model} so yourself, and leave it out")
+    if not config.tokenizer:
+        raise MissingFileError(f"{config.model} comes without a tokenizer: --tokenizer FILE (a tokenizer.json)")
+    module = call(config.model)
+    task, params = language_model(module)
+    if config.task:
+        task = call(config.task, module)
+        if not isinstance(task, Task):
+            raise UsageError(f"{config.task} returned {type(task).__name__}; a uimjax.Task was wanted")
+    if config.checkpoint:
+        params = _restored(config, params, mesh)
+    elif any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(params)):
+        raise UsageError(f"{config.model} is a Linen module, without parameters of its own: --checkpoint ORBAX_DIR")
+    elif mesh is not None:
+        params = shard_params(mesh, params)
+    return Subject(task, params, read_words(config.tokenizer))
+
+
+def _restored(config: Any, params: Any, mesh: Any) -> Any:
+    """The checkpoint's, in the place of these."""
+    place = None if mesh is None else lambda shape: split(mesh, shape)
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
+    return checkpoint.read_tree(Path(config.checkpoint), shapes, config.step, place)
+
+
+def _check_words(its: Subject, where: str) -> None:
+    """Raises MismatchError: the tokenizer knows ids that the model has no place for."""
+    if its.task.outputs is None:
+        return
+    row = {"tokens": jax.ShapeDtypeStruct((2,), jnp.int32), "counted": jax.ShapeDtypeStruct((2,), jnp.float32)}
+    most = jax.eval_shape(its.task.outputs, its.params, row).shape[-1]
+    ids = its.tokenizer.get_vocab(with_added_tokens=True)
+    if ids and max(ids.values()) >= most:
+        word = max(ids, key=lambda word: ids[word])
+        raise MismatchError(
+            f"{where}: the tokenizer knows id {ids[word]} ({word!r}) and the model has {most} words. One of them is of "
+            "another model."
+        )
+
+
+def read_words(path: str) -> tokenizers.Tokenizer:
+    """Of a tokenizer.json, or of the folder that it stands in. Raises MissingFileError, CorruptError."""
+    file = Path(path) / "tokenizer.json" if Path(path).is_dir() else Path(path)
+    if not file.is_file():
+        raise MissingFileError(f"{file} is not there (looked in {file.absolute().parent}); a tokenizer.json was wanted")
+    try:
+        return tokenizers.Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises bare Exception
+        raise CorruptError(f"{file} cannot be read as a tokenizer ({error})") from error

@@ -77,9 +77,11 @@ def answered(config: Any, out: Path, progress: Any) -> dict[str, Any]:
 
     files_of(config.corpus)  # what is not there is said before a model is read
     mesh = None if config.devices * config.model_devices == 1 else make_mesh(config.devices, config.model_devices)
-    subject, most = open_subject(config, mesh)
-    if most and config.length > most:
-        raise ShapeError(f"rows of {config.length} tokens; this model has {most} positions: --length {most}")
+    subject = open_subject(config, mesh)
+    if subject.most and config.length > subject.most:
+        raise ShapeError(
+            f"rows of {config.length} tokens; this model has {subject.most} positions: --length {subject.most}"
+        )
     columns = Columns(config.text_column, config.id_column, config.source_column)
     asked = read_failures(config.queries, subject.task, subject.tokenizer, config.length, config.measure)
     how = {"length": config.length, "columns": columns, "progress": progress}

@@ -58,7 +58,11 @@ class FailuresConfig(Strict):
     """Failures of a language model, traced to the documents of its corpus."""
 
     kind: Literal["failures"] = "failures"
-    model: str = Field(description="a checkpoint folder as Hugging Face's save_pretrained writes it")
+    model: str = Field(description="a folder as save_pretrained writes it, or pkg.module:function -> Flax module")
+    checkpoint: str = Field("", description="Orbax checkpoint, or steps of a run, whose parameters it gets")
+    step: int | None = Field(None, ge=0, description="of the run; none: the newest")
+    tokenizer: str = Field("", description="tokenizer.json; none: the folder's")
+    task: str = Field("", description="pkg.module:function(module) -> uimjax.Task; none: tokens [T] to logits [T, V]")
     corpus: tuple[str, ...] = Field(description="files of documents, or folders of them (`uimjax help corpora`)")
     queries: str = Field(description='failures, a line each: {"prompt": ..., "bad": ..., "good": ...}')
     text_column: str = Field("text", description="column of the documents that holds the text")
