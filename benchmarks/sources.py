@@ -28,7 +28,7 @@ import uimjax as uj
 from benchmarks import timing
 from benchmarks.srcmix import LENGTH, Study, sources, study
 from uimjax import training
-from uimjax.corpora.prepared import prepare
+from uimjax.corpora.preparing import prepare
 from uimjax.corpora.texts import Columns
 from uimjax.curvature import Kronecker, Source
 from uimjax.interpret import lexical, trace

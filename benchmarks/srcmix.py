@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 import uimjax as uj
-from uimjax.corpora.prepared import Prepared, prepare
+from uimjax.corpora.prepared import Prepared
+from uimjax.corpora.preparing import prepare
 from uimjax.corpora.texts import Columns
 from uimjax.pretrained.loading import Pretrained
 

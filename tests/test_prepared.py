@@ -10,7 +10,9 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors
 
-from uimjax.corpora.prepared import NOTES, open_prepared, pieces, prepare
+from uimjax.corpora.pieces import pieces
+from uimjax.corpora.prepared import NOTES, open_prepared
+from uimjax.corpora.preparing import prepare
 from uimjax.corpora.texts import Columns, read_texts
 from uimjax.errors import CorruptError, DataError, MissingFileError, OutputError, UnknownNameError, UsageError
 
@@ -175,9 +177,9 @@ def test_what_cannot_be_read_is_named(tmp_path, engine):
             list(read_texts([written(tmp_path, kind)], Columns(source="sorce"), print))
     with pytest.raises(MissingFileError, match="is not there"):
         prepare([tmp_path / "none.jsonl"], engine, tmp_path / "c", length=9)
-    (tmp_path / "a.bin").write_bytes(b"x")
+    (tmp_path / "a.docx").write_bytes(b"x")
     with pytest.raises(DataError, match="convert it first"):
-        prepare([tmp_path / "a.bin"], engine, tmp_path / "c", length=9)
+        prepare([tmp_path / "a.docx"], engine, tmp_path / "c", length=9)
     (tmp_path / "d").mkdir()
     with pytest.raises(MissingFileError, match="holds none of"):
         prepare([tmp_path / "d"], engine, tmp_path / "c", length=9)

@@ -42,6 +42,23 @@ def parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
     report.add_argument("--reveal", action="store_true", help="show leaked secrets in clear; they are masked otherwise")
     doctor = _command(commands, "doctor", "is this machine fit, and your own loss", out="")
     doctor.add_argument("--task", help="pkg.module:function returning (uimjax.Task, params, rows): every check of it")
+    _indexes(commands)
+    planned = _command(commands, "plan", "what a job will cost: time, memory, disk, and whether it fits", out=None)
+    planned.add_argument("target", help="a YAML config of an index, a trace or a check")
+    planned.add_argument("--count", type=int, help="rows of the whole job, where the config's are some of them")
+    planned.add_argument("--devices", type=int, help="so many of them, for an index (default: this one)")
+    planned.add_argument("--chip", help="of another kind than here: h100, h200, tpu-v5e ... (an index)")
+    check = _command(commands, "check", "judge attribution methods by retraining your own small task", out=None)
+    check.add_argument("target", help="a YAML config (`uimjax new check`)")
+    new = commands.add_parser("new", help="write a commented config into this folder")
+    new.add_argument("kind", help="run, text, index, trace, check or failures")
+    topic = commands.add_parser("help", help="print a page of the shipped docs")
+    topic.add_argument("topic", nargs="?", help="the page; without it, the list")
+    return top
+
+
+def _indexes(commands: Any) -> None:
+    """What is done with indexes."""
     index = commands.add_parser(
         "index", help="build, verify, repair, grow, join or copy indexes of your own model and rows"
     )
@@ -67,18 +84,6 @@ def parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
     near.add_argument("target", help="the folder of a finished index")
     near.add_argument("--connectivity", type=int, default=32, help="neighbours of a node (default 32)")
     near.add_argument("--expansion", type=int, default=256, help="nodes looked at (default 256)")
-    planned = _command(commands, "plan", "what a job will cost: time, memory, disk, and whether it fits", out=None)
-    planned.add_argument("target", help="a YAML config of an index, a trace or a check")
-    planned.add_argument("--count", type=int, help="rows of the whole job, where the config's are some of them")
-    planned.add_argument("--devices", type=int, help="so many of them, for an index (default: this one)")
-    planned.add_argument("--chip", help="of another kind than here: h100, h200, tpu-v5e ... (an index)")
-    check = _command(commands, "check", "judge attribution methods by retraining your own small task", out=None)
-    check.add_argument("target", help="a YAML config (`uimjax new check`)")
-    new = commands.add_parser("new", help="write a commented config into this folder")
-    new.add_argument("kind", help="run, text, index, trace, check or failures")
-    topic = commands.add_parser("help", help="print a page of the shipped docs")
-    topic.add_argument("topic", nargs="?", help="the page; without it, the list")
-    return top
 
 
 def _command(commands: Any, name: str, what: str, out: str | None) -> argparse.ArgumentParser:

@@ -13,7 +13,7 @@ import uimjax as uj
 from tests.pretrained.folders import write
 from uimjax import cli, training
 from uimjax.answers.subject import read_words
-from uimjax.corpora.prepared import prepare
+from uimjax.corpora.preparing import prepare
 from uimjax.models.blocks import Shape
 from uimjax.models.decoder import Decoder, build
 from uimjax.pretrained.words import need_tokenizer

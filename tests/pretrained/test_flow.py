@@ -8,7 +8,7 @@ import uimjax as uj
 from tests.pretrained.folders import write
 from uimjax import training
 from uimjax.answers.failures import read_failures
-from uimjax.corpora.prepared import prepare
+from uimjax.corpora.preparing import prepare
 from uimjax.pretrained.words import need_tokenizer
 
 

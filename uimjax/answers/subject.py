@@ -23,12 +23,13 @@ DTYPES = {"": None, "float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 class Subject(NamedTuple):
     """The model that failed: its task (of rows `{"tokens", "counted"}`, a loss `[T]`), parameters and tokenizer; the
-    most tokens of a row, 0 for no limit."""
+    most tokens of a row, 0 for no limit; the token that ends a document, if that is known."""
 
     task: Task
     params: Any
     tokenizer: tokenizers.Tokenizer
     most: int = 0
+    end: int | None = None
 
 
 def open_subject(config: Any, mesh: Any = None) -> Subject:
@@ -56,7 +57,9 @@ def _folder(config: Any, mesh: Any) -> Subject:
         )
     params = _restored(config, its.params, mesh) if config.checkpoint else its.params
     words = read_words(config.tokenizer) if config.tokenizer else need_tokenizer(its.tokenizer, root)
-    return Subject(its.task, params, words, its.choice.length if its.choice.positions == "learned" else 0)
+    end = its.config.get("eos_token_id")
+    most = its.choice.length if its.choice.positions == "learned" else 0
+    return Subject(its.task, params, words, most, end if isinstance(end, int) else None)
 
 
 def _module(config: Any, mesh: Any) -> Subject:

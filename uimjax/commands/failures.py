@@ -69,13 +69,14 @@ def answered(config: Any, out: Path, progress: Any) -> dict[str, Any]:
     from uimjax.answers import story
     from uimjax.answers.failures import read_failures
     from uimjax.answers.subject import open_subject
-    from uimjax.corpora.prepared import prepare
-    from uimjax.corpora.texts import Columns, files_of
+    from uimjax.corpora.preparing import corpus_files, prepare
+    from uimjax.corpora.pretokenised import Raw
+    from uimjax.corpora.texts import Columns
     from uimjax.mesh import make_mesh
     from uimjax.sketch import Sketch
     from uimjax.workflow.base import made_with
 
-    files_of(config.corpus)  # what is not there is said before a model is read
+    corpus_files(config.corpus)  # what is not there is said before a model is read
     mesh = None if config.devices * config.model_devices == 1 else make_mesh(config.devices, config.model_devices)
     subject = open_subject(config, mesh)
     if subject.most and config.length > subject.most:
@@ -84,7 +85,8 @@ def answered(config: Any, out: Path, progress: Any) -> dict[str, Any]:
         )
     columns = Columns(config.text_column, config.id_column, config.source_column)
     asked = read_failures(config.queries, subject.task, subject.tokenizer, config.length, config.measure)
-    how = {"length": config.length, "columns": columns, "progress": progress}
+    raw = Raw(config.token_dtype, subject.end if config.end_token is None else config.end_token)
+    how = {"length": config.length, "columns": columns, "raw": raw, "progress": progress}
     corpus = prepare(config.corpus, subject.tokenizer, out / "corpus", **how)
     retain = None
     if config.retain:

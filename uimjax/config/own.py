@@ -68,6 +68,8 @@ class FailuresConfig(Strict):
     text_column: str = Field("text", description="column of the documents that holds the text")
     id_column: str = Field("", description="their names; none: FILE:ROW")
     source_column: str = Field("", description="where they are from; none: a column `source`, or the file's name")
+    token_dtype: str = Field("", description="of plain files of tokens (.bin): uint16, int32 ...")
+    end_token: int | None = Field(None, ge=0, description="that ends a document in those; none: the model's eos")
     proxy: bool = Field(False, description="the corpus is not what the model was trained on, but like it")
     measure: str = Field("", description="logprob, differential ... (`uimjax help trace`), or pkg.module:function")
     method: str = Field(

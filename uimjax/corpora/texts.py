@@ -46,23 +46,25 @@ class Columns:
 Note = Callable[[Skipped], None]
 
 
-def files_of(paths: Sequence[str | Path]) -> list[Path]:
-    """The files that paths name, by name; of a folder every file in it that can be read here.
+def files_of(paths: Sequence[str | Path], more: Sequence[str] = ()) -> list[Path]:
+    """The files that paths name, by name; of a folder every file in it that can be read here. `more`: endings beside
+    those of texts.
 
     Raises:
         MissingFileError: no such path, or nothing to read. DataError: a file of another kind.
     """
     found: list[Path] = []
+    known = ", ".join([*_READERS, *more])
     for path in map(Path, paths):
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.is_file() and _kind(p) is not None)
+            inside = sorted(p for p in path.rglob("*") if p.is_file() and (_kind(p) or p.suffix in more))
             if not inside:
-                raise MissingFileError(f"{path} holds none of {', '.join(_READERS)}")
+                raise MissingFileError(f"{path} holds none of {known}")
             found += inside
         elif not path.is_file():
             raise MissingFileError(f"{path} is not there (looked in {path.absolute().parent})")
-        elif _kind(path) is None:
-            raise DataError(f"{path}: documents come from {', '.join(_READERS)}; convert it first")
+        elif _kind(path) is None and path.suffix not in more:
+            raise DataError(f"{path}: documents come from {known}; convert it first")
         else:
             found.append(path)
     if not found:
