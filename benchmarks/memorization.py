@@ -1,12 +1,12 @@
 """Which document did the model learn a sentence from? Tracing of memorised passages, beside words and representations.
 
-Set-up: a Llama-like decoder (4 layers of 128, 1.0M parameters, byte-level BPE of 2,048) is trained from scratch, 24
-epochs, on 245 documents of `lm_srcmix` (35 a source, cut to the passages' mean length) and the 130 fictional passages
+Set-up: a Llama-like decoder (4 layers of 128, 1.0M parameters, byte-level BPE of 2,048) is trained from scratch, 40
+epochs, on 105 documents of `lm_srcmix` (15 a source, cut to the passages' mean length) and the 130 fictional passages
 of `fact_fictional_knowledge`, each once. The failures are the memorisation probes: the beginning of a sentence of a
 passage, and the words that follow it there.
 
 Claims: the model answers the probes (the share of completions that greedy decoding gives word for word, with the model
-that never saw them beside it). Of those it answers, each method ranks all 375 documents (of rows, a document by its
+that never saw them beside it). Of those it answers, each method ranks all 235 documents (of rows, a document by its
 best; words are compared by document), and finds the passage: recall@1, @10, the mean reciprocal rank with an interval
 over passages. Then a method's first document for one answered probe each of `ASKED` passages is taken out, the model
 is trained again, and log p of those completions falls, beside as many random documents.
@@ -38,10 +38,10 @@ from uimjax.interpret import lexical, trace
 from uimjax.interpret.base import Method
 from uimjax.progress import shown
 
-PER = 35  # documents of a source
+PER = 15  # documents of a source
 PROMPT = 280  # the last characters of a probe: a row has room for them and for the completion
 RECIPE = uj.Recipe(
-    epochs=24, batch_size=16, learning_rate=4e-3, warmup=0.05, clip=1.0, beta2=0.95, final=0.05, weight_decay=0.01
+    epochs=40, batch_size=16, learning_rate=4e-3, warmup=0.05, clip=1.0, beta2=0.95, final=0.05, weight_decay=0.01
 )
 INDEXED = ("grad_dot", "grad_cos", "logra", "trackstar")  # asked of one sketched index
 CURVATURE = Kronecker("ekfac", Source("fisher", samples=2))  # the default, sixteen, takes eight times as long
@@ -71,7 +71,7 @@ def trained(its: Study, recipe: uj.Recipe, name: str, without: set[int]) -> Any:
     started = time.perf_counter()
     found = training.fit(
         its.model.task, its.model.params, its.rows, recipe, weights=weights.astype(np.float32),
-        folder=its.folder / name, save_every=4, progress=shown,
+        folder=its.folder / name, save_every=5, progress=shown,
     )  # fmt: skip
     print(
         f"{name}: loss {found.loss[-1]:.1f} a row, {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True

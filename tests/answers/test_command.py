@@ -119,7 +119,7 @@ def test_a_question_of_all_lines_together_and_rows_to_retain(made, tmp_path, cap
     folder = made[0]
     grouped = lines(tmp_path / "g.jsonl", [LINE | {"group": "a"}, LINE | {"bad": "w7", "group": "b"}])
     clean = lines(tmp_path / "clean.jsonl", [{"text": "w3 w4 w5 w6 w7 w8"}] * 3)
-    more = ("--measure", "group_gap", "--retain", str(clean), "--json")
+    more = ("--measure", "group_gap", "--retain", str(clean), "--near", "0.5", "--json")
     assert ask(made, tmp_path / "out", *more, queries=grouped) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["method"].startswith("retain_cos")
@@ -128,6 +128,10 @@ def test_a_question_of_all_lines_together_and_rows_to_retain(made, tmp_path, cap
     assert len(one["lines"]) == 2
     assert "kind" not in one["proponents"][0]
     assert one["proponents"][0]["tokens"]
+    repeated = {its["id"]: its["repeated"] for side in ("proponents", "opponents") for its in one[side]}
+    assert set(repeated.values()) <= {1, 2}
+    assert all(times == 1 for name, times in repeated.items() if name not in ("corpus.jsonl:18", "corpus.jsonl:34"))
+    assert np.load(tmp_path / "out" / "corpus" / "near-0.5.npy")[33] == 17
     assert (tmp_path / "out" / "report.html").exists()
     assert ask(made, tmp_path / "two", "--method", "relatif", "--retain", str(clean), model=folder / "model") == 2
     assert "relatif keeps nothing of what is right" in capsys.readouterr().err

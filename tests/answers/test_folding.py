@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from uimjax.answers.folding import Found, alike, by_document, folded, shingles
+from uimjax.answers.folding import Found, alike, by_document, folded
+from uimjax.corpora.duplicates import shingles
 from uimjax.interpret.hits import Trace
 from uimjax.interpret.null import Null
 

@@ -1,15 +1,12 @@
 """Rows that a trace found, folded into documents, and documents that nearly repeat one another into one."""
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from uimjax.corpora.duplicates import shingles
 from uimjax.interpret.hits import Trace
-
-GRAM = 5  # words of a shingle
-WORD = re.compile(r"\w+")
 
 
 class Found(NamedTuple):
@@ -56,12 +53,6 @@ def folded(found: Sequence[Found], texts: Mapping[int, str], least: float, most:
             kept.append(its._replace(copies=[]))
             held.append(grams)
     return kept
-
-
-def shingles(text: str) -> set[Any]:
-    """The distinct runs of `GRAM` words, lower-cased; a shorter text is one run."""
-    words = WORD.findall(text.lower())
-    return {tuple(words[k : k + GRAM]) for k in range(max(1, len(words) - GRAM + 1))}
 
 
 def alike(one: set[Any], two: set[Any]) -> float:

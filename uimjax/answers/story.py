@@ -18,6 +18,7 @@ from uimjax.answers.evidence import Evidence
 from uimjax.answers.failures import Failures
 from uimjax.answers.folding import Found
 from uimjax.answers.subject import Subject
+from uimjax.corpora import duplicates
 from uimjax.corpora.prepared import Prepared
 from uimjax.errors import UsageError
 from uimjax.interpret import indexing, lexical
@@ -33,13 +34,15 @@ SIDES = ("proponent", "opponent")
 @dataclass(frozen=True)
 class Choices:
     """`k` documents at either end of each failure, near copies (`folding.alike` from `fold` on) folded into one;
-    `shown`: of so many the tokens are looked at; `null`: shuffled questions for the chance p of a score, of an index;
+    `near`: how alike documents are that count as copies in all of the corpus (0: they are not counted); `shown`: of so
+    many the tokens are looked at; `null`: shuffled questions for the chance p of a score, of an index;
     the rest is the index's."""
 
     method: str = "auto"
     k: int = 10
     shown: int = 3
     fold: float = 0.8
+    near: float = 0.0
     null: int = 100
     sketch: Sketch = Sketch(16)
     coding: str = "int8"
@@ -65,7 +68,8 @@ def answer(
     words = _words(corpus, failures)
     totals = ready.by_group(places["source"].combine_chunks()).table().to_pylist()
     values = np.asarray(jax.jit(jax.vmap(lambda row: failures.measurement.fun(subject.params, row)))(failures.rows))
-    its = _Answer(subject, corpus, failures, choices, ready, texts, words, places, _names(places))
+    groups = duplicates.groups(corpus, choices.near, progress) if choices.near else None
+    its = _Answer(subject, corpus, failures, choices, ready, texts, words, places, _names(places), groups)
     each = []
     for question in progress(range(questions), "reading documents", unit="failures"):
         each.append(its.failure(question, values, found[question]) | {
@@ -155,6 +159,7 @@ class _Answer(NamedTuple):
     words: Words | None
     places: pa.Table
     names: list[tuple[str, str]]
+    groups: np.ndarray | None
 
     def failure(self, question: int, values: np.ndarray, found: dict[str, list[Found]]) -> dict[str, Any]:
         k, lines = self.choices.k, self.failures.lines
@@ -177,7 +182,9 @@ class _Answer(NamedTuple):
             "start": start, "stop": stop, "text": self.texts[its.document][start:stop],
             "copies": [self.names[copy][0] for copy in its.copies],
         }  # fmt: skip
-        return made | self.evidence(question, its.document)._asdict() if not self.failures.together else made
+        if self.groups is not None:
+            made["repeated"] = int((self.groups == self.groups[its.document]).sum())
+        return made if self.failures.together else made | self.evidence(question, its.document)._asdict()
 
     def evidence(self, question: int, document: int) -> Evidence:
         line, words = self.failures.lines[question], self.words

@@ -79,9 +79,8 @@ class FailuresConfig(Strict):
     k: int = Field(10, ge=1, description="documents at either end of each failure")
     shown: int = Field(3, ge=0, description="of so many documents the tokens that carry the score are looked at")
     fold: float = Field(0.8, ge=0, le=1, description="documents as alike as that (Jaccard) are one; 0: none are")
-    retain: tuple[str, ...] = Field(
-        (), description="held-out clean documents: what the model does right, for retain_cos"
-    )
+    near: float = Field(0, ge=0, lt=1, description="near copies in all of the corpus are counted (extra text); 0: not")
+    retain: tuple[str, ...] = Field((), description="held-out clean documents, for retain_cos")
     include: tuple[str, ...] = Field(("*",), description="parameters that are attributed, by patterns of their paths")
     exclude: tuple[str, ...] = Field((), description="and those that are not")
     dtype: Literal["", "float32", "bfloat16"] = Field("", description="of the parameters; none: as in the files")

@@ -88,6 +88,7 @@ def _document(its: dict[str, Any]) -> dict[str, Any]:
         "rank": its.get("bm25_rank"),
         "shared": markup.visible(its.get("shared", "")),
         "copies": [markup.file_name(name, []) for name in its["copies"]],
+        "repeated": its.get("repeated", 1),
     }  # fmt: skip
 
 

@@ -1,0 +1,63 @@
+"""Near duplicates against every pair by hand."""
+
+import builtins
+
+import numpy as np
+import pytest
+from scipy.sparse.csgraph import connected_components
+
+from uimjax.corpora.duplicates import near_duplicates, shingles
+from uimjax.errors import UsageError
+
+
+def texts(rng, count=60):
+    """A third of them repeat an earlier one with a few words changed."""
+    made = []
+    for k in range(count):
+        words = [f"w{n}" for n in rng.integers(500, size=120)]
+        if k % 3 == 2:
+            words = made[k // 2].split()
+            for at in rng.integers(len(words), size=rng.integers(1, 3)):
+                words[at] = "changed"
+        made.append(" ".join(words))
+    return made
+
+
+def by_hand(made, threshold):
+    runs = [shingles(text) for text in made]
+    alike = np.array([[len(a & b) / len(a | b) >= threshold for b in runs] for a in runs])
+    labels = connected_components(alike)[1]
+    return np.array([np.flatnonzero(labels == label)[0] for label in labels])
+
+
+def test_groups_are_those_of_all_pairs(rng):
+    made = texts(rng)
+    want = by_hand(made, 0.7)
+    assert len(np.unique(want)) < 50, "there are groups to find"
+    np.testing.assert_array_equal(near_duplicates(made, 0.7), want)
+
+
+def test_a_chain_is_one_group_and_strangers_are_none():
+    base = [f"w{k}" for k in range(200)]
+    chain = [" ".join(base[k : k + 160]) for k in (0, 15, 30, 40)]
+    other = " ".join(f"x{k}" for k in range(50))
+    assert near_duplicates([chain[0], other, *chain[1:]], 0.6).tolist() == [0, 1, 0, 0, 0]
+    late = [chain[0], chain[3], chain[1]]  # the third joins the first two
+    assert near_duplicates(late, 0.6).tolist() == [0, 0, 0]
+    assert near_duplicates([], 0.5).tolist() == []
+    assert near_duplicates(["", "", "a"], 0.9).tolist() == [0, 0, 2]
+
+
+def test_what_is_asked_wrongly(monkeypatch):
+    with pytest.raises(UsageError, match="a share between 0 and 1"):
+        near_duplicates(["a"], 1.0)
+    plain = builtins.__import__
+
+    def without(name, *more):
+        if name == "datasketch":
+            raise ImportError(name)
+        return plain(name, *more)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(UsageError, match=r"pip install 'uimjax\[text\]'"):
+        near_duplicates(["a"])
