@@ -1,10 +1,10 @@
 """Which source did a skill come from? Influence by source against trainings that leave a source out.
 
-Set-up: a Llama-like decoder (4 layers of 128, 1.0M parameters) is trained from scratch, 4 epochs, on 280 documents of
+Set-up: a Llama-like decoder (4 layers of 128, 1.0M parameters) is trained from scratch, 3 epochs, on 280 documents of
 `lm_srcmix` (40 a source, 2,441 characters each), and again without each of the seven sources, all of that with three
 seeds. The measurement is the loss on 10 held-out documents of a source.
 
-Claims: a method's total of a source, for the loss on another, ranks the 49 true changes (mean over seeds) as they are:
+Claims: a method's total of a source (of one model, and the mean of three), for the loss on another, ranks the 49 true changes (mean over seeds) as they are:
 Spearman with an interval (sources and targets drawn again), of all pairs and of those between two different sources;
 beside it the same for words (BM25, n-grams) and for one seed's changes against the others' (the ceiling).
 
@@ -36,7 +36,7 @@ from uimjax.interpret.base import Method
 from uimjax.progress import shown
 
 PER, HELD, CHARACTERS = 40, 10, 2441
-RECIPE = uj.Recipe(epochs=4, batch_size=16, learning_rate=4e-3, warmup=0.05, clip=1.0, beta2=0.95, final=0.05)
+RECIPE = uj.Recipe(epochs=3, batch_size=16, learning_rate=4e-3, warmup=0.05, clip=1.0, beta2=0.95, final=0.05)
 INDEXED = ("grad_dot", "grad_cos", "logra", "trackstar")
 WHOLE = {"ekfac": Method("ekfac", curvature=Kronecker("ekfac", Source("fisher", samples=2)), normalize="none")}
 
@@ -108,22 +108,25 @@ def added(at: Setting, scores: np.ndarray) -> np.ndarray:
     return -np.stack([scores[at.source == s].sum(0) for s in range(len(at.names))])
 
 
-def predicted(at: Setting, params: Any, folder: Path) -> dict[str, np.ndarray]:
-    """Of every method `[S, T]`."""
-    task, count = at.its.model.task, len(at.names)
-    measurement = uj.Measurement("loss", lambda p, row: task.loss(p, row).sum())
+def predicted(at: Setting, params: Any, folder: Path, whole: bool) -> dict[str, np.ndarray]:
+    """Of every method `[S, T]`; `whole`: of whole gradients too, which take longest."""
+    task = at.its.model.task
+    measurement = uj.Measurement("loss", lambda p, rows: jax.vmap(lambda row: task.loss(p, row).sum())(rows).sum())
+    most = int(np.bincount(at.target).max())
+
+    def together(x: np.ndarray) -> np.ndarray:  # the rows of a target are one question; those that are missing are 0
+        parts = [np.asarray(x)[at.target == t] for t in range(len(at.names))]
+        return np.stack([np.pad(part, [(0, most - len(part)), (0, 0)]) for part in parts])
+
+    queries = jax.tree.map(together, at.held)
     index = uj.build_index(task, params, at.its.rows, folder, progress=shown)
-    out: dict[str, Any] = {name: [] for name in (*INDEXED, *WHOLE)}
-    for t in range(count):
-        queries = jax.tree.map(lambda x, t=t: np.asarray(x)[at.target == t], at.held)
-        question = trace.question(index, task, params, at.its.rows, measurement, queries)
-        for name in INDEXED:
-            out[name].append(trace.score_all(trace.by(question, name)).values[:, 0])
-        for name, method in WHOLE.items():
-            kept = folder.with_name(f"{folder.name}-curvature")
-            its = (task, params, at.its.rows, measurement, queries, method)
-            out[name].append(uj.score(*its, batch_size=64, folder=kept).values[:, 0])
-    return {name: added(at, np.stack(each, 1)) for name, each in out.items()}
+    question = trace.question(index, task, params, at.its.rows, measurement, queries, each=True)
+    out = {name: trace.score_all(trace.by(question, name)).values for name in INDEXED}
+    for name, method in WHOLE.items() if whole else ():
+        kept = folder.with_name(f"{folder.name}-curvature")
+        its = (task, params, at.its.rows, measurement, queries, method)
+        out[name] = uj.score(*its, each=True, batch_size=64, folder=kept).values
+    return {name: added(at, values) for name, values in out.items()}
 
 
 def words(at: Setting) -> dict[str, np.ndarray]:
@@ -181,10 +184,10 @@ def main() -> None:
     seeds = 1 if args.quick else 3
     changes, models = truth(at, RECIPE, seeds)
     true = changes.mean(0)
-    each = [predicted(at, params, folder / f"index-{seed}") for seed, params in enumerate(models)]
-    found = {name: np.mean([one[name] for one in each], 0) for name in each[0]} | words(at)
-    one = {f"{name}, one model": values for name, values in each[0].items()} if seeds > 1 else {}
-    listed = {name: agreement(values, true) for name, values in (found | one).items()}
+    each = [predicted(at, params, folder / f"index-{seed}", not seed) for seed, params in enumerate(models)]
+    means = {f"{name}, mean of {seeds} models": np.mean([one[name] for one in each], 0) for name in INDEXED}
+    found = each[0] | (means if seeds > 1 else {}) | words(at)
+    listed = {name: agreement(values, true) for name, values in found.items()}
     result = {
         "tokens": at.its.corpus.manifest["tokens"], "sources": at.names, "seeds": seeds,
         "change": np.round(true, 3).tolist(), "seed_spread": float(changes.std(0).mean()),

@@ -31,7 +31,7 @@ def lines(path, objects):
 def made(tmp_path_factory):
     """A model trained on a corpus of which document 17 says what it says; 33 repeats that one."""
     folder, rng = tmp_path_factory.mktemp("made"), np.random.default_rng(0)
-    start = uj.load(write(folder / "start", "llama", words=61))
+    start = uj.initial(write(folder / "start", "llama", words=61, num_hidden_layers=1))
     texts = [" ".join(f"w{k}" for k in rng.integers(3, 40, 30)) for _ in range(60)]
     texts[17] = "w41 w42 w43 w44 w45 w46 w47 w48 " + texts[17]
     texts[33] = texts[17] + " w4"
@@ -49,7 +49,7 @@ def ask(made, out, *more, **changed):
     given = {"model": folder / "model", "corpus": corpus, "queries": queries, "length": 16} | changed
     flags = [part for name, value in given.items() for part in (f"--{name}", str(value))]
     with pytest.raises(SystemExit) as ended:
-        cli.main(["trace", *flags, "--out", str(out), *more])
+        cli.main(["trace", *flags, "--out", str(out), "--sketch_rank", "4", "--null", "20", *more])
     return ended.value.code
 
 
@@ -203,7 +203,7 @@ def test_a_module_of_ones_own_with_an_orbax_checkpoint(made, tmp_path, capsys):
     rows = prepare([made[1]], read_words(str(made[0] / "model")), tmp_path / "rows", length=16).rows
     recipe = uj.Recipe(epochs=20, batch_size=16, learning_rate=1e-2)
     training.fit(task, params, rows, recipe, folder=tmp_path / "run")
-    more = ["--tokenizer", str(made[0] / "model"), "--checkpoint", str(tmp_path / "run"), "--json"]
+    more = ["--tokenizer", str(made[0] / "model"), "--checkpoint", str(tmp_path / "run"), "--json", "--method", "logra"]
     assert ask(made, tmp_path / "out", *more, model=f"{HERE}:as_module") == 0
     told = json.loads(capsys.readouterr().out)
     assert told["failures"][0]["proponents"][0]["id"] == "corpus.jsonl:18"
@@ -231,7 +231,7 @@ def test_a_linen_module_and_a_folder_with_parameters_from_orbax(made, tmp_path, 
     trained = uj.load(made[0] / "model")
     v1.save(tmp_path / "kept", {"params": nnx.to_pure_dict(trained.params)})
     given = ["--method", "grad_cos", "--null", "0", "--json"]
-    bare = write(tmp_path / "bare", "llama", words=61)
+    bare = write(tmp_path / "bare", "llama", words=61, num_hidden_layers=1)
     (bare / "model.safetensors").unlink()
     assert ask(made, tmp_path / "b", *given, "--checkpoint", str(tmp_path / "kept"), model=bare) == 0
     one = json.loads(capsys.readouterr().out)["failures"]
