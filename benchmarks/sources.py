@@ -4,7 +4,8 @@ Set-up: a Llama-like decoder (4 layers of 128, 1.0M parameters) is trained from 
 `lm_srcmix` (40 a source, 2,441 characters each), and again without each of the seven sources, all of that with three
 seeds. The measurement is the loss on 10 held-out documents of a source.
 
-Claims: a method's total of a source (of one model, and the mean of three), for the loss on another, ranks the 49 true changes (mean over seeds) as they are:
+Claims: a method's total of a source (of one model, and the mean of three), for the loss on another, ranks the 49 true
+changes (mean over seeds) as they are:
 Spearman with an interval (sources and targets drawn again), of all pairs and of those between two different sources;
 beside it the same for words (BM25, n-grams) and for one seed's changes against the others' (the ceiling).
 

@@ -56,7 +56,7 @@ INSIDE = {
         "pieces", "pretokenised", "prepared", "duplicates", "preparing",
     ],
     "uimjax.models": ["attention", "blocks", "decoder", "own", "encoders", "classifiers", "resnets"],
-    "uimjax.pretrained": ["base", "decoders", "encoders", "folder", "words", "loading", "saving"],
+    "uimjax.pretrained": ["base", "decoders", "encoders", "folder", "words", "adapters", "loading", "saving"],
     "uimjax.mitigate": ["unlearning", "edit", "oracle", "proof"],
     "uimjax.report": ["tables", "summary", "judgements", "markup", "rendering", "charts", "page", "answers"],
     "uimjax.audit": ["base", "backdoor", "behaviour", "leak", "scorecard"],

@@ -42,15 +42,20 @@ def open_subject(config: Any, mesh: Any = None) -> Subject:
     own = ":" in config.model and not Path(config.model).exists()
     found = (_module if own else _folder)(config, mesh)
     _check_words(found, config.tokenizer or config.model)
-    return found._replace(task=dataclasses.replace(found.task, include=config.include, exclude=config.exclude))
+    chosen = {name: getattr(config, name) for name in ("include", "exclude") if getattr(config, name)}
+    return found._replace(task=dataclasses.replace(found.task, **chosen))
 
 
 def _folder(config: Any, mesh: Any) -> Subject:
     root, how = Path(config.model), {"scanned": config.scanned, "remat": config.remat}
     if config.task:
         raise UsageError(f"task {config.task} is for a module of your own; {root} is a folder, whose loss is known")
-    read = initial if config.checkpoint else load  # with a checkpoint the folder needs no weights
-    its = read(root, mesh=mesh, dtype=DTYPES[config.dtype], **how)
+    how |= {"mesh": mesh, "dtype": DTYPES[config.dtype]}
+    if config.adapter and config.checkpoint:
+        raise UsageError(
+            "an adapter or a checkpoint: what a checkpoint holds of an adapter is not known; leave one out"
+        )
+    its = initial(root, **how) if config.checkpoint else load(root, adapter=config.adapter or None, **how)
     if not isinstance(its.choice, Shape):
         raise UnsupportedModelError(
             f"{root} is a {its.family.types[0]}; documents are traced for decoders, which have a loss a token"
@@ -63,7 +68,7 @@ def _folder(config: Any, mesh: Any) -> Subject:
 
 
 def _module(config: Any, mesh: Any) -> Subject:
-    for name in ("scanned", "remat", "dtype"):
+    for name in ("scanned", "remat", "dtype", "adapter"):
         if getattr(config, name):
             raise UsageError(f"{name} is for models built here; build {config.model} so yourself, and leave it out")
     if not config.tokenizer:

@@ -60,6 +60,7 @@ class FailuresConfig(Strict):
     kind: Literal["failures"] = "failures"
     model: str = Field(description="a folder as save_pretrained writes it, or pkg.module:function -> Flax module")
     checkpoint: str = Field("", description="Orbax checkpoint, or steps of a run, whose parameters it gets")
+    adapter: str = Field("", description="folder of a LoRA adapter (peft), which alone is then attributed")
     step: int | None = Field(None, ge=0, description="of the run; none: the newest")
     tokenizer: str = Field("", description="tokenizer.json; none: the folder's")
     task: str = Field("", description="pkg.module:function(module) -> uimjax.Task; none: tokens [T] to logits [T, V]")
@@ -81,7 +82,7 @@ class FailuresConfig(Strict):
     fold: float = Field(0.8, ge=0, le=1, description="documents as alike as that (Jaccard) are one; 0: none are")
     near: float = Field(0, ge=0, lt=1, description="near copies in all of the corpus are counted (extra text); 0: not")
     retain: tuple[str, ...] = Field((), description="held-out clean documents, for retain_cos")
-    include: tuple[str, ...] = Field(("*",), description="parameters that are attributed, by patterns of their paths")
+    include: tuple[str, ...] = Field((), description="parameters that are attributed, by patterns of paths; none: all")
     exclude: tuple[str, ...] = Field((), description="and those that are not")
     dtype: Literal["", "float32", "bfloat16"] = Field("", description="of the parameters; none: as in the files")
     scanned: bool = Field(False, description="layers stacked and compiled once: for deep models")

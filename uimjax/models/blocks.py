@@ -23,6 +23,23 @@ ACTIVATIONS = {
 }
 
 
+PARTS = ("query", "key", "value", "out", "gate", "up", "down")  # linear layers of a block
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters beside the linear layers `parts` of every block: `x W + scale (x A) B`, A `[I, rank]`, B
+    `[rank, O]` (Hu et al. 2021, arXiv 2106.09685)."""
+
+    rank: int
+    scale: float
+    parts: tuple[str, ...]
+
+    def __post_init__(self):
+        if self.rank < 1 or not self.parts or set(self.parts) - set(PARTS):
+            raise UsageError(f"adapters want a rank of 1 or more and parts of {', '.join(PARTS)}: {self}")
+
+
 @dataclass(frozen=True)
 class Shape:
     """The choices of a transformer. `kv_heads` 0: as many as `heads`; `head` 0: width / heads numbers each; `hidden` 0:
@@ -33,7 +50,8 @@ class Shape:
     of queries and keys over each "head" (Qwen 3) or the "whole" (OLMo 2). `biases` of the projections "query" (keys and
     values too), "out" and "mlp"; None: of a feedforward without a gate. `windows`: how many positions each layer sees
     back to, its own counted; 0: all; (): all, in all layers. `unturned`: layers without rotary positions. `scanned`:
-    layers stacked and compiled once. `remat`: a layer's activations are computed again on the way back.
+    layers stacked and compiled once. `remat`: a layer's activations are computed again on the way back. `lora`:
+    adapters.
     """
 
     vocabulary: int
@@ -57,6 +75,7 @@ class Shape:
     epsilon: float = 1e-6
     scanned: bool = False
     remat: bool = False
+    lora: Lora | None = None
 
     def __post_init__(self):
         if min(self.vocabulary, self.length, self.layers, self.width, self.heads) < 1:
@@ -93,14 +112,36 @@ def norm(shape: Shape, rngs: nnx.Rngs, width: int = 0) -> nnx.Module:
     return kind(width or shape.width, epsilon=shape.epsilon, use_fast_variance=False, rngs=rngs)
 
 
+class Adapted(nnx.Linear):
+    """A linear layer with an adapter, which changes nothing at first: B is 0."""
+
+    def __init__(self, size: int, out: int, lora: Lora, *, use_bias: bool, rngs: nnx.Rngs):
+        super().__init__(size, out, use_bias=use_bias, rngs=rngs)
+        self.scale = lora.scale
+        self.lora_a = nnx.Param(nnx.initializers.normal(lora.rank**-0.5)(rngs.params(), (size, lora.rank), jnp.float32))
+        self.lora_b = nnx.Param(jnp.zeros((lora.rank, out), jnp.float32))
+
+    def __call__(self, inputs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]  # no other sharding
+        return super().__call__(inputs) + self.scale * ((inputs @ self.lora_a[...]) @ self.lora_b[...])
+
+
+def linear(shape: Shape, part: str, size: int, out: int, use_bias: bool, rngs: nnx.Rngs) -> nnx.Linear:
+    if shape.lora is not None and part in shape.lora.parts:
+        return Adapted(size, out, shape.lora, use_bias=use_bias, rngs=rngs)
+    return nnx.Linear(size, out, use_bias=use_bias, rngs=rngs)
+
+
 class Attention(nnx.Module):
     """Self-attention; `groups` key-value heads are each shared by `heads / groups` query heads."""
 
     def __init__(self, shape: Shape, rngs: nnx.Rngs):
         self.shape, each, shared = shape, shape.heads * shape.per, shape.groups * shape.per
-        linear = functools.partial(nnx.Linear, use_bias=shape.biased("query"), rngs=rngs)
-        self.query, self.key, self.value = (linear(shape.width, size) for size in (each, shared, shared))
-        self.out = nnx.Linear(each, shape.width, use_bias=shape.biased("out"), rngs=rngs)
+        made = {
+            part: linear(shape, part, shape.width, size, shape.biased("query"), rngs)
+            for part, size in (("query", each), ("key", shared), ("value", shared))
+        }
+        self.query, self.key, self.value = made["query"], made["key"], made["value"]
+        self.out = linear(shape, "out", each, shape.width, shape.biased("out"), rngs)
         if shape.query_norm != "none":
             sizes = (shape.per, shape.per) if shape.query_norm == "head" else (each, shared)
             self.query_norm, self.key_norm = (norm(shape, rngs, size) for size in sizes)
@@ -123,11 +164,11 @@ class Attention(nnx.Module):
 class Feedforward(nnx.Module):
     def __init__(self, shape: Shape, rngs: nnx.Rngs):
         self.kind = shape.mlp
-        plain = functools.partial(nnx.Linear, use_bias=shape.biased("mlp"), rngs=rngs)
+        plain = functools.partial(linear, shape, use_bias=shape.biased("mlp"), rngs=rngs)
         if shape.mlp == "swiglu":
-            self.gate = plain(shape.width, shape.between)
-        self.up = plain(shape.width, shape.between)
-        self.down = plain(shape.between, shape.width)
+            self.gate = plain("gate", shape.width, shape.between)
+        self.up = plain("up", shape.width, shape.between)
+        self.down = plain("down", shape.between, shape.width)
 
     def __call__(self, x: Any) -> Any:
         act = ACTIVATIONS[self.kind]

@@ -73,13 +73,13 @@ def tensors(folder: Path) -> dict[str, Tensor]:
                 f"{folder} lacks {len(lacking)} of the {len(files)} files that its index names: {', '.join(lacking)}. "
                 "Download them into it, then try again."
             )
-        found = _of_files(folder, files)
+        found = of_files(folder, files)
         if set(found) != set(where):
             name = sorted(set(found) ^ set(where))[0]
             raise CorruptError(f"{folder / INDEX} and its files disagree about {name}; download them again")
         return found
     if (folder / WEIGHTS).is_file():
-        return _of_files(folder, [WEIGHTS])
+        return of_files(folder, [WEIGHTS])
     _refuse_others(folder)
     raise MissingFileError(f"{folder} holds neither {WEIGHTS} nor {INDEX}. Save the model with `save_pretrained`.")
 
@@ -100,7 +100,8 @@ def _refuse_others(folder: Path) -> None:
         )
 
 
-def _of_files(folder: Path, files: list[str]) -> dict[str, Tensor]:
+def of_files(folder: Path, files: list[str]) -> dict[str, Tensor]:
+    """From the headers of these files. Raises CorruptError."""
     found: dict[str, Tensor] = {}
     for name in files:
         try:

@@ -18,6 +18,7 @@ from uimjax.errors import MismatchError, ShapeError, UnknownNameError, Unsupport
 from uimjax.mesh import split
 from uimjax.models.blocks import Shape
 from uimjax.pretrained import decoders, encoders
+from uimjax.pretrained.adapters import adapted, adapter_leaves, read_adapter
 from uimjax.pretrained.base import OWN, Config, Family, Leaf, layered
 from uimjax.pretrained.folder import CONFIG, Tensor, read_config, tensors
 from uimjax.pretrained.words import read_tokenizer
@@ -30,7 +31,8 @@ Place = tuple[Any, ...]  # of a parameter in an NNX state
 @dataclass(frozen=True)
 class Pretrained:
     """A model with what it came with: its `task` (loss, outputs, features) and `params`; `state` that is no parameter
-    (running means); `choice`, what its config came to; the `tokenizer`, None where the folder has none."""
+    (running means); `choice`, what its config came to; the `tokenizer`, None where the folder has none; the config of
+    the `adapter`, whose parameters alone are then attributed."""
 
     task: Task
     params: Any
@@ -40,6 +42,7 @@ class Pretrained:
     config: Mapping[str, Any]
     folder: Path
     tokenizer: tokenizers.Tokenizer | None = None
+    adapter: Mapping[str, Any] | None = None
 
     def module(self, params: Any = None) -> nnx.Module:
         """The Flax NNX module itself, with these parameters (default: its own)."""
@@ -48,13 +51,15 @@ class Pretrained:
 
 
 def load(
-    folder: str | Path, *, mesh: Any = None, dtype: Any = None, scanned: bool = False, remat: bool = False
-) -> Pretrained:
+    folder: str | Path, *, mesh: Any = None, dtype: Any = None, scanned: bool = False, remat: bool = False,
+    adapter: str | Path | None = None,
+) -> Pretrained:  # fmt: skip
     """A checkpoint folder as `save_pretrained` writes it (config.json, safetensors, tokenizer.json).
 
     `dtype` of the parameters: that of the files by default, float32 for those in float16 (its gradients overflow).
     With a `mesh`, parameters are split over its model axis (`mesh.shard_params`), each device reading its own part.
     `scanned`: layers are stacked, and compiled once; `remat`: a layer's activations are computed again on the way back.
+    `adapter`: the folder of a LoRA adapter (peft) on top, whose parameters are then the ones that are attributed.
 
     Raises:
         MissingFileError, CorruptError: a file is not there, cut short or damaged. UnsupportedModelError: an unknown
@@ -63,9 +68,12 @@ def load(
     """
     root = Path(folder)
     values, family, choice = _chosen(root, scanned, remat)
+    own, low = (None, {}) if adapter is None else read_adapter(Path(adapter))
+    if own is not None:
+        choice = adapted(family, choice, own, str(adapter))
     graph, *abstract = _abstract(family, choice)
     made = wanted(family, choice)
-    held = _matched(family, choice, made, tensors(root), root)
+    held = _matched(family, choice, made, tensors(root) | low, root)
     tokenizer = _tokenizer(family, choice, root)
     leaves = {path: leaf for its in abstract for path, leaf in nnx.to_flat_state(its)}
     found = _read(leaves, made, held, mesh, dtype)
@@ -73,7 +81,10 @@ def load(
         nnx.from_flat_state([(path, leaf.replace(found[path])) for path, leaf in nnx.to_flat_state(its)])
         for its in abstract
     )
-    return Pretrained(family.task(graph, state, choice), params, state, choice, family, values, root, tokenizer)
+    task = family.task(graph, state, choice)
+    if own is not None:
+        task = dataclasses.replace(task, include=("*/lora_*",))
+    return Pretrained(task, params, state, choice, family, values, root, tokenizer, own)
 
 
 def initial(
@@ -173,7 +184,7 @@ def wanted(family: Family, choice: Any) -> dict[str, list[Part]]:
     paths = {path for its in abstract for path, _ in nnx.to_flat_state(its)}
     made: dict[str, list[Part]] = {}
     layers = layered(choice)
-    for leaf in family.leaves(choice):
+    for leaf in (*family.leaves(choice), *adapter_leaves(family, choice)):
         for k in range(layers.layers) if layers and "{i}" in leaf.ours else (None,):
             stacked = k is not None and layers is not None and layers.scanned
             ours = leaf.ours.replace("{i}/", "" if stacked else f"{k}/")

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from uimjax.errors import MismatchError, OutputError, UsageError
+from uimjax.pretrained import adapters
 from uimjax.pretrained.folder import CONFIG, INDEX, WEIGHTS, has_weights, tensors
 from uimjax.pretrained.loading import Pretrained, canonical, wanted
 from uimjax.store import write_json
@@ -26,7 +27,8 @@ BESIDE = ("tokenizer*", "vocab.json", "merges.txt", "special_tokens_map.json", "
 
 def save(model: Pretrained, folder: str | Path, params: Any = None, *, most: int = MOST) -> Path:
     """Write `params` (default: the model's own) as safetensors of at most `most` bytes a file, with config and
-    tokenizer beside them: `transformers` and `load` read it. Tensors have the parameters' dtype.
+    tokenizer beside them: `transformers` and `load` read it. Tensors have the parameters' dtype. Of a model with an
+    adapter that alone is written, as peft reads it.
 
     Raises:
         OutputError: the folder cannot be written, or holds another checkpoint. MismatchError: parameters of another
@@ -36,6 +38,8 @@ def save(model: Pretrained, folder: str | Path, params: Any = None, *, most: int
     params = model.params if params is None else params
     _check(model, params)
     held = [path.name for path in root.glob("*") if intended(path.name) is None] if root.is_dir() else []
+    if model.adapter is not None:
+        return _adapter(root, model, params, held)
     if CONFIG in held or any(name.endswith(".safetensors") for name in held):
         raise OutputError(f"{root} holds a checkpoint already; choose an empty or a new folder")
     make_folder(root)
@@ -50,6 +54,17 @@ def save(model: Pretrained, folder: str | Path, params: Any = None, *, most: int
             shutil.copyfile(path, temporary)
     with atomic(root / CONFIG) as temporary:  # last: a folder without it is no checkpoint
         temporary.write_text(json.dumps(kept | {"dtype": dtype}, indent=2) + "\n")
+    return root
+
+
+def _adapter(root: Path, model: Pretrained, params: Any, held: list[str]) -> Path:
+    if adapters.CONFIG in held or adapters.WEIGHTS in held:
+        raise OutputError(f"{root} holds an adapter already; choose an empty or a new folder")
+    make_folder(root)
+    names = [name for name in wanted(model.family, model.choice) if adapters.is_adapters(name)]
+    with atomic(root / adapters.WEIGHTS) as temporary:
+        save_file(dict(_tensors(model, params, names)), temporary, {"format": "pt"})
+    write_json(root / adapters.CONFIG, dict(model.adapter or {}))
     return root
 
 
