@@ -86,6 +86,24 @@ def test_a_training_of_our_own_at_any_of_its_steps(model, tmp_path):
     first = training.snapshot(tmp_path, params, 1)
     assert same(checkpoint.read_tree(tmp_path, blank(params), 1), first)
     assert same(checkpoint.read_tree(tmp_path / "snapshots", blank(params)), first)
+    run = uj.read_run(tmp_path, params, lambda step: 0.1 / step, moments=True)
+    assert [(its.rate, its.steps) for its in run] == [(0.1, 1), (0.05, 1)]
+    assert same(run[1].params, fitted.params)
+    assert same(run[0].params, first)
+    scored = uj.score(task, run, rows, uj.Measurement("f", lambda p, r: task.loss(p, r).sum()), rows, "less", each=True)
+    assert scored.values.shape == (8, 8)
+    assert "2 checkpoints" in scored.method
+    state = training.started(params, recipe, 8)
+    adam = checkpoint.load(tmp_path, state, 2)[1].optimizer
+    nu = next(its.nu for its in jax.tree.leaves(adam, is_leaf=lambda x: hasattr(x, "nu")) if hasattr(its, "nu"))
+    assert same(run[1].optimizer, nu)
+    assert len(uj.read_run(tmp_path, params, steps=(2,))) == 1
+    with pytest.raises(UsageError, match="above 0 was wanted"):
+        uj.read_run(tmp_path, params, lambda _: 0.0)
+    with pytest.raises(MismatchError, match="nothing of these parameters under 'nu'"):
+        uj.read_run(tmp_path / "snapshots", params, moments=True)
+    with pytest.raises(UsageError, match="is one checkpoint, and a series was wanted"):
+        uj.read_run(tmp_path / "2", params)
     with pytest.raises(MissingFileError, match="no step 5; its steps are 1, 2"):
         checkpoint.read_tree(tmp_path, blank(params), 5)
     kept = next(tmp_path.glob("digests-2.json"))

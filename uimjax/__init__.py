@@ -23,6 +23,7 @@ _WHERE = {
     "score_by_parameter": "uimjax.interpret.shares",
     "score_by_token": "uimjax.interpret.shares",
     "Checkpoint": "uimjax.interpret.trajectory",
+    "read_run": "uimjax.interpret.trajectory",
     "Recipe": "uimjax.steps",
     "Method": "uimjax.interpret.base",
     "append_index": "uimjax.interpret.indexing",
@@ -70,6 +71,7 @@ if TYPE_CHECKING:
     from uimjax.interpret.trace import totals as totals
     from uimjax.interpret.trace import trace as trace
     from uimjax.interpret.trajectory import Checkpoint as Checkpoint
+    from uimjax.interpret.trajectory import read_run as read_run
     from uimjax.mesh import make_mesh as make_mesh
     from uimjax.onepass import collect as collect
     from uimjax.pretrained.loading import initial as initial

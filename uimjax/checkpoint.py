@@ -112,10 +112,13 @@ def steps_in(folder: Path) -> list[int]:
     return found
 
 
-def read_tree(folder: Path, template: Any, step: int | None = None, place: Callable[[Any], Any] | None = None) -> Any:
+def read_tree(
+    folder: Path, template: Any, step: int | None = None, place: Callable[[Any], Any] | None = None, under: str = ""
+) -> Any:
     """Arrays for a template from any Orbax checkpoint, or from a step (the newest) of a run's, by the names of its
     leaves: whatever stands above them there (`params`, a whole training state) is found. `place`: of an array's shape,
-    where it is to lie. Nothing else of the checkpoint is read.
+    where it is to lie. `under`: what stands directly above the names ("nu": Adam's second moments of them). Nothing
+    else of the checkpoint is read.
 
     Raises:
         MissingFileError, CorruptError. MismatchError: leaves are missing, or stand in several places. ShapeError.
@@ -131,7 +134,7 @@ def read_tree(folder: Path, template: Any, step: int | None = None, place: Calla
     paths = {_named(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(held)[0]}
     leaves = jax.tree_util.tree_flatten_with_path(template)[0]
     wanted = [_named(path) for path, _ in leaves]
-    above = _above(root, wanted, paths)
+    above = _above(root, wanted, paths, under)
     spec = {}
     for name, (_, leaf) in zip(wanted, leaves, strict=True):
         if tuple(paths[above + name].shape) != tuple(leaf.shape):
@@ -154,17 +157,21 @@ def _named(path: Any) -> str:
     return jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")
 
 
-def _above(root: Path, wanted: list[str], held: Mapping[str, Any]) -> str:
+def _above(root: Path, wanted: list[str], held: Mapping[str, Any], under: str) -> str:
     """What stands before the wanted names in a checkpoint. Raises MismatchError."""
     tails = [name.removesuffix(wanted[0]) for name in held if name.endswith(wanted[0])]
     fits = [
         above for above in tails if (not above or above.endswith(".")) and all(above + name in held for name in wanted)
     ]
+    if under:
+        fits = [above for above in fits if f".{above}".endswith(f".{under}.")]
     fits = [above for above in fits if above in ("", "params.")] or fits
     if len(fits) == 1:
         return fits[0]
     if fits:
         raise MismatchError(f"{root} holds such parameters several times, under {', '.join(map(repr, fits))}")
+    if under and all(any(other.endswith(name) for other in held) for name in wanted):
+        raise MismatchError(f"{root} holds nothing of these parameters under {under!r}")
     lacking = next((name for name in wanted if not any(other.endswith(name) for other in held)), wanted[0])
     near = difflib.get_close_matches(lacking, held, n=1, cutoff=0.4)
     raise MismatchError(

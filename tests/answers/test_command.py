@@ -11,7 +11,7 @@ from orbax.checkpoint import v1
 
 import uimjax as uj
 from tests.pretrained.folders import write
-from uimjax import cli, training
+from uimjax import checkpoint, cli, training
 from uimjax.answers.subject import read_words
 from uimjax.corpora.preparing import prepare
 from uimjax.models.blocks import Shape
@@ -203,21 +203,27 @@ def test_a_module_of_ones_own_with_an_orbax_checkpoint(made, tmp_path, capsys):
     rows = prepare([made[1]], read_words(str(made[0] / "model")), tmp_path / "rows", length=16).rows
     recipe = uj.Recipe(epochs=20, batch_size=16, learning_rate=1e-2)
     training.fit(task, params, rows, recipe, folder=tmp_path / "run")
-    more = ["--tokenizer", str(made[0] / "model"), "--checkpoint", str(tmp_path / "run"), "--json", "--method", "logra"]
+    bare = ["--tokenizer", str(made[0] / "model")]
+    more = [*bare, "--checkpoint", str(tmp_path / "run"), "--json", "--method", "grad_cos", "--null", "0"]
     assert ask(made, tmp_path / "out", *more, model=f"{HERE}:as_module") == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["failures"][0]["proponents"][0]["id"] == "corpus.jsonl:18"
+    trained = checkpoint.read_tree(tmp_path / "run", params)
+    value = jax.jit(lambda row: -task.loss(trained, row).sum())
+    bad, good = ({"tokens": jnp.array(t), "counted": jnp.array([0, 0, 0, 1, 1])}
+                 for t in ([41, 42, 43, 44, 45], [41, 42, 43, 5, 9]))  # fmt: skip
+    np.testing.assert_allclose(told["failures"][0]["value"], value(bad) - value(good), rtol=1e-4)
     assert ask(made, tmp_path / "out", *more, "--task", f"{HERE}:own_task", model=f"{HERE}:as_module") == 0
     capsys.readouterr()
     for flags, code, words in (
         ([*more, "--step", "7"], 3, "no step 7; its steps are 10, 20"),
         (["--checkpoint", str(tmp_path / "run")], 3, "comes without a tokenizer"),
         ([*more, "--task", f"{HERE}:no_task"], 2, "returned int; a uimjax.Task was wanted"),
+        ([*bare, "--step", "7"], 2, "step 7 of which run"),
         ([*more, "--remat"], 2, "remat is for models built here"),
     ):
         assert ask(made, tmp_path / "no", *flags, model=f"{HERE}:as_module") == code
         assert words in capsys.readouterr().err
-    assert ask(made, tmp_path / "no", *more[:2], model=f"{HERE}:as_linen") == 2
+    assert ask(made, tmp_path / "no", *bare, model=f"{HERE}:as_linen") == 2
     assert "is a Linen module, without parameters of its own: --checkpoint" in capsys.readouterr().err
 
 

@@ -13,7 +13,7 @@ from uimjax.errors import CorruptError, MismatchError, MissingFileError, Unsuppo
 from uimjax.mesh import shard_params, split
 from uimjax.models.blocks import Shape
 from uimjax.models.own import language_model
-from uimjax.pretrained.loading import initial, load
+from uimjax.pretrained.loading import load
 from uimjax.pretrained.words import need_tokenizer
 from uimjax.references import call
 from uimjax.task import Task
@@ -50,21 +50,16 @@ def _folder(config: Any, mesh: Any) -> Subject:
     root, how = Path(config.model), {"scanned": config.scanned, "remat": config.remat}
     if config.task:
         raise UsageError(f"task {config.task} is for a module of your own; {root} is a folder, whose loss is known")
-    how |= {"mesh": mesh, "dtype": DTYPES[config.dtype]}
-    if config.adapter and config.checkpoint:
-        raise UsageError(
-            "an adapter or a checkpoint: what a checkpoint holds of an adapter is not known; leave one out"
-        )
-    its = initial(root, **how) if config.checkpoint else load(root, adapter=config.adapter or None, **how)
+    how |= {"mesh": mesh, "dtype": DTYPES[config.dtype], "step": config.step}
+    its = load(root, adapter=config.adapter or None, checkpoint=config.checkpoint or None, **how)
     if not isinstance(its.choice, Shape):
         raise UnsupportedModelError(
             f"{root} is a {its.family.types[0]}; documents are traced for decoders, which have a loss a token"
         )
-    params = _restored(config, its.params, mesh) if config.checkpoint else its.params
     words = read_words(config.tokenizer) if config.tokenizer else need_tokenizer(its.tokenizer, root)
     end = its.config.get("eos_token_id")
     most = its.choice.length if its.choice.positions == "learned" else 0
-    return Subject(its.task, params, words, most, end if isinstance(end, int) else None)
+    return Subject(its.task, its.params, words, most, end if isinstance(end, int) else None)
 
 
 def _module(config: Any, mesh: Any) -> Subject:
@@ -73,6 +68,8 @@ def _module(config: Any, mesh: Any) -> Subject:
             raise UsageError(f"{name} is for models built here; build {config.model} so yourself, and leave it out")
     if not config.tokenizer:
         raise MissingFileError(f"{config.model} comes without a tokenizer: --tokenizer FILE (a tokenizer.json)")
+    if config.step is not None and not config.checkpoint:
+        raise UsageError(f"step {config.step} of which run? Name its folder: --checkpoint DIR")
     module = call(config.model)
     task, params = language_model(module)
     if config.task:

@@ -8,7 +8,7 @@ being learned, it did.
 import dataclasses
 import functools
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,11 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from uimjax import checkpoint, steps, training
 from uimjax import rows as row
-from uimjax import steps, training
 from uimjax.curvature.damping import Chosen
 from uimjax.errors import UsageError
 from uimjax.interpret.base import Scores
+from uimjax.mesh import split
 from uimjax.steps import Recipe
 from uimjax.task import RELATIVE, Task
 
@@ -94,6 +95,33 @@ def record(
             state = training.snapshot(where, params, epoch)
             moments = second_moments(task, state, data, recipe.batch_size)
             run.append(Checkpoint(state, rate, per * (epoch - before), moments, recipe.optimizer != "sgd"))
+    return run
+
+
+def read_run(
+    folder: str | Path, params: Any, rates: Callable[[int], float] | None = None, *, steps: Sequence[int] = (),
+    moments: bool = False, mesh: Any = None,
+) -> list[Checkpoint]:  # fmt: skip
+    """The checkpoints of a run on disk (Orbax, a folder of steps) as a series, or those of the `steps` named.
+
+    `params`: the model's parameters, or their shapes. `rates(step)`: the learning rate there, 1 where it is not given
+    (what a step counts, the reader's checkpoints say: steps of the optimizer, or epochs). Each stands for the steps
+    since the one before. `moments`: Adam's second moments are read too, from the run's Optax state.
+
+    Raises: as `checkpoint.read_tree`; UsageError: a checkpoint alone, or a rate that is not above 0.
+    """
+    root, template = Path(folder), jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
+    found = list(steps) or checkpoint.steps_in(root)
+    if not found:
+        raise UsageError(f"{root} is one checkpoint, and a series was wanted: name the folder that its steps stand in")
+    place, run = None if mesh is None else lambda shape: split(mesh, shape), []
+    for before, step in zip([0, *found], found, strict=False):
+        rate = 1.0 if rates is None else float(rates(step))
+        if not rate > 0:
+            raise UsageError(f"the learning rate at step {step} is {rate}; above 0 was wanted")
+        state = checkpoint.read_tree(root, template, step, place, under="nu") if moments else None
+        its = checkpoint.read_tree(root, template, step, place)
+        run.append(Checkpoint(its, rate, max(1, step - before), state, moments))
     return run
 
 

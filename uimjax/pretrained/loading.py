@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import tokenizers
 from flax import nnx
 
-from uimjax import checkpoint
+from uimjax import checkpoint as orbax
 from uimjax.errors import MismatchError, ShapeError, UnknownNameError, UnsupportedModelError, UsageError
 from uimjax.mesh import split
 from uimjax.models.blocks import Shape
@@ -52,7 +52,7 @@ class Pretrained:
 
 def load(
     folder: str | Path, *, mesh: Any = None, dtype: Any = None, scanned: bool = False, remat: bool = False,
-    adapter: str | Path | None = None,
+    adapter: str | Path | None = None, checkpoint: str | Path | None = None, step: int | None = None,
 ) -> Pretrained:  # fmt: skip
     """A checkpoint folder as `save_pretrained` writes it (config.json, safetensors, tokenizer.json).
 
@@ -60,6 +60,8 @@ def load(
     With a `mesh`, parameters are split over its model axis (`mesh.shard_params`), each device reading its own part.
     `scanned`: layers are stacked, and compiled once; `remat`: a layer's activations are computed again on the way back.
     `adapter`: the folder of a LoRA adapter (peft) on top, whose parameters are then the ones that are attributed.
+    `checkpoint`: an Orbax checkpoint, or the `step` (newest) of a run, that the parameters are read from; weights of
+    the folder are not looked at then.
 
     Raises:
         MissingFileError, CorruptError: a file is not there, cut short or damaged. UnsupportedModelError: an unknown
@@ -68,6 +70,10 @@ def load(
     """
     root = Path(folder)
     values, family, choice = _chosen(root, scanned, remat)
+    if step is not None and checkpoint is None:
+        raise UsageError(f"step {step} of which run? Name its folder: checkpoint=DIR")
+    if checkpoint is not None:
+        return _restored(root, Path(checkpoint), step, mesh, dtype, scanned, remat, adapter)
     own, low = (None, {}) if adapter is None else read_adapter(Path(adapter))
     if own is not None:
         choice = adapted(family, choice, own, str(adapter))
@@ -111,6 +117,16 @@ def initial(
     places = None if mesh is None else jax.tree.map(lambda x: split(mesh, x.shape), jax.eval_shape(drawn))
     params, state = jax.jit(drawn, out_shardings=places)()
     return Pretrained(family.task(graph, state, choice), params, state, choice, family, values, root, tokenizer)
+
+
+def _restored(root, kept, step, mesh, dtype, scanned, remat, adapter) -> Pretrained:
+    """With the parameters of an Orbax checkpoint."""
+    if adapter is not None:
+        raise UsageError("adapter and checkpoint are both given, and only one can be read here; leave one out")
+    made = initial(root, mesh=mesh, dtype=dtype, scanned=scanned, remat=remat)
+    place = None if mesh is None else functools.partial(split, mesh)
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), made.params)
+    return dataclasses.replace(made, params=orbax.read_tree(kept, shapes, step, place))
 
 
 def _chosen(root: Path, scanned: bool, remat: bool) -> tuple[dict[str, Any], Family, Any]:
@@ -249,7 +265,7 @@ def _matched(
 def _alike(one: Tensor, two: Tensor) -> bool:
     if (one.shape, one.dtype) != (two.shape, two.dtype):
         return False
-    a, b = (checkpoint.read_safetensors(its.file, {its.stored: _reading(its, None)})[its.stored] for its in (one, two))
+    a, b = (orbax.read_safetensors(its.file, {its.stored: _reading(its, None)})[its.stored] for its in (one, two))
     return bool(jnp.array_equal(a, b))
 
 
@@ -265,7 +281,7 @@ def _read(leaves: dict[Place, Any], made: dict[str, list[Part]], held: dict[str,
     _check_shapes(held, made, leaves)
     for file in sorted({its.file for its in held.values()}):
         names = {name: its for name, its in held.items() if its.file == file}
-        read = checkpoint.read_safetensors(file, {its.stored: _reading(its, mesh) for its in names.values()})
+        read = orbax.read_safetensors(file, {its.stored: _reading(its, mesh) for its in names.values()})
         for name, its in names.items():
             x = read.pop(its.stored)
             for part in made[name]:
