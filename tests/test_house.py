@@ -48,7 +48,8 @@ INSIDE = {
         "base", "trajectory", "lexical", "representation", "baselines", "resume", "curved", "sketched", "solved",
         "exact", "segments", "rerank", "self_influence", "methods", "index", "moving", "price",
         "fill", "fits", "indexing", "strongest", "null", "hits", "cascade", "ann", "groups", "trace", "positions",
-        "shares", "bank", "plan", "plan_index", "plan_training", "judge", "metagradient", "counterfactual", "check",
+        "shares", "bank", "plan", "plan_index", "plan_outline", "plan_training", "judge", "metagradient",
+        "counterfactual", "check",
     ],
     "uimjax.answers": ["measures", "failures", "overlap", "folding", "engines", "evidence", "subject", "story"],
     "uimjax.corpora": [

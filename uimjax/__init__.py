@@ -36,6 +36,7 @@ _WHERE = {
     "totals": "uimjax.interpret.trace",
     "initial": "uimjax.pretrained.loading",
     "load": "uimjax.pretrained.loading",
+    "outline": "uimjax.pretrained.loading",
     "save": "uimjax.pretrained.saving",
     "make_mesh": "uimjax.mesh",
     "keep_buffers": "uimjax.allocator",
@@ -76,6 +77,7 @@ if TYPE_CHECKING:
     from uimjax.onepass import collect as collect
     from uimjax.pretrained.loading import initial as initial
     from uimjax.pretrained.loading import load as load
+    from uimjax.pretrained.loading import outline as outline
     from uimjax.pretrained.saving import save as save
     from uimjax.sketch import DenseSketch as DenseSketch
     from uimjax.sketch import Sketch as Sketch

@@ -137,6 +137,17 @@ def test_a_question_of_all_lines_together_and_rows_to_retain(made, tmp_path, cap
     assert "relatif keeps nothing of what is right" in capsys.readouterr().err
 
 
+def test_devices_that_share_parameters_and_batches_give_the_same_answer(made, tmp_path, capsys):
+    plain = ["--method", "grad_cos", "--null", "0", "--json"]
+    assert ask(made, tmp_path / "one", *plain) == 0
+    one = json.loads(capsys.readouterr().out)["failures"]
+    assert ask(made, tmp_path / "four", *plain, "--devices", "2", "--model_devices", "2", "--scanned", "--remat") == 0
+    four = json.loads(capsys.readouterr().out)["failures"]
+    for a, b in zip(one, four, strict=True):
+        np.testing.assert_allclose(b["value"], a["value"], rtol=1e-4)
+        assert len(a["proponents"]) == len(b["proponents"])
+
+
 @pytest.mark.parametrize(
     ("changed", "more", "code", "words"),
     [

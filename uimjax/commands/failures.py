@@ -77,7 +77,7 @@ def answered(config: Any, out: Path, progress: Any) -> dict[str, Any]:
     from uimjax.workflow.base import made_with
 
     corpus_files(config.corpus)  # what is not there is said before a model is read
-    mesh = None if config.devices * config.model_devices == 1 else make_mesh(config.devices, config.model_devices)
+    mesh = None if config.devices * config.model_devices == 1 else make_mesh(config.devices, model=config.model_devices)
     subject = open_subject(config, mesh)
     if subject.most and config.length > subject.most:
         raise ShapeError(

@@ -1,6 +1,7 @@
 """What a job of a config will cost: an index, a trace, the bank of a check. Exit code 5 where it does not fit."""
 
 import argparse
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,11 @@ def plan(args: argparse.Namespace, rest: list[str]) -> int:
 
     values = read_yaml(Path(args.target))
     config = override(kind_of(values, OWN), values, rest)
-    if config.kind != "index" and (args.devices or args.chip):
+    if config.kind not in ("index", "failures") and (args.devices or args.chip):
         raise UsageError(f"--devices and --chip are for plans of an index, and this is one of a {config.kind}")
     if config.kind == "check" and args.count:
         raise UsageError("a check trains on the rows of its config: leave --count out")
-    found = {"index": _index, "trace": _trace, "check": _check}[config.kind](args, config)
+    found = {"index": _index, "trace": _trace, "check": _check, "failures": _failures}[config.kind](args, config)
     if args.json:
         print(json.dumps(found.document(), indent=1))
     else:
@@ -46,6 +47,31 @@ def _index(args: argparse.Namespace, config: Any) -> Any:
     else:
         where["mesh"] = mesh_of(config)
     return plan_index(task, params, read_rows(config.rows), out, **where, **choices)
+
+
+def _failures(args: argparse.Namespace, config: Any) -> Any:
+    """Of an index of a corpus: by the shapes of the folder's config.json, on a chip that need not be here."""
+    import jax
+    import jax.numpy as jnp
+
+    from uimjax.interpret.plan_outline import plan_outline
+    from uimjax.mesh import make_mesh
+    from uimjax.pretrained.loading import outline
+    from uimjax.sketch import Sketch
+
+    if not args.count or not args.chip:
+        raise UsageError("a plan of a corpus that is not here: --count ROWS (tokens over --length) and --chip NAME")
+    its = outline(config.model, dtype=config.dtype or None, scanned=config.scanned, remat=config.remat)
+    task = its.task if not config.include else dataclasses.replace(its.task, include=config.include)
+    task = dataclasses.replace(task, exclude=config.exclude)
+    example = {"tokens": jax.ShapeDtypeStruct((config.length,), jnp.int32),
+               "counted": jax.ShapeDtypeStruct((config.length,), jnp.uint8)}  # fmt: skip
+    share = config.devices * config.model_devices
+    return plan_outline(
+        task, its.params, example, count=args.count, chip=args.chip, devices=args.devices or share,
+        mesh=None if share == 1 else make_mesh(config.devices, model=config.model_devices),
+        sketch=Sketch(config.sketch_rank, seed=config.seed), batch_size=config.batch_size, coding=config.coding,
+    )  # fmt: skip
 
 
 def _trace(args: argparse.Namespace, config: Any) -> Any:

@@ -24,7 +24,7 @@ COMMANDS = {
 
 
 STORIES: dict[str, type[Strict]] = {"vision": RunConfig, "text": TextConfig}
-OWN: dict[str, type[Strict]] = {name: KINDS[name] for name in ("index", "trace", "check")}  # of the reader's own model
+OWN: dict[str, type[Strict]] = {name: KINDS[name] for name in COMMANDS}  # of the reader's own model
 
 
 def kind_of(values: dict[str, Any], kinds: dict[str, type[Strict]] = STORIES) -> type[Strict]:

@@ -119,6 +119,19 @@ def initial(
     return Pretrained(family.task(graph, state, choice), params, state, choice, family, values, root, tokenizer)
 
 
+def outline(folder: str | Path, *, dtype: Any = None, scanned: bool = False, remat: bool = False) -> Pretrained:
+    """A model of a folder's config.json whose parameters are shapes alone, for plans: nothing else need be there.
+
+    `dtype` by default what the config names, else float32. Raises: as `load`, what concerns the config.
+    """
+    root = Path(folder)
+    values, family, choice = _chosen(root, scanned, remat)
+    graph, params, state = _abstract(family, choice)
+    named = jnp.dtype(dtype or values.get("dtype") or values.get("torch_dtype") or jnp.float32)
+    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, named), params)
+    return Pretrained(family.task(graph, state, choice), params, state, choice, family, values, root)
+
+
 def _restored(root, kept, step, mesh, dtype, scanned, remat, adapter) -> Pretrained:
     """With the parameters of an Orbax checkpoint."""
     if adapter is not None:

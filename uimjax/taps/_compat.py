@@ -124,6 +124,8 @@ def dot(eqn: Any) -> Dot:
 
 def operations(eqn: Any) -> float:
     """Of one product or convolution, a multiply-add counting twice; 0 of anything else."""
+    if not eqn.outvars:  # a part of the program that gives nothing
+        return 0
     name, out = eqn.primitive.name, eqn.outvars[0].aval
     if name == "dot_general":
         lhs = eqn.invars[0].aval.shape
