@@ -54,7 +54,7 @@ INSIDE = {
     "uimjax.answers": ["measures", "failures", "overlap", "folding", "engines", "evidence", "subject", "story"],
     "uimjax.corpora": [
         "base", "truth", "digits", "files", "plants", "tokenizer", "documents", "stdlib", "text_plants", "texts",
-        "pieces", "pretokenised", "prepared", "duplicates", "preparing",
+        "pieces", "pretokenised", "hub", "prepared", "duplicates", "preparing",
     ],
     "uimjax.models": ["attention", "blocks", "decoder", "own", "encoders", "classifiers", "resnets"],
     "uimjax.pretrained": ["base", "decoders", "encoders", "folder", "words", "adapters", "loading", "saving"],

@@ -16,6 +16,7 @@ import xxhash
 
 from uimjax import store
 from uimjax.corpora import pretokenised
+from uimjax.corpora.hub import PREFIX, Hub, digest, parse_hub, read_hub
 from uimjax.corpora.pieces import Piece, kept_pieces, pieces
 from uimjax.corpora.prepared import DOCUMENTS, MANIFEST, NOTES, ROWS, Prepared, open_prepared
 from uimjax.corpora.pretokenised import Kept, Raw, read_kept
@@ -57,7 +58,10 @@ def prepare(
     root, columns, raw, files = Path(folder), columns or Columns(), raw or Raw(), corpus_files(paths)
     made_of = {
         "version": VERSION,
-        "files": {str(path): store.digest_file(path) for path in progress(files, "checking files", unit="files")},
+        "files": {
+            str(path): digest(path) if isinstance(path, Hub) else store.digest_file(path)
+            for path in progress(files, "checking files", unit="files")
+        },
         "columns": asdict(columns),
         "raw": asdict(raw),
         "tokenizer": store.digest_text(tokenizer.to_str()),
@@ -76,14 +80,25 @@ def prepare(
     return open_prepared(root)
 
 
-def corpus_files(paths: Sequence[str | Path]) -> list[Path]:
-    """The files of a corpus, of text or of tokens. Raises as `texts.files_of`; UsageError: some of each."""
-    found = files_of(paths, pretokenised.KINDS)
-    kept = [path for path in found if path.suffix in pretokenised.KINDS]
+Where = Path | Hub
+
+
+def corpus_files(paths: Sequence[str | Path]) -> list[Where]:
+    """The files of a corpus, of text or of tokens, and datasets of a hub. Raises as `texts.files_of` and
+    `hub.parse_hub`; UsageError: files of text and of tokens."""
+    hubs = [path for path in paths if str(path).startswith(PREFIX)]
+    plain = [path for path in paths if path not in hubs]
+    found: list[Where] = [parse_hub(str(path)) for path in hubs]
+    found += files_of(plain, pretokenised.KINDS) if plain or not hubs else []
+    kept = [path for path in found if _has_tokens(path)]
     if kept and len(kept) < len(found):
         other = next(path for path in found if path not in kept)
         raise UsageError(f"{kept[0]} holds tokens and {other} text: prepare the one or the other")
     return found
+
+
+def _has_tokens(path: Where) -> bool:
+    return isinstance(path, Path) and path.suffix in pretokenised.KINDS
 
 
 def _check_ours(root: Path) -> None:
@@ -132,12 +147,13 @@ class _Cutter(NamedTuple):
     tokenizer: tokenizers.Tokenizer
     length: int
 
-    def blocks(self, path: Path, note: Note) -> Iterator[list[tuple[Text, list[Piece]]]]:
-        if path.suffix in pretokenised.KINDS:
+    def blocks(self, path: Where, note: Note) -> Iterator[list[tuple[Text, list[Piece]]]]:
+        if isinstance(path, Path) and _has_tokens(path):
             for kept in read_kept(path, self.raw, note):
                 yield [self.kept(its) for its in kept]
             return
-        for block in read_texts([path], self.columns, note):
+        hub = isinstance(path, Hub)
+        for block in read_hub(path, self.columns, note) if hub else read_texts([path], self.columns, note):
             codes = self.tokenizer.encode_batch([each.text for each in block])
             yield [(its, list(pieces(code, self.length))) for its, code in zip(block, codes, strict=True)]
 
@@ -153,7 +169,7 @@ class _Cutter(NamedTuple):
         return Text(its.id, its.source, text), cut
 
 
-def _written(root: Path, files: list[Path], cutter: _Cutter, progress: Progress) -> dict[str, Any]:
+def _written(root: Path, files: list[Where], cutter: _Cutter, progress: Progress) -> dict[str, Any]:
     """How many rows, documents and tokens there are, and how many notes of each kind."""
     writer = _Writer(root)
     rows = documents = tokens = cut = 0
@@ -175,7 +191,7 @@ def _written(root: Path, files: list[Path], cutter: _Cutter, progress: Progress)
         raise DataError(f"no document was found in {', '.join(map(str, files[:3]))}{told}")
     for name, dtype in (("tokens", np.int32), ("counted", np.uint8)):
         _as_npy(root, name, (rows, cutter.length), dtype)
-    kept = any(path.suffix in pretokenised.KINDS for path in files)
+    kept = any(map(_has_tokens, files))
     return {"kept tokens": kept, "rows": rows, "documents": documents, "tokens": tokens, "longer than a row": cut,
             "notes": dict(sorted(writer.counts.items())) | ({"duplicate": copies} if copies else {})}  # fmt: skip
 

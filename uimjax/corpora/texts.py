@@ -83,7 +83,7 @@ def read_texts(paths: Sequence[str | Path], columns: Columns, note: Note) -> Ite
         assert kind is not None
         try:
             for block in _READERS[kind](path, columns, note):
-                found = list(_documents(path, block, columns, note))
+                found = list(documents(path, block, columns, note))
                 if found:
                     yield found
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
@@ -93,7 +93,9 @@ def read_texts(paths: Sequence[str | Path], columns: Columns, note: Note) -> Ite
 Block = list[tuple[int, dict[str, Any]]]  # (row from 1, its columns)
 
 
-def _documents(path: Path, block: Block, columns: Columns, note: Note) -> Iterator[Text]:
+def documents(path: Path | str, block: Block, columns: Columns, note: Note) -> Iterator[Text]:
+    """Of rows; those that are none are handed to `note`. `path`: the file, or a dataset's name."""
+    file = path.name if isinstance(path, Path) else path
     for number, row in block:
         text = row.get(columns.text)
         if not isinstance(text, str):
@@ -102,12 +104,12 @@ def _documents(path: Path, block: Block, columns: Columns, note: Note) -> Iterat
         elif not text.strip():
             note(Skipped(str(path), number, "empty"))
         else:
-            name = str(row[columns.id]) if columns.id and row.get(columns.id) is not None else f"{path.name}:{number}"
+            name = str(row[columns.id]) if columns.id and row.get(columns.id) is not None else f"{file}:{number}"
             source = row.get(columns.source or "source")
-            yield Text(clean(name), clean(path.name if source is None else str(source)), clean(text))
+            yield Text(clean(name), clean(file if source is None else str(source)), clean(text))
 
 
-def _check(path: Path, columns: Columns, names: Iterable[str]) -> None:
+def check_columns(path: Path | str, columns: Columns, names: Iterable[str]) -> None:
     """Raises UnknownNameError, with the nearest column."""
     known = list(names)
     for name in filter(None, (columns.text, columns.id, columns.source)):
@@ -135,7 +137,7 @@ def _jsonl(path: Path, columns: Columns, note: Note) -> Iterator[Block]:
                 note(Skipped(str(path), number, f"malformed: a {type(row).__name__}, no object"))
                 continue
             if not checked:
-                _check(path, columns, row)
+                check_columns(path, columns, row)
                 checked = True
             block.append((number, row))
             if len(block) == BLOCK:
@@ -167,7 +169,7 @@ def _csv(path: Path, columns: Columns, note: Note) -> Iterator[Block]:
     read = csv.ReadOptions(use_threads=False)
     kinds = csv.ConvertOptions(column_types={name: pa.string() for name in _wanted(columns)})  # numbers are texts too
     with csv.open_csv(str(path), parse_options=options, read_options=read, convert_options=kinds) as reader:
-        _check(path, columns, reader.schema.names)
+        check_columns(path, columns, reader.schema.names)
         for batch in reader:
             yield from _blocks(batch, columns, at)
 
@@ -175,7 +177,7 @@ def _csv(path: Path, columns: Columns, note: Note) -> Iterator[Block]:
 def _parquet(path: Path, columns: Columns, _note: Note) -> Iterator[Block]:
     at = [0]
     file = parquet.ParquetFile(str(path))
-    _check(path, columns, file.schema_arrow.names)
+    check_columns(path, columns, file.schema_arrow.names)
     wanted = [name for name in _wanted(columns) if name in file.schema_arrow.names]
     for batch in file.iter_batches(BLOCK, columns=wanted):
         yield from _blocks(batch, columns, at)
@@ -192,7 +194,7 @@ def _arrow(path: Path, columns: Columns, _note: Note) -> Iterator[Block]:
             reader = (held.get_batch(k) for k in range(held.num_record_batches))
         for batch in reader:
             if not at[0]:
-                _check(path, columns, batch.schema.names)
+                check_columns(path, columns, batch.schema.names)
             yield from _blocks(batch, columns, at)
 
 
