@@ -43,11 +43,23 @@ def managed(path, tree):
         manager.wait_until_finished()
 
 
+def padded(path, tree):
+    v1.save(path / "00000100", {"params": nnx.to_pure_dict(tree)})
+
+
+def whole_state(path, tree):
+    pure = nnx.to_pure_dict(tree)
+    moments = {"mu": zeros(tree), "nu": zeros(tree), "count": jnp.int32(3)}
+    v1.save(path, {"state": {"params": pure, "opt_state": moments}, "step": jnp.int32(3)})
+
+
 WAYS = {
     "a state": lambda path, p: standard(path, p),
     "a dictionary": lambda path, p: standard(path, nnx.to_pure_dict(p)),
     "of version 1": lambda path, p: v1.save(path, {"params": nnx.to_pure_dict(p), "optimizer": {"nu": jnp.ones(3)}}),
     "in a training state": lambda path, p: v1.save(path, {"state": {"params": nnx.to_pure_dict(p)}, "step": 1.0}),
+    "in a state with moments": lambda path, p: whole_state(path, p),
+    "a step with zeros before it": lambda path, p: padded(path, p),
     "a manager's newest": lambda path, p: managed(path, nnx.to_pure_dict(p)),
     "beside averages": lambda path, p: v1.save(path, {"params": nnx.to_pure_dict(p), "ema": zeros(p)}),
 }
@@ -83,11 +95,16 @@ def test_a_training_of_our_own_at_any_of_its_steps(model, tmp_path):
     fitted = training.fit(task, params, rows, recipe, folder=tmp_path, save_every=1, snapshots=(1,))
     assert checkpoint.steps_in(tmp_path) == [1, 2]
     assert same(checkpoint.read_tree(tmp_path, blank(params)), fitted.params)
+    low = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), params)
+    found = checkpoint.read_tree(tmp_path, low)
+    assert same(found, jax.tree.map(lambda x: x.astype(jnp.bfloat16), fitted.params)), "checked as stored, then cast"
     first = training.snapshot(tmp_path, params, 1)
     assert same(checkpoint.read_tree(tmp_path, blank(params), 1), first)
     assert same(checkpoint.read_tree(tmp_path / "snapshots", blank(params)), first)
     run = uj.read_run(tmp_path, params, lambda step: 0.1 / step, moments=True)
     assert [(its.rate, its.steps) for its in run] == [(0.1, 1), (0.05, 1)]
+    assert [its.adaptive for its in uj.read_run(tmp_path, params)] == [True, True]
+    assert [its.adaptive for its in uj.read_run(tmp_path, params, adaptive=False)] == [False, False]
     assert same(run[1].params, fitted.params)
     assert same(run[0].params, first)
     scored = uj.score(task, run, rows, uj.Measurement("f", lambda p, r: task.loss(p, r).sum()), rows, "less", each=True)
@@ -123,6 +140,9 @@ def test_other_models_are_refused(model, tmp_path):
     _, wider = build_decoder(Shape(vocabulary=12, length=6, layers=2, width=8, heads=2), 3)
     with pytest.raises(ShapeError, match=r"embedding is \[11, 8\], the model's \[12, 8\]"):
         checkpoint.read_tree(tmp_path / "one", blank(wider))
+    _, flatter = build_decoder(Shape(vocabulary=11, length=6, layers=1, width=8, heads=2), 3)
+    with pytest.raises(MismatchError, match=r"arrays more than this one, first blocks\.1\."):
+        checkpoint.read_tree(tmp_path / "one", blank(flatter))
     _, deeper = build_decoder(Shape(vocabulary=11, length=6, layers=3, width=8, heads=2), 3)
     with pytest.raises(MismatchError, match=r"it has no blocks\.2\.\S+ \(it has blocks\.1\."):
         checkpoint.read_tree(tmp_path / "one", blank(deeper))

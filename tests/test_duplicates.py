@@ -61,3 +61,23 @@ def test_what_is_asked_wrongly(monkeypatch):
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(UsageError, match=r"pip install 'uimjax\[text\]'"):
         near_duplicates(["a"])
+
+
+def test_pairs_just_above_the_threshold_are_found(rng):
+    """Of pairs whose estimate is at the threshold or more, the tables lose next to none."""
+    lost = found = 0
+    for _ in range(80):
+        words = [f"w{n}" for n in rng.integers(10**6, size=300)]
+        changed = words[: 300 - 33] + [f"x{n}" for n in rng.integers(10**6, size=33)]
+        one, two = " ".join(words), " ".join(changed)
+        from datasketch import MinHash
+
+        made = [MinHash(num_perm=128, seed=1) for _ in range(2)]
+        for its, text in zip(made, (one, two), strict=True):
+            parts = text.split()
+            its.update_batch(["\x1f".join(parts[k : k + 5]).encode() for k in range(len(parts) - 4)])
+        if made[0].jaccard(made[1]) >= 0.8:
+            joined = near_duplicates([one, two], 0.8).tolist() == [0, 0]
+            found, lost = found + joined, lost + (not joined)
+    assert found > 10
+    assert lost <= 1

@@ -194,3 +194,15 @@ def test_what_cannot_be_read_is_named(tmp_path, engine):
         prepare([tmp_path / "f.txt"], engine, tmp_path / "c", length=9)
     with pytest.raises(UsageError, match="rows of 1 token;"):
         prepare([written(tmp_path, ".jsonl")], engine, tmp_path / "c", length=1)
+
+
+def test_a_document_without_tokens_is_listed_and_the_others_keep_their_names(tmp_path):
+    engine = tokenizers.Tokenizer(models.BPE({"a": 0, "b": 1, "c": 2, "d": 3}, []))
+    path = tmp_path / "c.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in ["ab", "\u65e5\u672c", "cd", "dd"]))
+    corpus = prepare([path], engine, tmp_path / "out", length=4)
+    assert corpus.manifest["notes"] == {"no token": 1}
+    assert "c.jsonl:2" in (tmp_path / "out" / NOTES).read_text()
+    assert corpus.names()["id"].to_pylist() == ["c.jsonl:1", "c.jsonl:3", "c.jsonl:4"]
+    assert corpus.metadata()["id"].to_pylist() == corpus.names()["id"].to_pylist()
+    assert corpus.documents([0, 1, 2]) == ["ab", "cd", "dd"]

@@ -9,7 +9,7 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from uimjax.corpora.preparing import prepare
 from uimjax.corpora.pretokenised import Raw
-from uimjax.errors import CorruptError, MismatchError, MissingFileError, UnknownNameError, UsageError
+from uimjax.errors import CorruptError, MismatchError, MissingFileError, OutputError, UnknownNameError, UsageError
 
 TEXTS = ["one fish two fish", "ein Fisch, é🐟 zwei", "red fish blue fish " * 4]
 END = 256
@@ -100,7 +100,16 @@ def test_what_cannot_be_read_is_said(engine, tmp_path):
     refused(CorruptError, "is cut short")
     (tmp_path / "part.idx").write_bytes(b"XX" + index[2:])
     refused(CorruptError, "is no index of Megatron")
+    head, odd = index[:-32], np.frombuffer(index[-32:], np.int64)
+    assert odd.tolist() == [0, 1, 2, 3]
+    for firsts in ([1, 2, 3, 3], [0, 1, 2, 9], [0, 2, 1, 3]):
+        (tmp_path / "part.idx").write_bytes(head + np.array(firsts, np.int64).tobytes())
+        refused(CorruptError, "its documents do not cover its 3 sequences in order")
     (tmp_path / "part.idx").write_bytes(index)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    refused(CorruptError, "no whole number of uint16; it is cut short")
+    path.write_bytes(whole)
     path.write_bytes(path.read_bytes()[:-8])
     refused(CorruptError, r"tokens, and part\.idx places some beyond")
     (tmp_path / "part.idx").unlink()
@@ -136,3 +145,11 @@ def test_another_tokenizer_is_refused(engine, tmp_path):
     engine.add_special_tokens(["<more>"])
     with pytest.raises(MismatchError, match="prepared with another tokenizer"):
         corpus.spelled([0], engine)
+
+
+def test_an_index_that_changed_is_another_corpus(engine, tmp_path):
+    path = megatron(tmp_path, ids(engine))
+    made(engine, path, tmp_path / "out")
+    megatron(tmp_path, [[token for its in ids(engine) for token in its]])
+    with pytest.raises(OutputError, match="other files or choices"):
+        made(engine, path, tmp_path / "out")

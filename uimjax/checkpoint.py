@@ -126,7 +126,7 @@ def read_tree(
     ocp, steps = _orbax(), steps_in(folder)
     if step is not None and step not in steps:
         raise MissingFileError(f"{folder} has no step {step}; its steps are {', '.join(map(str, steps)) or 'none'}")
-    root = folder.absolute() / str(steps[-1] if step is None else step) if steps else folder.absolute()
+    root = _step_folder(folder, steps[-1] if step is None else step) if steps else folder.absolute()
     try:
         held = ocp.metadata(root).metadata
     except (ValueError, OSError, LookupError) as error:
@@ -140,7 +140,7 @@ def read_tree(
         if tuple(paths[above + name].shape) != tuple(leaf.shape):
             raise ShapeError(f"{root}: {name} is {list(paths[above + name].shape)}, the model's {list(leaf.shape)}")
         at = jax.sharding.SingleDeviceSharding(jax.devices()[0]) if place is None else place(leaf.shape)
-        spec[above + name] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at)
+        spec[above + name] = jax.ShapeDtypeStruct(leaf.shape, paths[above + name].dtype, sharding=at)  # as it is stored
     asked = jax.tree_util.tree_map_with_path(lambda path, _: spec.get(_named(path), ocp.PLACEHOLDER), held)
     try:
         found = ocp.load(root, asked)
@@ -149,7 +149,13 @@ def read_tree(
     arrays = {_named(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(found)[0]}
     if steps and (kept := _digests(folder, int(root.name))).exists():
         _check_digests(root, {above + name: arrays[above + name] for name in wanted}, read_manifest(kept))
-    return jax.tree.unflatten(jax.tree.structure(template), [arrays[above + name] for name in wanted])
+    made = [arrays[above + name].astype(leaf.dtype) for name, (_, leaf) in zip(wanted, leaves, strict=True)]
+    return jax.tree.unflatten(jax.tree.structure(template), made)
+
+
+def _step_folder(folder: Path, step: int) -> Path:
+    """However many zeros stand before its number."""
+    return next(p for p in folder.absolute().iterdir() if p.name.isdigit() and int(p.name) == step)
 
 
 def _named(path: Any) -> str:
@@ -165,8 +171,10 @@ def _above(root: Path, wanted: list[str], held: Mapping[str, Any], under: str) -
     ]
     if under:
         fits = [above for above in fits if f".{above}".endswith(f".{under}.")]
-    fits = [above for above in fits if above in ("", "params.")] or fits
+    plain = [above for above in fits if above in ("", "params.")]
+    fits = plain or [above for above in fits if above.endswith(".params.")] or fits
     if len(fits) == 1:
+        _check_rest(root, wanted, held, fits[0])
         return fits[0]
     if fits:
         raise MismatchError(f"{root} holds such parameters several times, under {', '.join(map(repr, fits))}")
@@ -178,6 +186,24 @@ def _above(root: Path, wanted: list[str], held: Mapping[str, Any], under: str) -
         f"{root} holds another model: it has no {lacking}{f' (it has {near[0]})' if near else ''}. Load it with the"
         " model that it was saved from."
     )
+
+
+def _check_rest(root: Path, wanted: list[str], held: Mapping[str, Any], above: str) -> None:
+    """Beside the wanted ones stand no numbers that belong to the same model.
+
+    Raises:
+        MismatchError: it has more parameters, so it is another model.
+    """
+    tops = {name.split(".")[0] for name in wanted}
+    mine = {name.removeprefix(above): leaf for name, leaf in held.items() if name.startswith(above)}
+    more = [name for name, leaf in mine.items()
+            if name not in wanted and (above or name.split(".")[0] in tops) and jnp.issubdtype(leaf.dtype, jnp.floating)]  # fmt: skip  # noqa: E501
+    if more:
+        raise MismatchError(
+            f"{root} holds another model: it has {len(more)} arrays more than this one, first {more[0]}. Load it with "
+            "the model that it was saved from; of a model with state beside its parameters save nnx.state(model, "
+            "nnx.Param)."
+        )
 
 
 def _check_digests(root: Path, arrays: Mapping[str, Any], kept: Mapping[str, str]) -> None:

@@ -34,7 +34,7 @@ def parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
     for name, what in STAGES.items():
         stage = _command(commands, name, what, out=None)
         if name == "trace":
-            _of_failures(stage, flags=len(argv) > 1 and argv[1].startswith("-") and argv[1] not in ("-h", "--help"))
+            _of_failures(stage, flags=_begins_with_flags(argv))
         else:
             stage.add_argument("target", help="a YAML config, or the folder of a run")
     report = _command(commands, "report", "one offline HTML page of a finished run", out=None)
@@ -105,6 +105,12 @@ def _of_failures(made: argparse.ArgumentParser, flags: bool) -> None:
     )
     made.add_argument("--corpus", nargs="+", help="files of documents, or folders of them")
     made.add_argument("--queries", help="failures as JSON lines: prompt, bad (completion), good if there is one")
+
+
+def _begins_with_flags(argv: Sequence[str]) -> bool:
+    """Of `trace`: failures by flags alone, so that no later word is taken for a config."""
+    given = {word.partition("=")[0] for word in argv}
+    return len(argv) > 1 and argv[1].startswith("-") and bool(given & {"--model", "--corpus", "--queries"})
 
 
 def _of_several(made: argparse.ArgumentParser) -> None:

@@ -12,6 +12,7 @@ from orbax.checkpoint import v1
 import uimjax as uj
 from tests.pretrained.folders import write
 from uimjax import checkpoint, cli, training
+from uimjax.answers.story import _plain
 from uimjax.answers.subject import read_words
 from uimjax.corpora.preparing import prepare
 from uimjax.models.blocks import Shape
@@ -63,6 +64,7 @@ def test_a_failure_finds_the_document_that_says_it(made, tmp_path, capsys, metho
     best = first["proponents"][0]
     assert (best["id"], best["source"], best["kind"]) == ("corpus.jsonl:18", "s2", "copied")
     assert best["copies"] == ["corpus.jsonl:34"]
+    assert "NaN" not in (tmp_path / "answers.json").read_text()
     assert best["text"].startswith("w41 w42 w43 w44 w45")
     assert (best["start"], best["bm25_rank"]) == (0, 1)
     assert first["verbatim"] == {"run": "w41 w42 w43 w44 w45", "times": 2, "documents": ["corpus.jsonl:18", "corpus.jsonl:34"]}  # fmt: skip  # noqa: E501
@@ -95,7 +97,26 @@ def test_lines_for_a_terminal_and_a_second_run_that_builds_nothing(made, tmp_pat
     built = {path: path.stat().st_mtime_ns for path in (tmp_path / "index").rglob("*") if path.is_file()}
     assert ask(made, tmp_path, "--method", "logra") == 0
     assert capsys.readouterr().out == first
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["trace", str(tmp_path)])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == first, "a folder of an answer is asked again as it was"
     assert built == {path: path.stat().st_mtime_ns for path in (tmp_path / "index").rglob("*") if path.is_file()}
+
+
+def test_a_group_of_one_row_has_no_error_and_json_no_nan():
+    line = {"query": 0, "group": "s", "members": 1, "mean": 2.0, "error": float("nan")}
+    assert _plain(line) == {"group": "s", "members": 1, "mean": 2.0, "error": None}
+
+
+@pytest.mark.parametrize("words", ["trace --json run.yaml", "trace run.yaml --json", "trace run.yaml --model x --json"])
+def test_a_config_is_found_wherever_it_stands(words):
+    args, _ = cli.parser(words.split()).parse_known_args(words.split())
+    assert args.target == "run.yaml"
+    assert args.json
+    flags = "trace --model x --id_column id --json".split()
+    args, rest = cli.parser(flags).parse_known_args(flags)
+    assert (args.target, rest) == (None, ["--id_column", "id"])
 
 
 def test_a_config_says_the_same_as_flags(made, tmp_path, capsys):
@@ -138,14 +159,19 @@ def test_a_question_of_all_lines_together_and_rows_to_retain(made, tmp_path, cap
 
 
 def test_devices_that_share_parameters_and_batches_give_the_same_answer(made, tmp_path, capsys):
-    plain = ["--method", "grad_cos", "--null", "0", "--json"]
+    plain = ["--method", "grad_cos", "--null", "0", "--json", "--scanned", "--remat"]
     assert ask(made, tmp_path / "one", *plain) == 0
     one = json.loads(capsys.readouterr().out)["failures"]
-    assert ask(made, tmp_path / "four", *plain, "--devices", "2", "--model_devices", "2", "--scanned", "--remat") == 0
+    assert ask(made, tmp_path / "four", *plain, "--devices", "2", "--model_devices", "2") == 0
     four = json.loads(capsys.readouterr().out)["failures"]
     for a, b in zip(one, four, strict=True):
         np.testing.assert_allclose(b["value"], a["value"], rtol=1e-4)
-        assert len(a["proponents"]) == len(b["proponents"])
+        assert b["proponents"][0]["id"] == a["proponents"][0]["id"]
+        scores = [{its["id"]: its["score"] for its in side["proponents"]} for side in (a, b)]
+        same = scores[0].keys() & scores[1].keys()
+        assert len(same) >= 8
+        for name in same:
+            assert scores[1][name] == pytest.approx(scores[0][name], abs=5e-3), "but for int8"
 
 
 @pytest.mark.parametrize(
@@ -157,6 +183,9 @@ def test_devices_that_share_parameters_and_batches_give_the_same_answer(made, tm
         ({"length": 4}, [], 3, "prompt and 'bad' are 5 tokens and 4 fit"),
         ({}, ["--measure", "logprop"], 2, "Did you mean 'logprob'"),
         ({}, ["--method", "trackstra"], 2, "Did you mean 'trackstar'"),
+        ({}, ["--method", "tracin"], 2, "unknown method of documents (uj.score takes it) 'tracin'"),
+        ({}, ["--method", "retain_cos"], 2, "--retain FILES"),
+        ({"length": 65}, [], 3, "this model has 64 positions: --length 64"),
         ({}, ["--lenght", "3"], 2, "lenght"),
         ({}, ["--include", "nothing*"], 2, "nothing"),
     ],

@@ -108,7 +108,9 @@ def test_auto_chooses_by_size_and_says_why():
     assert engines.choose("auto", 10, 10, 1, True)[0] == "retain_cos"
     assert engines.choose("logra", 10, 10, 1, False) == ("logra", "asked for")
     with pytest.raises(UnknownNameError, match="logra"):
-        engines.is_whole("logar")
+        engines.check_method("logar", False)
+    for name in (*engines.INDEXED, *engines.WHOLE, "auto"):
+        engines.check_method(name, name == "retain_cos")
 
 
 def test_a_loss_without_outputs_takes_the_empirical_fisher(made):

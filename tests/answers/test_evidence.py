@@ -45,3 +45,10 @@ def test_coverage_by_hand():
         0.0,
     ]
     assert coverage(texts, ["one two, three four five six seven"]) == [3 / 4]
+
+
+def test_words_not_compared_are_no_evidence_and_half_words_none():
+    assert of_document("shares words capital France", PROMPT, SAID, None, 3).kind == ""
+    assert of_document("I do not know", "Yes or ", "no", (0.0, 9), 3).kind == "gradient"
+    assert of_document("I say no.", "Yes or ", "no", (0.0, 9), 3).kind == "said"
+    assert of_document("knows no nothing", "Yes or ", "no", None, 3).copied == " no"

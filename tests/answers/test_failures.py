@@ -9,7 +9,7 @@ import tokenizers
 from tokenizers import models, pre_tokenizers
 
 import uimjax as uj
-from uimjax.answers.failures import read_failures
+from uimjax.answers.failures import read_failures, shuffled
 from uimjax.answers.measures import MEASURES
 from uimjax.errors import DataError, MalformedRowError, MissingFileError, ShapeError, UnknownNameError, UsageError
 from uimjax.models.blocks import Shape
@@ -183,3 +183,21 @@ def test_what_is_missing_is_named(model, engine, tmp_path):
         read_failures(file(tmp_path, LINES), model[0], engine, 12, "logprop")
     with pytest.raises(UsageError, match="line 1: preference compares"):
         read_failures(file(tmp_path, [{"prompt": "the ", "bad": "city"}]), model[0], engine, 12, "preference")
+
+
+def test_questions_without_content_keep_their_places(model, engine, tmp_path):
+    short = {"prompt": "the ", "bad": "city", "contrast": [{"prompt": "the big city "}, {"bad": "rome is"}]}
+    long = TWINNED[0] | {"contrast": [{"prompt": "is "}]}
+    rows = read_failures(file(tmp_path, [short, long]), model[0], engine, 12, "contrast").rows
+    orders = set()
+    for seed in range(8):
+        found = shuffled(rows, seed)
+        np.testing.assert_array_equal(found["twins"], rows["twins"])
+        for side in ("bad", "contrast"):
+            before, after = (x[side]["tokens"].reshape(-1, x[side]["tokens"].shape[-1]) for x in (rows, found))
+            np.testing.assert_array_equal(found[side]["counted"], rows[side]["counted"])
+            for a, b in zip(before, after, strict=True):
+                assert sorted(a[a > 0]) == sorted(b[b > 0])
+                assert (a > 0).sum() == (b > 0).sum() == len(np.trim_zeros(b, "b")), "padding stays at the end"
+        orders.add(tuple(found["bad"]["tokens"][1]))
+    assert len(orders) > 4

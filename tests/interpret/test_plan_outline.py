@@ -40,6 +40,8 @@ def test_it_is_the_plan_of_the_model_itself(small, tmp_path):
     assert planned.seconds["gradients"] == pytest.approx(real.seconds["gradients"], rel=1e-6)
     assert planned.device_bytes == pytest.approx(real.device_bytes, rel=0.02)
     assert planned.disk_bytes == pytest.approx(real.disk_bytes, rel=0.2), "but for journal, manifest and price"
+    again = plan_outline(its.task, its.params, spec(), count=64, chip="h100", batch_size=4, coding="int8")
+    assert again.device_bytes == planned.device_bytes, "nothing of a trace is kept"
     found = base.training_sites(model.task, model.params, rows)
     program, drawn = base.row_program(found, found, uj.Sketch()), sketching.drawn(found, uj.Sketch())
     few = jax.tree.map(lambda x: x[:4], rows)
@@ -50,9 +52,9 @@ def test_it_is_the_plan_of_the_model_itself(small, tmp_path):
 
 def test_devices_that_share_the_parameters_need_less_each(small):
     its = uj.outline(small, scanned=True, dtype=jnp.bfloat16)
-    one = plan_outline(its.task, its.params, spec(), count=64, chip="h100", batch_size=4)
+    one = plan_outline(its.task, its.params, spec(), count=64, chip="h100", batch_size=8)
     mesh = uj.make_mesh(data=2, model=4)
-    eight = plan_outline(its.task, its.params, spec(), count=64, chip="h100", devices=8, mesh=mesh, batch_size=4)
+    eight = plan_outline(its.task, its.params, spec(), count=64, chip="h100", devices=8, mesh=mesh, batch_size=8)
     assert eight.device_bytes < one.device_bytes
     assert eight.seconds["gradients"] == pytest.approx(one.seconds["gradients"] / 8)
     with pytest.raises(UsageError, match="do not divide over a mesh of 8 devices"):

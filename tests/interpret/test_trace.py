@@ -11,7 +11,7 @@ import pytest
 import uimjax as uj
 from tests.interpret.test_index import made
 from uimjax.errors import MismatchError, ShapeError, UsageError
-from uimjax.interpret import methods, trace
+from uimjax.interpret import base, methods, trace
 from uimjax.interpret.hits import Trace
 
 
@@ -44,6 +44,14 @@ def test_rows_that_are_left_out_are_neither_found_nor_read(case, monkeypatch):
         uj.trace(*case, where=np.arange(50))
     with pytest.raises(UsageError, match="leaves no row"):
         uj.trace(*case, where=np.zeros(50, bool))
+
+
+@pytest.mark.parametrize("each", [False, True])
+def test_many_questions_are_taken_a_few_at_a_time(case, monkeypatch, each):
+    whole = trace.question(*case, each=each).vectors
+    monkeypatch.setattr(base, "TOGETHER", 2)
+    assert len(jax.tree.leaves(case[-1])[0]) % 2 == 1, "the last ones are padded"
+    np.testing.assert_allclose(trace.question(*case, each=each).vectors, whole, rtol=1e-5, atol=1e-6)
 
 
 # ---------------------------------------------------------------- re-ranking

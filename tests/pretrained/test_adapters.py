@@ -144,3 +144,28 @@ def test_a_float16_adapter_is_read_as_float32(tmp_path):
     save_file({name: x.astype(np.float16) for name, x in held.items()}, folder / "adapter_model.safetensors")
     model = uj.load(write(tmp_path / "base", "llama"), adapter=folder)
     assert {x.dtype for x in jax.tree.leaves(model.params)} == {jnp.dtype(jnp.float32)}
+
+
+def test_a_base_of_fewer_digits_keeps_its_own(tmp_path):
+    folder, held = adapter(tmp_path / "adapter")
+    base = write(tmp_path / "base", "llama")
+    for scanned in (False, True):
+        model = uj.load(base, adapter=folder, scanned=scanned)
+        mixed = jax.tree_util.tree_map_with_path(
+            lambda path, x: x if "lora" in jax.tree_util.keystr(path) else x.astype(jnp.bfloat16), model.params
+        )
+        found = model.task.outputs(mixed, {"tokens": TOKENS[0]})
+        assert found.dtype == jnp.bfloat16
+        np.testing.assert_allclose(found.astype(np.float32), logits(model)[0], atol=0.3)
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa'"), ({"r": 0}, "r is 0"), ({"r": None}, "r is None"),
+     ({"target_modules": "("}, "is no pattern")],
+)  # fmt: skip
+def test_configs_that_are_odd_are_refused(tmp_path, changed, words):
+    folder, _ = adapter(tmp_path / "adapter")
+    (folder / "adapter_config.json").write_text(json.dumps(CONFIG | changed))
+    with pytest.raises(UnsupportedModelError, match=words):
+        uj.load(write(tmp_path / "base", "llama"), adapter=folder)

@@ -186,3 +186,9 @@ def test_a_model_with_random_weights_needs_none_in_the_folder(tmp_path):
     split = uj.initial(folder, mesh=uj.make_mesh(data=2, model=4), dtype=jnp.bfloat16, scanned=True)
     assert {x.dtype for x in jax.tree.leaves(split.params)} == {jnp.dtype(jnp.bfloat16)}
     assert any(not x.sharding.is_fully_replicated for x in jax.tree.leaves(split.params))
+
+
+def test_running_means_are_not_made_up(tmp_path):
+    folder = write(tmp_path / "model", "resnet")
+    with pytest.raises(UnsupportedModelError, match="running means are no parameters"):
+        uj.load(folder, checkpoint=tmp_path)

@@ -11,11 +11,11 @@ import jax
 import numpy as np
 
 from uimjax import rows as row
-from uimjax.answers.failures import Failures
+from uimjax.answers.failures import Failures, shuffled
 from uimjax.curvature import blocks
 from uimjax.curvature.base import Source
 from uimjax.curvature.kronecker import Kronecker
-from uimjax.errors import UsageError
+from uimjax.errors import UnknownNameError, UsageError
 from uimjax.interpret import base, exact, methods, positions, shares
 from uimjax.interpret import groups as grouping
 from uimjax.interpret import trace as tracing
@@ -61,10 +61,31 @@ def choose(asked: str, parameters: int, rows: int, questions: int, retain: bool)
     return "relatif", f"{parameters:,} parameters are few enough for whole gradients and EK-FAC"
 
 
+INDEXED = ("grad_dot", "grad_cos", "logra", "trackstar", "retain_cos")  # that an index of sketched rows answers
+WHOLE = ("relatif", "ekfac", "kfac", "diagonal")  # of whole gradients
+
+
+def check_method(name: str, retain: bool) -> None:
+    """Before anything is read or built.
+
+    Raises:
+        UnknownNameError: no method, or one that answers no such question. UsageError: retain and a method that does
+        not, or the other way round.
+    """
+    if name == methods.AUTO:
+        return
+    if name not in (*INDEXED, *WHOLE):
+        where = " of documents (uj.score takes it)" if name in (*methods.PRESETS, *methods.BASELINES) else ""
+        raise UnknownNameError(f"method{where}", name, (methods.AUTO, *INDEXED, *WHOLE))
+    if retain and name != "retain_cos":
+        raise UsageError(f"{name} keeps nothing of what is right: leave retain out, or take retain_cos")
+    if name == "retain_cos" and not retain:
+        raise UsageError("retain_cos keeps what the model does right: --retain FILES, held-out clean documents")
+
+
 def is_whole(name: str) -> bool:
     """Is it a method of whole gradients and of the last checkpoint, which needs no index?"""
-    its = methods.get(name)
-    return isinstance(its.curvature, Kronecker) and its.checkpoints == "last"
+    return name in WHOLE
 
 
 # ---------------------------------------------------------------- of an index
@@ -76,11 +97,9 @@ def of_index(
     """The curvature is measured once, and serves all that is asked. Raises as `trace.trace`."""
     each, asked = not failures.together, (task, params, data, failures.measurement, failures.rows)
     question = tracing.question(index, *asked, each)
-    if retain is not None and not methods.get(method).retain:
-        raise UsageError(f"{method} keeps nothing of what is right: leave retain out, or take retain_cos")
     span = None if retain is None else tracing.retained(index, task, params, data, retain)
     made = tracing.by(question, method, span)
-    band = tracing.beside(made, *asked, null) if null else None
+    band = tracing.beside(made, *asked, null, shuffled) if null else None
 
     def strongest(k: int) -> Trace:
         return tracing.top(made, k) if band is None else tracing.top_beside(made, question.vectors, band, k)
@@ -110,6 +129,7 @@ def of_whole(task: Task, params: Any, data: Any, failures: Failures, method: str
     Raises as `methods.score`."""
     each, chosen = not failures.together, _plain(methods.get(method), task)
     ready = exact.ready(task, params, data, failures.measurement, failures.rows, chosen, how)
+    ready = ready._replace(question=failures.measurement.name)
     values = exact.streamed(ready, params, data, failures.rows, chosen, each, how)
     base.finite(values, f"scores of {chosen.name}")
     label, unit = base.said(chosen, ready.how.get("damping")), chosen.unit(failures.measurement)

@@ -11,18 +11,14 @@ from uimjax.interpret.lexical import PATTERN
 
 CONTEXT = 12  # characters of the prompt that stand before a completion that counts as copied
 GRAM = 5  # words of the runs that coverage counts
-KINDS = {
-    "copied": "the completion stands in it word for word, after the end of the prompt",
-    "said": "the completion stands in it word for word, after other words",
-    "words": "it shares the question's words (BM25 ranks it as high)",
-    "gradient": "the gradient alone names it",
-}
 
 
 class Evidence(NamedTuple):
     """`bm25` and its `bm25_rank` among all documents (None: too many to compare); the longest run of characters that
     the question shares with the document, and where it begins there (`shared_at`); the longest end of the question,
-    completion and all, that stands there ("" where it does not); `kind`: one of `KINDS`."""
+    completion and all, that stands there as whole words ("" where it does not); `kind`: "copied" (the completion stands
+    there after the end of the prompt), "said" (after other words), "words" (BM25 ranks the document high), "gradient"
+    (nothing of that), or "" where words were not compared."""
 
     bm25: float | None
     bm25_rank: int | None
@@ -37,14 +33,22 @@ def of_document(text: str, prompt: str, said: str, bm25: tuple[float, int] | Non
     shared = overlap.longest_shared(prompt + said, text)
     (copied,) = overlap.copies([(0, text)], [(prompt, said)])
     score, rank = bm25 or (None, None)
-    before = len(copied.run) - len(said)
-    if copied.run and before >= min(CONTEXT, len(prompt)):
+    run = copied.run if _whole_words(copied.run, text) else ""
+    if run and len(run) - len(said) >= min(CONTEXT, len(prompt)):
         kind = "copied"
-    elif copied.run:
+    elif run:
         kind = "said"
+    elif rank is None:
+        kind = ""
     else:
-        kind = "words" if rank is not None and score and rank <= most else "gradient"
-    return Evidence(score, rank, shared.run, shared.other, copied.run, kind)
+        kind = "words" if score and rank <= most else "gradient"
+    return Evidence(score, rank, shared.run, shared.other, run, kind)
+
+
+def _whole_words(run: str, text: str) -> bool:
+    """Does it stand there without going on in the middle of a word? (It may begin inside one: the prompt's is cut.)"""
+    after = r"(?!\w)" if run and (run[-1].isalnum() or run[-1] == "_") else ""
+    return bool(run) and re.search(re.escape(run) + after, text) is not None
 
 
 def ranks(scores: np.ndarray) -> np.ndarray:

@@ -87,6 +87,24 @@ def read_failures(
     return Failures(rows, measurement, plain, functools.partial(its.parts, task), its.together)
 
 
+def shuffled(rows: dict[str, Any], seed: int) -> dict[str, Any]:
+    """Rows of failures with the words inside each side in random order: they say nothing any more. Padding stays where
+    it is, and so do the places of the completion."""
+    rng = np.random.default_rng(seed)
+
+    def side(its: Any) -> Any:
+        if not isinstance(its, dict):
+            return its
+        tokens, counted = np.array(its["tokens"]), np.asarray(its["counted"])
+        flat, marks = tokens.reshape(-1, tokens.shape[-1]), counted.reshape(-1, tokens.shape[-1])
+        for line, mark in zip(flat, marks, strict=True):
+            stop = int(np.flatnonzero(mark).max(initial=-1)) + 1  # a completion ends its row
+            line[:stop] = rng.permutation(line[:stop])
+        return its | {"tokens": tokens}
+
+    return {name: side(its) for name, its in rows.items()}
+
+
 def _measure(path: Path, lines: list[tuple[int, Line]], asked: str) -> tuple[Measure | None, str]:
     """(the measurement, or None for one of the reader's own; its name)."""
     if ":" in asked:

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pyarrow as pa
 
+from uimjax import rows as row
 from uimjax.answers import engines, evidence, folding, overlap
 from uimjax.answers.engines import Answering
 from uimjax.answers.evidence import Evidence
@@ -20,13 +21,13 @@ from uimjax.answers.folding import Found
 from uimjax.answers.subject import Subject
 from uimjax.corpora import duplicates
 from uimjax.corpora.prepared import Prepared
-from uimjax.errors import UsageError
-from uimjax.interpret import indexing, lexical
+from uimjax.interpret import base, indexing, lexical
 from uimjax.progress import Progress, quiet
 from uimjax.rows import Pass
 from uimjax.sketch import Sketch
 
-WORDS_BYTES = 1 << 30  # of text that BM25 and the search for copies hold at once
+WORDS_BYTES = 1 << 30  # of text that BM25 holds at once
+SOURCES = 20  # that an answer lists, the strongest of each question; the others are one line
 MANY = 16  # rows asked for, for each document wanted: several are of one document, or of copies
 SIDES = ("proponent", "opponent")
 
@@ -59,28 +60,56 @@ def answer(
 
     Raises: as `build_index`, `trace` and `score`.
     """
-    rows, places, size = corpus.rows, corpus.metadata(), sum(x.size for x in jax.tree.leaves(subject.params))
+    rows, places = corpus.rows, corpus.metadata()
+    followed = base.training_sites(subject.task, subject.params, row.take(rows, np.arange(1)), check=False)
+    size = sum(leaf.size for leaf in followed.used)  # of the parameters that are attributed
     questions = 1 if failures.together else len(failures.lines)
     method, why = engines.choose(choices.method, size, len(rows["tokens"]), questions, retain is not None)
     ready = _engine(subject, rows, failures, folder, choices, method, retain, progress)
-    found = _found(ready, places["document"].to_numpy(), choices)
-    texts = _texts(corpus, found)
+    found, texts = _found(ready, corpus, places["document"].to_numpy(), choices)
     words = _words(corpus, failures)
     totals = ready.by_group(places["source"].combine_chunks()).table().to_pylist()
-    values = np.asarray(jax.jit(jax.vmap(lambda row: failures.measurement.fun(subject.params, row)))(failures.rows))
+    by_question: dict[int, list[dict[str, Any]]] = {}
+    for line in totals:
+        by_question.setdefault(line["query"], []).append(_plain(line))
+    values = _values(subject, failures, choices.batch_size)
     groups = duplicates.groups(corpus, choices.near, progress) if choices.near else None
-    its = _Answer(subject, corpus, failures, choices, ready, texts, words, places, _names(places), groups)
+    its = _Answer(subject, corpus, failures, choices, ready, texts, words, places, _names(corpus.names()), groups)
     each = []
     for question in progress(range(questions), "reading documents", unit="failures"):
         each.append(its.failure(question, values, found[question]) | {
-            "sources": [{k: v for k, v in line.items() if k != "query"} for line in totals if line["query"] == question]
+            "sources": _sources(by_question.get(question, []))
         })  # fmt: skip
     return {
         "method": ready.method, "why": why, "unit": ready.unit, "measure": failures.measurement.name,
         "reading": failures.measurement.reading, "parameters": size,
         "corpus": {key: corpus.manifest[key] for key in ("rows", "documents", "tokens", "length", "notes")},
-        "words": words is not None, "failures": each,
+        "words": words is not None and words.scores is not None, "failures": each,
     }  # fmt: skip
+
+
+def _values(subject: Subject, failures: Failures, batch_size: int) -> np.ndarray:
+    """The measurement of each line as the model is, `[Q]`."""
+    program = jax.jit(jax.vmap(failures.measurement.fun, (None, 0)))
+    size = min(batch_size, len(failures.lines))
+    found = [program(subject.params, b.rows)[: int(b.mask.sum())] for b in row.batches(failures.rows, size)]
+    return np.concatenate([np.asarray(x, np.float64) for x in found])
+
+
+def _plain(line: dict[str, Any]) -> dict[str, Any]:
+    """A line of totals as JSON has it: of one row there is no error."""
+    return {key: None if value != value else value for key, value in line.items() if key != "query"}
+
+
+def _sources(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The sources with the strongest means at either end, as they come: by mean; the rest added up."""
+    strong = {id(line) for line in sorted(lines, key=lambda line: -abs(line["mean"]))[:SOURCES]}
+    listed, rest = ([line for line in lines if (id(line) in strong) == kept] for kept in (True, False))
+    if not rest:
+        return listed
+    members, total = sum(line["members"] for line in rest), sum(line["total"] for line in rest)
+    name = f"{len(rest)} more sources"
+    return [*listed, {"group": name, "members": members, "total": total, "mean": total / members, "error": None}]
 
 
 def _engine(
@@ -89,8 +118,6 @@ def _engine(
 ) -> Answering:  # fmt: skip
     task, params = subject.task, subject.params
     if engines.is_whole(method):
-        if retain is not None:
-            raise UsageError(f"{method} keeps nothing of what is right: leave retain out, or take retain_cos")
         how = Pass(choices.batch_size, choices.mesh, folder / "curvature")
         return engines.of_whole(task, params, rows, failures, method, how)
     how = {"batch_size": choices.batch_size, "shard_rows": choices.shard_rows, "coding": choices.coding}
@@ -100,17 +127,21 @@ def _engine(
     return engines.of_index(index, task, params, rows, failures, method, retain, choices.null)
 
 
-def _found(ready: Answering, owner: np.ndarray, choices: Choices) -> list[dict[str, list[Found]]]:
-    """Of every question the documents at either end, more than wanted, as copies fold. `owner`: of each row."""
+def _found(
+    ready: Answering, corpus: Prepared, owner: np.ndarray, choices: Choices
+) -> tuple[list[dict[str, list[Found]]], dict[int, str]]:
+    """(of every question the documents at either end, enough for those wanted when copies are folded; their texts).
+    `owner`: of each row."""
     many = min(len(owner), MANY * choices.k)
-    while True:  # rows of few documents fill the list: ask for more of them
+    while True:  # rows of few documents, or of copies, fill the list: ask for more of them
         trace = ready.strongest(many)
         found = [
             {side: folding.by_document(trace, owner, q, side) for side in SIDES} for q in range(len(trace.proponents))
         ]
-        wanted = min(choices.k, int(owner[-1]) + 1)
-        if many == len(owner) or all(len(its[side]) >= wanted for its in found for side in SIDES):
-            return found
+        texts = _texts(corpus, found)
+        kept = [folding.folded(its[side], texts, choices.fold, choices.k) for its in found for side in SIDES]
+        if many == len(owner) or all(len(its) >= choices.k for its in kept):
+            return found, texts
         many = min(len(owner), 4 * many)
 
 
@@ -120,31 +151,31 @@ def _texts(corpus: Prepared, found: Sequence[dict[str, list[Found]]]) -> dict[in
 
 
 def _names(table: pa.Table) -> list[tuple[str, str]]:
-    """(id, source) of every document."""
-    first = np.unique(table["document"].to_numpy(), return_index=True)[1]
-    ids, sources = (table[name].take(first).to_pylist() for name in ("id", "source"))
-    return list(zip(ids, sources, strict=True))
+    """(id, source) of every document, by number."""
+    return list(zip(table["id"].to_pylist(), table["source"].to_pylist(), strict=True))
 
 
 class Words(NamedTuple):
-    """BM25 `[N, Q]` of documents with their ranks, where each completion stands, and the share of each question's words
-    that the corpus has."""
+    """BM25 `[N, Q]` of documents with their ranks (None: too much text to hold), where each completion stands, and the
+    share of each question's words that the corpus has."""
 
-    scores: np.ndarray
-    ranks: np.ndarray
+    scores: np.ndarray | None
+    ranks: np.ndarray | None
     copies: list[overlap.Copied]
     coverage: list[float]
 
 
 def _words(corpus: Prepared, failures: Failures) -> Words | None:
-    """None where the texts are too many to hold, or the question is of all lines at once."""
-    if corpus.text_bytes > WORDS_BYTES or failures.together:
+    """None where the question is of all lines at once."""
+    if failures.together:
         return None
     asked = [(line["prompt"], line["bad"]) for line in failures.lines]
     questions = [prompt + said for prompt, said in asked]
+    copies, coverage = overlap.copies(corpus.every_text(), asked), evidence.coverage(corpus.every_text(), questions)
+    if corpus.text_bytes > WORDS_BYTES:
+        return Words(None, None, copies, coverage)
     scores = lexical.bm25([text for _, text in corpus.every_text()], questions)
-    copies = overlap.copies(corpus.every_text(), asked)
-    return Words(scores, evidence.ranks(scores), copies, evidence.coverage(corpus.every_text(), questions))
+    return Words(scores, evidence.ranks(scores), copies, coverage)
 
 
 class _Answer(NamedTuple):
@@ -189,7 +220,7 @@ class _Answer(NamedTuple):
     def evidence(self, question: int, document: int) -> Evidence:
         line, words = self.failures.lines[question], self.words
         bm25 = None
-        if words is not None:
+        if words is not None and words.scores is not None and words.ranks is not None:
             bm25 = float(words.scores[document, question]), int(words.ranks[document, question])
         return evidence.of_document(self.texts[document], line["prompt"], line["bad"], bm25, self.choices.k)
 
@@ -230,9 +261,11 @@ class _Answer(NamedTuple):
         if self.words is None:
             return {}
         copied = self.words.copies[question]
-        order = np.argsort(self.words.ranks[:, question], kind="stable")[: self.choices.shown]
+        scores, ranks = self.words.scores, self.words.ranks
+        order = [] if ranks is None else np.argsort(ranks[:, question], kind="stable")[: self.choices.shown]
         place = {its.document: rank for rank, its in enumerate(found["proponent"], start=1)}
-        best = [{"id": self.names[d][0], "source": self.names[d][1], "bm25": float(self.words.scores[d, question]),
+        best = [{"id": self.names[d][0], "source": self.names[d][1], "bm25": float(scores[d, question]),  # pyright: ignore[reportOptionalSubscript]  # there where its ranks are
+                
                  "place": place.get(int(d))} for d in order]  # fmt: skip
         stands = {"run": copied.run, "times": copied.times, "documents": [self.names[d][0] for d in copied.documents]}
         return {"verbatim": stands, "by_words": best, "coverage": self.words.coverage[question]}

@@ -43,6 +43,8 @@ def open_subject(config: Any, mesh: Any = None) -> Subject:
     found = (_module if own else _folder)(config, mesh)
     _check_words(found, config.tokenizer or config.model)
     chosen = {name: getattr(config, name) for name in ("include", "exclude") if getattr(config, name)}
+    if config.adapter and chosen:
+        raise UsageError("an adapter's parameters are the ones that are attributed: leave include and exclude out")
     return found._replace(task=dataclasses.replace(found.task, **chosen))
 
 
@@ -58,8 +60,7 @@ def _folder(config: Any, mesh: Any) -> Subject:
         )
     words = read_words(config.tokenizer) if config.tokenizer else need_tokenizer(its.tokenizer, root)
     end = its.config.get("eos_token_id")
-    most = its.choice.length if its.choice.positions == "learned" else 0
-    return Subject(its.task, its.params, words, most, end if isinstance(end, int) else None)
+    return Subject(its.task, its.params, words, its.choice.length, end if isinstance(end, int) else None)
 
 
 def _module(config: Any, mesh: Any) -> Subject:

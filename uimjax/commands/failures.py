@@ -15,10 +15,13 @@ RETAINED = 200  # rows to retain, evenly spaced over those that are given
 
 
 def values_of(args: argparse.Namespace) -> dict[str, Any]:
-    """Of a config file, if there is one, with the flags of `GIVEN` over it."""
-    from uimjax.config import read_yaml
+    """Of a config file, or of the folder of a trace, if there is one, with the flags of `GIVEN` over it."""
+    from uimjax.config import LOCK, read_yaml
 
-    values = read_yaml(Path(args.target)) if args.target else {"kind": "failures"}
+    values: dict[str, Any] = {"kind": "failures"}
+    if args.target:
+        target = Path(args.target)
+        values = read_yaml(target / LOCK).get("config", {}) if target.is_dir() else read_yaml(target)
     values |= {name: getattr(args, name) for name in GIVEN if getattr(args, name) is not None}
     if lacking := [name for name in GIVEN if name not in values]:
         raise UsageError(
@@ -32,14 +35,20 @@ def failures(args: argparse.Namespace, rest: list[str]) -> int:
     from uimjax.allocator import keep_buffers
 
     keep_buffers()  # before anything computes
-    from uimjax.config import FailuresConfig
+    import yaml
+
+    from uimjax.config import LOCK, FailuresConfig
     from uimjax.progress import quiet, shown
     from uimjax.report import answers as report
     from uimjax.store import write_json
-    from uimjax.store.base import make_folder
+    from uimjax.store.base import atomic, make_folder
+    from uimjax.workflow.base import made_with
 
     config = override(FailuresConfig, values_of(args), rest)
-    out = make_folder(Path(args.out or (Path(args.target).with_suffix(".trace") if args.target else "runs/trace")))
+    out = make_folder(_folder(args))
+    with atomic(out / LOCK) as temporary:
+        locked = {"config": config.model_dump(mode="json"), "made_with": made_with()}
+        temporary.write_text(yaml.safe_dump(locked, sort_keys=False))
     answer = answered(config, out, quiet if args.json else shown)
     write_json(out / "answers.json", answer)
     page = report.write_page(answer, out / "report.html")
@@ -59,6 +68,16 @@ def failures(args: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
+def _folder(args: argparse.Namespace) -> Path:
+    """Where the answer goes: back into the folder of a trace that is asked again."""
+    if args.out:
+        return Path(args.out)
+    if not args.target:
+        return Path("runs/trace")
+    target = Path(args.target)
+    return target if target.is_dir() else target.with_suffix(".trace")
+
+
 def _share(value: float | None) -> str:
     return "An unknown share" if value is None else f"{value:.0%}"
 
@@ -67,8 +86,10 @@ def answered(config: Any, out: Path, progress: Any) -> dict[str, Any]:
     """The answer to a config, with what it was asked of."""
     from uimjax import rows as row
     from uimjax.answers import story
+    from uimjax.answers.engines import check_method
     from uimjax.answers.failures import read_failures
     from uimjax.answers.subject import open_subject
+    from uimjax.corpora import duplicates
     from uimjax.corpora.preparing import corpus_files, prepare
     from uimjax.corpora.pretokenised import Raw
     from uimjax.corpora.texts import Columns
@@ -77,6 +98,9 @@ def answered(config: Any, out: Path, progress: Any) -> dict[str, Any]:
     from uimjax.workflow.base import made_with
 
     corpus_files(config.corpus)  # what is not there is said before a model is read
+    check_method(config.method, bool(config.retain))
+    if config.near:
+        duplicates.check_installed()
     mesh = None if config.devices * config.model_devices == 1 else make_mesh(config.devices, model=config.model_devices)
     subject = open_subject(config, mesh)
     if subject.most and config.length > subject.most:

@@ -54,6 +54,7 @@ def _failures(args: argparse.Namespace, config: Any) -> Any:
     import jax
     import jax.numpy as jnp
 
+    from uimjax.answers.engines import WHOLE
     from uimjax.interpret.plan_outline import plan_outline
     from uimjax.mesh import make_mesh
     from uimjax.pretrained.loading import outline
@@ -61,6 +62,11 @@ def _failures(args: argparse.Namespace, config: Any) -> Any:
 
     if not args.count or not args.chip:
         raise UsageError("a plan of a corpus that is not here: --count ROWS (tokens over --length) and --chip NAME")
+    for name in ("adapter", "checkpoint"):
+        if getattr(config, name):
+            raise UsageError(f"a plan is of the model in the folder itself: leave {name} out")
+    if config.method in WHOLE:
+        raise UsageError(f"{config.method} builds no index; plan it with --method trackstar, or time it on a sample")
     its = outline(config.model, dtype=config.dtype or None, scanned=config.scanned, remat=config.remat)
     task = its.task if not config.include else dataclasses.replace(its.task, include=config.include)
     task = dataclasses.replace(task, exclude=config.exclude)
@@ -71,6 +77,7 @@ def _failures(args: argparse.Namespace, config: Any) -> Any:
         task, its.params, example, count=args.count, chip=args.chip, devices=args.devices or share,
         mesh=None if share == 1 else make_mesh(config.devices, model=config.model_devices),
         sketch=Sketch(config.sketch_rank, seed=config.seed), batch_size=config.batch_size, coding=config.coding,
+        shard_rows=config.shard_rows,
     )  # fmt: skip
 
 

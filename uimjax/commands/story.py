@@ -33,7 +33,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     from uimjax.config import LOCK, kind_of, read_yaml
 
     if args.command == "trace":
-        kind = read_yaml(Path(args.target)).get("kind") if args.target and Path(args.target).is_file() else None
+        kind = _kind(Path(args.target)) if args.target else None
         given = [name for name in ("model", "corpus", "queries") if getattr(args, name) is not None]
         if kind == "failures" or not args.target:
             from uimjax.commands.failures import failures
@@ -62,6 +62,15 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     else:
         values, folder = read_yaml(target), Path(args.out or Path("runs") / target.stem)
     return _stories(args, [("", override(kind_of(values), values, rest), folder)], until)
+
+
+def _kind(target: Path) -> str | None:
+    """Of a config, or of the config that a folder was made with."""
+    from uimjax.config import LOCK, read_yaml
+
+    if target.is_file():
+        return read_yaml(target).get("kind")
+    return read_yaml(target / LOCK).get("config", {}).get("kind") if (target / LOCK).exists() else None
 
 
 def _stories(args: argparse.Namespace, jobs: list[tuple[str, Any, Path]], until: str) -> int:

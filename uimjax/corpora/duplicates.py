@@ -18,6 +18,7 @@ from uimjax.store.base import atomic
 GRAM = 5  # words of a shingle
 PERMUTATIONS = 128  # hashes a document: the estimate's standard error is below .045
 SEED = 1
+MISSES = (0.02, 0.98)  # candidates too many cost a comparison, one that is missed is lost
 WORD = re.compile(r"\w+")
 
 
@@ -25,6 +26,14 @@ def shingles(text: str) -> set[tuple[str, ...]]:
     """The distinct runs of `GRAM` words, lower-cased; a shorter text is one run."""
     words = WORD.findall(text.lower())
     return {tuple(words[k : k + GRAM]) for k in range(max(1, len(words) - GRAM + 1))}
+
+
+def check_installed() -> None:
+    """Raises UsageError: datasketch is not installed."""
+    try:
+        import datasketch  # noqa: F401  # whether it can be
+    except ImportError as error:
+        raise UsageError("near duplicates take datasketch: pip install 'uimjax[text]'") from error
 
 
 def groups(corpus: Prepared, threshold: float, progress: Progress = quiet) -> np.ndarray:
@@ -44,18 +53,17 @@ def groups(corpus: Prepared, threshold: float, progress: Progress = quiet) -> np
 
 def near_duplicates(texts: Iterable[str], threshold: float = 0.8) -> np.ndarray:
     """`[N]`: of each text the number of the first one of its group, its own where it repeats none. A kibibyte a text is
-    held.
+    held, and its places in the tables of hashes.
 
     Raises:
         UsageError: datasketch is not installed, or a threshold that is none.
     """
     if not 0 < threshold < 1:
         raise UsageError(f"near duplicates are as alike as {threshold}; a share between 0 and 1 was wanted")
-    try:
-        from datasketch import MinHash, MinHashLSH
-    except ImportError as error:
-        raise UsageError("near duplicates take datasketch: pip install 'uimjax[text]'") from error
-    near = MinHashLSH(threshold=threshold, num_perm=PERMUTATIONS)
+    check_installed()
+    from datasketch import MinHash, MinHashLSH
+
+    near = MinHashLSH(threshold=threshold, num_perm=PERMUTATIONS, weights=MISSES)
     held: list[MinHash] = []
     first: list[int] = []
     for number, text in enumerate(texts):

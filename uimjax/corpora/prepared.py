@@ -44,6 +44,10 @@ class Prepared:
             "source", documents["source"].take(own)
         )
 
+    def names(self) -> pa.Table:
+        """`id` and `source` of every document, by number."""
+        return self._table(DOCUMENTS, _NAMES)
+
     def _table(self, name: str, columns: list[str] | None = None) -> pa.Table:
         with _undamaged(self.folder / name) as path:
             return pq.read_table(path, columns=columns, page_checksum_verification=True)

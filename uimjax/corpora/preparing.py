@@ -58,10 +58,7 @@ def prepare(
     root, columns, raw, files = Path(folder), columns or Columns(), raw or Raw(), corpus_files(paths)
     made_of = {
         "version": VERSION,
-        "files": {
-            str(path): digest(path) if isinstance(path, Hub) else store.digest_file(path)
-            for path in progress(files, "checking files", unit="files")
-        },
+        "files": {str(path): _digest(path) for path in progress(files, "checking files", unit="files")},
         "columns": asdict(columns),
         "raw": asdict(raw),
         "tokenizer": store.digest_text(tokenizer.to_str()),
@@ -95,6 +92,15 @@ def corpus_files(paths: Sequence[str | Path]) -> list[Where]:
         other = next(path for path in found if path not in kept)
         raise UsageError(f"{kept[0]} holds tokens and {other} text: prepare the one or the other")
     return found
+
+
+def _digest(path: Where) -> str:
+    """Of what it holds; of Megatron's tokens with their index."""
+    if isinstance(path, Hub):
+        return digest(path)
+    index = path.with_suffix(".idx")
+    beside = [index] if _has_tokens(path) and index.is_file() else []
+    return " ".join(store.digest_file(its) for its in (path, *beside))
 
 
 def _has_tokens(path: Where) -> bool:
@@ -175,7 +181,12 @@ def _written(root: Path, files: list[Where], cutter: _Cutter, progress: Progress
     rows = documents = tokens = cut = 0
     try:
         for path in progress(files, "tokenising", unit="files"):
-            for block in cutter.blocks(path, writer.note):
+            for every in cutter.blocks(path, writer.note):
+                block = [(its, cut) for its, cut in every if cut]
+                for its in (its for its, cut in every if not cut):
+                    writer.note(Skipped(str(path), 0, f"no token of {its.id}: the tokenizer makes none"))
+                if not block:
+                    continue
                 texts, its = zip(*block, strict=True)
                 writer.files["digests"].write(b"".join(xxhash.xxh3_128_digest(each.text.encode()) for each in texts))
                 _rows(writer, [(documents + k, piece) for k, each in enumerate(its) for piece in each], cutter.length)

@@ -78,6 +78,10 @@ def _megatron(path: Path) -> tuple[np.ndarray, Iterator[tuple[int, int]]]:
     places = np.frombuffer(held, np.int64, count, head.size + 4 * count)
     firsts = np.frombuffer(held, np.int64, documents, head.size + 12 * count)
     dtype = np.dtype(CODES[code])
+    if path.stat().st_size % dtype.itemsize:
+        raise CorruptError(f"{path}: {path.stat().st_size} bytes are no whole number of {dtype}; it is cut short")
+    if not documents or firsts[0] != 0 or firsts[-1] != count or (np.diff(firsts) < 0).any():
+        raise CorruptError(f"{index}: its documents do not cover its {count} sequences in order")
     ids = np.memmap(path, dtype, "r") if path.stat().st_size else np.zeros(0, dtype)
     starts = places // dtype.itemsize
     if count and int((starts + sizes).max()) > len(ids):

@@ -24,6 +24,7 @@ from uimjax.task import NATS, RELATIVE, Measurement, Task
 
 NORMALIZE = ("none", "unit", "self", "update")
 CHECKPOINTS = ("last", "sum", "mean", "segments")
+TOGETHER = 64  # queries whose gradients are taken at once
 EXACT = (Kronecker, Operator, Harmonic, Adam)  # curvatures of whole gradients
 
 
@@ -186,9 +187,15 @@ def row_program(found: Sites, reference: Sites, sketch: AnySketch | None):
 def query_rows(
     found: Sites, measurement: Measurement, params: Any, queries: Any, sketch: AnySketch | None, each: bool
 ) -> Any:
-    """`grad f` of each query, `[Q, D]`; or of their mean, `[1, D]`, which asks what caused them together."""
+    """`grad f` of each query, `[Q, D]`; or of their mean, `[1, D]`, which asks what caused them together. So many
+    queries as `TOGETHER` are in memory at once."""
     asked = query_sites(found, measurement, params, queries)
-    _, vectors = row_program(asked, found, sketch)(params, queries, sketching.drawn(found, sketch))
+    program, drawn, count = row_program(asked, found, sketch), sketching.drawn(found, sketch), row.count(queries)
+    if count <= TOGETHER:
+        vectors = program(params, queries, drawn)[1]
+    else:
+        batches = row.batches(queries, TOGETHER)
+        vectors = jnp.concatenate([program(params, b.rows, drawn)[1][: int(b.mask.sum())] for b in batches])
     finite(vectors, f"gradients of the measurement {measurement.name!r}")
     return vectors if each else vectors.mean(0, keepdims=True)
 

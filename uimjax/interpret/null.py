@@ -87,14 +87,14 @@ def _inner(leaf: Any) -> int:
     return leaf.shape[1] if jnp.issubdtype(kind, jnp.integer) else int(np.prod(leaf.shape[1:]))
 
 
-def questions(queries: Any, null: Any, each: bool, gradients: Any) -> Any:
+def questions(queries: Any, null: Any, each: bool, gradients: Any, shuffle: Any = shuffled) -> Any:
     """Gradients of questions without content, `[B, D]` of unit length. `null`: how many
-    shuffles, or rows like the queries; `gradients(rows)` gives each row's."""
+    shuffles (`shuffle(queries, seed)`), or rows like the queries; `gradients(rows)` gives each row's."""
     if isinstance(null, int | np.integer):
         if null < 1:
             raise UsageError(f"a null band of {null} questions was asked for; at least 1 was wanted, 19 for p = 0.05")
         several = -(-null // (row.count(queries) if each else 1))
-        found = [gradients(shuffled(queries, seed)) for seed in range(several)]
+        found = [gradients(shuffle(queries, seed)) for seed in range(several)]
         made = jnp.concatenate(found if each else [x.mean(0, keepdims=True) for x in found])[:null]
     else:
         made, count = gradients(null), row.count(queries)

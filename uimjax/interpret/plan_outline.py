@@ -15,7 +15,7 @@ from uimjax import sketch as sketching
 from uimjax.errors import UsageError
 from uimjax.interpret import base, fits
 from uimjax.interpret.plan import SHARE, Plan, Room, at_ceiling, duration, timed
-from uimjax.mesh import data_sharding, replicated, split, ways
+from uimjax.mesh import data_sharding, replicated, split
 from uimjax.sketch import AnySketch, Sketch
 from uimjax.taps import sites
 from uimjax.task import Task
@@ -33,6 +33,7 @@ def plan_outline(
     sketch: AnySketch | None = None,
     batch_size: int = 8,
     coding: str = "float32",
+    shard_rows: int = 1024,
 ) -> Plan:
     """What `build_index` takes for `count` rows on `devices` of a `chip` (`machine.CHIPS`); of those, the ones of the
     `mesh` (as many virtual devices of this process) share each batch and the parameters.
@@ -44,12 +45,12 @@ def plan_outline(
     """
     model, given = machine.chip(chip), 1 if mesh is None else int(mesh.size)
     chosen, sketch = store.Coding.parse(coding), Sketch() if sketch is None else sketch
-    if devices % given or batch_size % ways(mesh):
+    if devices % given or batch_size % given:
         raise UsageError(f"{devices} devices and batches of {batch_size} do not divide over a mesh of {given} devices")
     found = sites(task, params, example)
     program = base.row_program(found, found, sketch)
     rows = jax.tree.map(lambda x: _placed((batch_size, *x.shape), x.dtype, mesh and data_sharding(mesh)), example)
-    drawn = jax.eval_shape(lambda: sketching.drawn(found, sketch))
+    drawn = sketching.drawn_shapes(found, sketch)
     drawn = jax.tree.map(lambda x: _placed(x.shape, x.dtype, mesh and replicated(mesh)), drawn)
     weights = jax.tree.map(lambda x: _placed(x.shape, x.dtype, mesh and split(mesh, x.shape)), params)
     compile_s, need = timed(lambda: room.need(program, weights, rows, drawn))
@@ -66,7 +67,7 @@ def plan_outline(
         "compiled here in": duration(compile_s), "gradients": f"at {SHARE:.0%} of the chip's ceiling",
         "not in it": "coding, writing, compiling there; memory is that of a program compiled for a CPU",
     }  # fmt: skip
-    host = int(fits.HELD * 4 * width * 1024)
+    host = int(fits.HELD * 4 * width * min(shard_rows, count))
     return Plan(f"an index of {count} rows", seconds, need.bytes, host, disk, Room(int(model.memory), None, None), how)
 
 

@@ -191,14 +191,19 @@ def trace(
     return cascade.rerank(found, asked, task, params, data, measurement, queries, each, k)
 
 
-def beside(asked: Asked, task: Task, params: Any, data: Any, measurement: Measurement, queries: Any, null: Any) -> Any:
-    """Directions `[B, D]` of questions without content, made as those of `asked` were; `null` as `trace` takes it."""
+def beside(
+    asked: Asked, task: Task, params: Any, data: Any, measurement: Measurement, queries: Any, null: Any,
+    shuffle: Any = nothing.shuffled,
+) -> Any:  # fmt: skip
+    """Directions `[B, D]` of questions without content, made as those of `asked` were; `null` as `trace` takes it,
+    `shuffle(queries, seed)` what takes the content away."""
+    found = base.training_sites(task, params, data, check=False)
 
     def gradients(rows: Any) -> Any:
-        return question(asked.held, task, params, data, measurement, rows, True).vectors
+        return base.query_rows(found, measurement, params, rows, asked.held.sketch, True)
 
     each = len(asked.directions) == row.count(queries)  # of one query its mean is itself
-    vectors = base.without(nothing.questions(queries, null, each, gradients), asked.method, asked.span)
+    vectors = base.without(nothing.questions(queries, null, each, gradients, shuffle), asked.method, asked.span)
     return base.directions(asked.method, asked.inverse, vectors)
 
 

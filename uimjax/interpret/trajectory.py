@@ -100,13 +100,14 @@ def record(
 
 def read_run(
     folder: str | Path, params: Any, rates: Callable[[int], float] | None = None, *, steps: Sequence[int] = (),
-    moments: bool = False, mesh: Any = None,
+    moments: bool = False, adaptive: bool = True, mesh: Any = None,
 ) -> list[Checkpoint]:  # fmt: skip
     """The checkpoints of a run on disk (Orbax, a folder of steps) as a series, or those of the `steps` named.
 
     `params`: the model's parameters, or their shapes. `rates(step)`: the learning rate there, 1 where it is not given
     (what a step counts, the reader's checkpoints say: steps of the optimizer, or epochs). Each stands for the steps
     since the one before. `moments`: Adam's second moments are read too, from the run's Optax state.
+    `adaptive`: the optimizer scales its steps, as all but plain SGD do (scores of SOURCE then have no unit).
 
     Raises: as `checkpoint.read_tree`; UsageError: a checkpoint alone, or a rate that is not above 0.
     """
@@ -121,7 +122,7 @@ def read_run(
             raise UsageError(f"the learning rate at step {step} is {rate}; above 0 was wanted")
         state = checkpoint.read_tree(root, template, step, place, under="nu") if moments else None
         its = checkpoint.read_tree(root, template, step, place)
-        run.append(Checkpoint(its, rate, max(1, step - before), state, moments))
+        run.append(Checkpoint(its, rate, max(1, step - before), state, adaptive or moments))
     return run
 
 

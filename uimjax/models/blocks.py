@@ -122,7 +122,9 @@ class Adapted(nnx.Linear):
         self.lora_b = nnx.Param(jnp.zeros((lora.rank, out), jnp.float32))
 
     def __call__(self, inputs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]  # no other sharding
-        return super().__call__(inputs) + self.scale * ((inputs @ self.lora_a[...]) @ self.lora_b[...])
+        plain = super().__call__(inputs)
+        beside = (inputs @ self.lora_a[...]) @ self.lora_b[...]  # an adapter may have more digits than its base
+        return plain + (self.scale * beside).astype(plain.dtype)
 
 
 def linear(shape: Shape, part: str, size: int, out: int, use_bias: bool, rngs: nnx.Rngs) -> nnx.Linear:

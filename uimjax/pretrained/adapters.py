@@ -17,7 +17,8 @@ PREFIX = "base_model.model."
 PLAIN = {  # of a config: what is known to change the numbers, and the values that it may have here
     "use_dora": (False,), "bias": ("none",), "modules_to_save": (), "layers_to_transform": (), "layers_pattern": (),
     "rank_pattern": ({},), "alpha_pattern": ({},), "lora_bias": (False,), "trainable_token_indices": (),
-    "target_parameters": (), "exclude_modules": (), "layer_replication": (),
+    "target_parameters": (), "exclude_modules": (), "layer_replication": (), "alora_invocation_tokens": (),
+    "init_lora_weights": (True, "gaussian", "eva", "orthogonal"),  # others change the base as well
 }  # fmt: skip
 
 
@@ -61,7 +62,10 @@ def adapted(family: Family, choice: Any, values: Mapping[str, Any], where: str) 
             f"{where}: {_module(fused[0])} is {fused[0].parts} layers in one, and an adapter on all of them is not "
             "built here. Merge it (merge_and_unload of peft) and load the model that comes out."
         )
-    rank, alpha = int(values["r"]), float(values.get("lora_alpha", values["r"]))
+    rank = values.get("r")
+    if not isinstance(rank, int) or rank < 1:
+        raise UnsupportedModelError(f"{where}: r is {rank!r}; a rank of 1 or more was wanted")
+    alpha = float(values.get("lora_alpha", rank))
     scale = alpha / rank**0.5 if values.get("use_rslora") else alpha / rank
     parts = {leaf.ours.split("/")[-2] for leaf in chosen}
     if odd := parts - set(PARTS):
@@ -96,5 +100,8 @@ def _is_target(module: str, targets: Any) -> bool:
     if targets == "all-linear":
         return "{i}" in module
     if isinstance(targets, str):
-        return re.fullmatch(targets, module.replace("{i}", "0")) is not None
+        try:
+            return re.fullmatch(targets, module.replace("{i}", "0")) is not None
+        except re.error as error:
+            raise UnsupportedModelError(f"target_modules {targets!r} is no pattern: {error}") from error
     return "{i}" in module and any(module == its or module.endswith(f".{its}") for its in targets or ())

@@ -128,6 +128,7 @@ def outline(folder: str | Path, *, dtype: Any = None, scanned: bool = False, rem
     values, family, choice = _chosen(root, scanned, remat)
     graph, params, state = _abstract(family, choice)
     named = jnp.dtype(dtype or values.get("dtype") or values.get("torch_dtype") or jnp.float32)
+    named = jnp.dtype(jnp.float32) if named == jnp.float16 and dtype is None else named  # as `load` reads them
     params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, named), params)
     return Pretrained(family.task(graph, state, choice), params, state, choice, family, values, root)
 
@@ -136,10 +137,12 @@ def _restored(root, kept, step, mesh, dtype, scanned, remat, adapter) -> Pretrai
     """With the parameters of an Orbax checkpoint."""
     if adapter is not None:
         raise UsageError("adapter and checkpoint are both given, and only one can be read here; leave one out")
-    made = initial(root, mesh=mesh, dtype=dtype, scanned=scanned, remat=remat)
+    made = outline(root, dtype=dtype, scanned=scanned, remat=remat)
+    if jax.tree.leaves(made.state):
+        raise UnsupportedModelError(f"{root} is a {made.family.types[0]}, whose running means are no parameters; {OWN}")
     place = None if mesh is None else functools.partial(split, mesh)
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), made.params)
-    return dataclasses.replace(made, params=orbax.read_tree(kept, shapes, step, place))
+    found = orbax.read_tree(kept, made.params, step, place)
+    return dataclasses.replace(made, params=found, tokenizer=_tokenizer(made.family, made.choice, root))
 
 
 def _chosen(root: Path, scanned: bool, remat: bool) -> tuple[dict[str, Any], Family, Any]:

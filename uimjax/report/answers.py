@@ -14,6 +14,7 @@ KINDS = {
 }
 CAUSE = "Documents that this comes from, the strongest first"
 PROXY = "Documents of the proxy corpus that are most like a cause; what the model was trained on was not seen"
+SHOWN = 1600  # characters of a document, or of a question, that tokens are shown of
 EXCERPT = 900  # characters of a document that no tokens are shown of
 CHANCE = 0.05  # p above which a document is drawn faint: questions without content find such ones
 WIDE = 60  # letters of a name on a terminal
@@ -45,7 +46,8 @@ def _failure(one: dict[str, Any]) -> dict[str, Any]:
         "opponents": [_document(its) for its in one["opponents"][:3]],
         "sources": [
             {"name": markup.visible(str(its["group"])), "rows": its["members"], "mean": f"{its['mean']:+.3g}",
-             "error": f"{its['error']:.2g}", "total": f"{its['total']:+.3g}", "css": markup.level(its["mean"] / most)}
+             "error": "" if its["error"] is None else f"{its['error']:.2g}", "total": f"{its['total']:+.3g}",
+             "css": markup.level(its["mean"] / most)}
             for its in one["sources"]
         ],
         "verbatim": _verbatim(one),
@@ -53,6 +55,24 @@ def _failure(one: dict[str, Any]) -> dict[str, Any]:
                      for its in one.get("by_words", [])],
         "coverage": one.get("coverage"),
     }  # fmt: skip
+
+
+def _window(text: str, tokens: list[list[Any]]) -> tuple[str, list[list[Any]]]:
+    """Of a long text what stands around its strongest token, with the tokens there."""
+    if len(text) <= SHOWN or not tokens:
+        return text, tokens
+    strongest = max(tokens, key=lambda its: abs(its[2]))
+    first = min(max(strongest[0] - SHOWN // 2, 0), len(text) - SHOWN)
+    before = "[...] " if first else ""
+    after = " [...]" if first + SHOWN < len(text) else ""
+    move = len(before) - first
+    kept = [[a + move, b + move, share] for a, b, share in tokens if first <= a and b <= first + SHOWN]
+    return before + text[first : first + SHOWN] + after, kept
+
+
+def _around(side: dict[str, Any]) -> tuple[str, int, list[list[Any]]]:
+    text, tokens = _window(side["text"], side["tokens"])
+    return text, 1, tokens
 
 
 def _verbatim(one: dict[str, Any]) -> str:
@@ -70,7 +90,7 @@ def _verbatim(one: dict[str, Any]) -> str:
 
 
 def _document(its: dict[str, Any]) -> dict[str, Any]:
-    text, tokens = its["text"], its.get("tokens", [])
+    text, tokens = _window(its["text"], its.get("tokens", []))
     if not tokens and len(text) > EXCERPT:
         text = text[:EXCERPT] + " [...]"
     return {
@@ -82,7 +102,7 @@ def _document(its: dict[str, Any]) -> dict[str, Any]:
         "at": (its["start"], its["stop"]),
         "rows": its["rows"],
         "lines": markup.highlight(text, 1, tokens, []),
-        "asked": [{"side": side["side"], "lines": markup.highlight(side["text"], 1, side["tokens"], [])}
+        "asked": [{"side": side["side"], "lines": markup.highlight(*_around(side), [])}
                   for side in its.get("asked", [])],
         "kind": its.get("kind"),
         "rank": its.get("bm25_rank"),
@@ -111,7 +131,7 @@ def show(answer: dict[str, Any], console: Any) -> None:
             copies = f" (+{len(its['copies'])} copies)" if its["copies"] else ""
             table.add_row(
                 _short(its["id"], WIDE) + copies, _short(its["source"], 20), f"{its['score']:+.4g}",
-                "" if its["p"] is None else f"{its['p']:.3g}", KINDS[its["kind"]][0] if "kind" in its else "",
+                "" if its["p"] is None else f"{its['p']:.3g}", KINDS[its["kind"]][0] if its.get("kind") else "",
                 str(its.get("bm25_rank") or ""), f"{len(its.get('shared', ''))}",
                 style="dim" if its["p"] is not None and its["p"] > CHANCE else "",
             )  # fmt: skip

@@ -53,6 +53,11 @@ def drawn(found: Sites, sketch: AnySketch | None) -> Any:
     return _of(sketch)[1].draw(sketch, found, jax.random.key(0 if sketch is None else sketch.seed))
 
 
+def drawn_shapes(found: Sites, sketch: AnySketch | None) -> Any:
+    """Of what the sketch draws, the shapes; nothing is drawn, or kept."""
+    return jax.eval_shape(lambda: drawn.__wrapped__(found, sketch))
+
+
 def rows(found: Sites, sketch: AnySketch | None, held: Any, factors: Factors, reference: Sites | None = None) -> Any:
     """Sketched gradients `[B, D]`; no sketch: as they are. `reference`: the sites whose columns they are, where `found`
     follows another loss over the same parameters."""
