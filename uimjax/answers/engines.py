@@ -92,14 +92,16 @@ def is_whole(name: str) -> bool:
 
 
 def of_index(
-    index: Index, task: Task, params: Any, data: Any, failures: Failures, method: str, retain: Any = None, null: int = 0
-) -> Answering:
-    """The curvature is measured once, and serves all that is asked. Raises as `trace.trace`."""
+    index: Index, task: Task, params: Any, data: Any, failures: Failures, method: str, retain: Any = None,
+    null: int = 0, together: int = PIECE,
+) -> Answering:  # fmt: skip
+    """The curvature is measured once, and serves all that is asked; `together`: rows, or questions, in memory at once.
+    Raises as `trace.trace`."""
     each, asked = not failures.together, (task, params, data, failures.measurement, failures.rows)
-    question = tracing.question(index, *asked, each)
+    question = tracing.question(index, *asked, each, together)
     span = None if retain is None else tracing.retained(index, task, params, data, retain)
     made = tracing.by(question, method, span)
-    band = tracing.beside(made, *asked, null, shuffled) if null else None
+    band = tracing.beside(made, *asked, null, shuffled, together) if null else None
 
     def strongest(k: int) -> Trace:
         return tracing.top(made, k) if band is None else tracing.top_beside(made, question.vectors, band, k)
@@ -109,12 +111,12 @@ def of_index(
         return grouping.totals(tracing.streamed(made), groups, index.rows, label, made.unit)
 
     def document_tokens(number: int, rows: Any) -> np.ndarray:
-        return positions.token_scores(made, task, params, rows, PIECE, number)
+        return positions.token_scores(made, task, params, rows, together, number)
 
     def question_tokens(number: int, rows: Any) -> np.ndarray:
         assert failures.parts is not None
         one = jax.tree.map(lambda x: x[number], failures.rows)
-        return positions.query_token_scores(made, failures.parts, task, params, one, rows, number, PIECE)
+        return positions.query_token_scores(made, failures.parts, task, params, one, rows, number, together)
 
     label = base.said(made.method, made.damping)
     parts = None if failures.parts is None or failures.together else question_tokens

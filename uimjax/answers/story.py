@@ -124,7 +124,7 @@ def _engine(
     index = indexing.build_index(
         task, params, rows, folder / "index", sketch=choices.sketch, mesh=choices.mesh, progress=progress, **how
     )
-    return engines.of_index(index, task, params, rows, failures, method, retain, choices.null)
+    return engines.of_index(index, task, params, rows, failures, method, retain, choices.null, choices.batch_size)
 
 
 def _found(

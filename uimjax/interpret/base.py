@@ -1,7 +1,7 @@
 """What every attribution method is made of: the choice itself, and the program from examples to gradient rows."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
@@ -185,17 +185,14 @@ def row_program(found: Sites, reference: Sites, sketch: AnySketch | None):
 
 
 def query_rows(
-    found: Sites, measurement: Measurement, params: Any, queries: Any, sketch: AnySketch | None, each: bool
-) -> Any:
+    found: Sites, measurement: Measurement, params: Any, queries: Any, sketch: AnySketch | None, each: bool,
+    together: int = 0,
+) -> Any:  # fmt: skip
     """`grad f` of each query, `[Q, D]`; or of their mean, `[1, D]`, which asks what caused them together. So many
-    queries as `TOGETHER` are in memory at once."""
+    queries are in memory at once as `together` says, or `TOGETHER`."""
     asked = query_sites(found, measurement, params, queries)
-    program, drawn, count = row_program(asked, found, sketch), sketching.drawn(found, sketch), row.count(queries)
-    if count <= TOGETHER:
-        vectors = program(params, queries, drawn)[1]
-    else:
-        batches = row.batches(queries, TOGETHER)
-        vectors = jnp.concatenate([program(params, b.rows, drawn)[1][: int(b.mask.sum())] for b in batches])
+    program, drawn = row_program(asked, found, sketch), sketching.drawn(found, sketch)
+    vectors = _some_at_a_time(lambda rows: program(params, rows, drawn)[1], queries, together or TOGETHER)
     finite(vectors, f"gradients of the measurement {measurement.name!r}")
     return vectors if each else vectors.mean(0, keepdims=True)
 
@@ -207,9 +204,18 @@ class Span(NamedTuple):
 
 
 def retained(found: Sites, sketch: AnySketch | None, params: Any, retain: Any) -> Span:
-    """The span of the gradients of the rows to retain."""
+    """The span of the gradients of the rows to retain, `TOGETHER` of them in memory at once."""
     row.check_finite(retain, "rows to retain")
-    return span_of(row_program(found, found, sketch)(params, retain, sketching.drawn(found, sketch))[1])
+    program, drawn = row_program(found, found, sketch), sketching.drawn(found, sketch)
+    return span_of(_some_at_a_time(lambda rows: program(params, rows, drawn)[1], retain, TOGETHER))
+
+
+def _some_at_a_time(made: Callable[[Any], Any], rows: Any, most: int) -> Any:
+    """`made(rows)` `[N, D]`, for at most so many rows at once; one program serves all of them."""
+    count = row.count(rows)
+    if count <= most:
+        return made(rows)
+    return jnp.concatenate([made(batch.rows)[: int(batch.mask.sum())] for batch in row.batches(rows, most)])
 
 
 def span_of(rows: Any) -> Span:

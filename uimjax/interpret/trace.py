@@ -80,11 +80,14 @@ def question(
     measurement: Measurement,
     queries: Any,
     each: bool = False,
+    together: int = 0,
 ) -> Question:
-    """The gradients of the queries in the index's columns; of their mean, or of each. Raises as `ask`."""
+    """The gradients of the queries in the index's columns; of their mean, or of each; `together`: so many in memory at
+    once (0: `base.TOGETHER`). Raises as `ask`."""
     index = index if isinstance(index, Index) else open_index(index)
     found = _same_model(index, task, params, example)
-    return Question(index, measurement, base.query_rows(found, measurement, params, queries, index.sketch, each))
+    rows = base.query_rows(found, measurement, params, queries, index.sketch, each, together)
+    return Question(index, measurement, rows)
 
 
 def retained(index: Index | str | Path, task: Task, params: Any, example: Any, retain: Any) -> base.Span:
@@ -193,14 +196,14 @@ def trace(
 
 def beside(
     asked: Asked, task: Task, params: Any, data: Any, measurement: Measurement, queries: Any, null: Any,
-    shuffle: Any = nothing.shuffled,
+    shuffle: Any = nothing.shuffled, together: int = 0,
 ) -> Any:  # fmt: skip
     """Directions `[B, D]` of questions without content, made as those of `asked` were; `null` as `trace` takes it,
     `shuffle(queries, seed)` what takes the content away."""
     found = base.training_sites(task, params, data, check=False)
 
     def gradients(rows: Any) -> Any:
-        return base.query_rows(found, measurement, params, rows, asked.held.sketch, True)
+        return base.query_rows(found, measurement, params, rows, asked.held.sketch, True, together)
 
     each = len(asked.directions) == row.count(queries)  # of one query its mean is itself
     vectors = base.without(nothing.questions(queries, null, each, gradients, shuffle), asked.method, asked.span)
