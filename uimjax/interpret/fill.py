@@ -27,6 +27,7 @@ from uimjax.store.base import intended
 from uimjax.store.coding import Shapes
 
 POLL_S = 0.2  # between looks at what other processes have done
+GRACE_S = 60.0  # in which the processes of a job that is started again all begin
 
 
 class Share(NamedTuple):
@@ -158,6 +159,7 @@ def _made(root: Path, maker: Maker, data: Any, first: int, span: Span, before: s
 
 def _together(root: Path, maker: Maker, data: Any, first: int, share: Share, whole: list[Span], progress: Progress):
     """What one of several processes does; all entries, in order, once everybody is done."""
+    begun = time.time()
     mine = [span for span in whole if span.number % share.processes == share.process]
     with store.Journal(_own(root, share.process, share.processes)) as journal:
         noted = _noted(root, share.processes)
@@ -168,9 +170,11 @@ def _together(root: Path, maker: Maker, data: Any, first: int, share: Share, who
             entry = _made(root, maker, data, first, span, noted.get(span.number))
             if span.number not in noted:
                 journal.append(entry)
-        found = _awaited(root, share, len(whole))
+        found = _awaited(root, share, len(whole), begun)
         if share.process:
-            _until(lambda: len(store.Journal.read(root / JOURNAL)) == len(whole) and _has_price(root), root, share)
+            _until(
+                lambda: len(store.Journal.read(root / JOURNAL)) == len(whole) and _has_price(root), root, share, begun
+            )
         else:
             store.Journal.rewrite(root / JOURNAL, [found[span.number] for span in whole])
             _priced_and_tidy(root, maker, data, first)
@@ -178,14 +182,14 @@ def _together(root: Path, maker: Maker, data: Any, first: int, share: Share, who
         return [found[span.number] for span in whole]
 
 
-def _awaited(root: Path, share: Share, wanted: int) -> dict[int, store.Entry]:
+def _awaited(root: Path, share: Share, wanted: int, begun: float) -> dict[int, store.Entry]:
     """All entries, once every process has noted its own."""
     seen, since = -1, time.monotonic()
     while len(found := _noted(root, share.processes)) < wanted:
         missing = min(set(range(wanted)) - set(found))
         owner = missing % share.processes
         path = _own(root, owner, share.processes)
-        gone = owner != share.process and path.exists() and not store.Journal.busy(path)
+        gone = owner != share.process and _gone(path, begun, share)
         if gone and missing not in _noted(root, share.processes):  # what it noted last may be newer than the look above
             raise LostProcessError(owner, share.processes, f"ended before it had made shard {missing}")
         if len(found) != seen:
@@ -196,16 +200,24 @@ def _awaited(root: Path, share: Share, wanted: int) -> dict[int, store.Entry]:
     return found
 
 
+def _gone(journal: Path, begun: float, share: Share) -> bool:
+    """Is nobody at work on another process's journal any more? One that was last written before this job began is of an
+    earlier run, whose successor may still be starting: it has `GRACE_S` for that."""
+    if not journal.exists() or store.Journal.busy(journal):
+        return False
+    return journal.stat().st_mtime >= begun or time.time() - begun > min(GRACE_S, share.limit_s)
+
+
 def _has_price(root: Path) -> bool:
     return (root / PRICE).exists() and len(store.read_manifest(root / PRICE)["parts"]) == len(
         read_manifest(root)["parts"]
     )
 
 
-def _until(ready: Callable[[], bool], root: Path, share: Share) -> None:
+def _until(ready: Callable[[], bool], root: Path, share: Share, begun: float) -> None:
     start, first = time.monotonic(), _own(root, 0, share.processes)
     while not ready():
-        if first.exists() and not store.Journal.busy(first) and not ready():
+        if _gone(first, begun, share) and not ready():
             raise LostProcessError(0, share.processes, "ended before it had put the journals together")
         if time.monotonic() - start > share.limit_s:
             raise LostProcessError(0, share.processes, f"has not put the journals together for {share.limit_s:g} s")
