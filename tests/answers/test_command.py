@@ -174,6 +174,16 @@ def test_devices_that_share_parameters_and_batches_give_the_same_answer(made, tm
             assert scores[1][name] == pytest.approx(scores[0][name], abs=5e-3), "but for int8"
 
 
+def test_a_refused_question_leaves_what_is_there(made, tmp_path, capsys):
+    lock = tmp_path / "config.lock.yaml"
+    lock.write_text("config: {kind: text}\n")
+    assert ask(made, tmp_path, "--method", "grad_cos") == 5
+    assert "holds a run of another kind" in capsys.readouterr().err
+    lock.write_text("config: {kind: failures, k: 7}\n")
+    assert ask(made, tmp_path, "--method", "grad_cos", corpus="none.jsonl") == 3
+    assert lock.read_text() == "config: {kind: failures, k: 7}\n"
+
+
 @pytest.mark.parametrize(
     ("changed", "more", "code", "words"),
     [

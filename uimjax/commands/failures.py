@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from uimjax.commands.base import override
-from uimjax.errors import ShapeError, UsageError
+from uimjax.errors import OutputError, ShapeError, UsageError
 
 GIVEN = ("model", "corpus", "queries")  # without them there is nothing to ask
 RETAINED = 200  # rows to retain, evenly spaced over those that are given
@@ -37,7 +37,7 @@ def failures(args: argparse.Namespace, rest: list[str]) -> int:
     keep_buffers()  # before anything computes
     import yaml
 
-    from uimjax.config import LOCK, FailuresConfig
+    from uimjax.config import LOCK, FailuresConfig, read_yaml
     from uimjax.progress import quiet, shown
     from uimjax.report import answers as report
     from uimjax.store import write_json
@@ -45,11 +45,13 @@ def failures(args: argparse.Namespace, rest: list[str]) -> int:
     from uimjax.workflow.base import made_with
 
     config = override(FailuresConfig, values_of(args), rest)
-    out = make_folder(_folder(args))
-    with atomic(out / LOCK) as temporary:
+    out = _folder(args)
+    if (out / LOCK).exists() and read_yaml(out / LOCK).get("config", {}).get("kind") != "failures":
+        raise OutputError(f"{out} holds a run of another kind; choose another folder with --out")
+    answer = answered(config, make_folder(out), quiet if args.json else shown)
+    with atomic(out / LOCK) as temporary:  # last: what is refused leaves the config of the answer that is there
         locked = {"config": config.model_dump(mode="json"), "made_with": made_with()}
         temporary.write_text(yaml.safe_dump(locked, sort_keys=False))
-    answer = answered(config, out, quiet if args.json else shown)
     write_json(out / "answers.json", answer)
     page = report.write_page(answer, out / "report.html")
     if args.json:
