@@ -13,11 +13,10 @@ import uimjax as uj
 from tests.pretrained.folders import write
 from uimjax import checkpoint, cli, training
 from uimjax.answers.story import _plain
-from uimjax.answers.subject import read_words
 from uimjax.corpora.preparing import prepare
 from uimjax.models.blocks import Shape
 from uimjax.models.decoder import Decoder, build
-from uimjax.pretrained.words import need_tokenizer
+from uimjax.pretrained.words import need_tokenizer, read_words
 from uimjax.store import read_json
 
 LINE = {"prompt": "w41 w42 w43 ", "bad": "w44 w45", "good": "w5 w9"}

@@ -84,7 +84,7 @@ def answer(
         "method": ready.method, "why": why, "unit": ready.unit, "measure": failures.measurement.name,
         "reading": failures.measurement.reading, "parameters": size,
         "corpus": {key: corpus.manifest[key] for key in ("rows", "documents", "tokens", "length", "notes")},
-        "words": words is not None and words.scores is not None, "failures": each,
+        "words": words is not None and words.bm25 is not None, "failures": each,
     }  # fmt: skip
 
 
@@ -156,11 +156,10 @@ def _names(table: pa.Table) -> list[tuple[str, str]]:
 
 
 class Words(NamedTuple):
-    """BM25 `[N, Q]` of documents with their ranks (None: too much text to hold), where each completion stands, and the
+    """BM25 `[N, Q]` of documents, and their ranks by it (None: too much text to hold); where each completion stands; the
     share of each question's words that the corpus has."""
 
-    scores: np.ndarray | None
-    ranks: np.ndarray | None
+    bm25: tuple[np.ndarray, np.ndarray] | None
     copies: list[overlap.Copied]
     coverage: list[float]
 
@@ -173,9 +172,9 @@ def _words(corpus: Prepared, failures: Failures) -> Words | None:
     questions = [prompt + said for prompt, said in asked]
     copies, coverage = overlap.copies(corpus.every_text(), asked), evidence.coverage(corpus.every_text(), questions)
     if corpus.text_bytes > WORDS_BYTES:
-        return Words(None, None, copies, coverage)
+        return Words(None, copies, coverage)
     scores = lexical.bm25([text for _, text in corpus.every_text()], questions)
-    return Words(scores, evidence.ranks(scores), copies, coverage)
+    return Words((scores, evidence.ranks(scores)), copies, coverage)
 
 
 class _Answer(NamedTuple):
@@ -218,10 +217,10 @@ class _Answer(NamedTuple):
         return made if self.failures.together else made | self.evidence(question, its.document)._asdict()
 
     def evidence(self, question: int, document: int) -> Evidence:
-        line, words = self.failures.lines[question], self.words
-        bm25 = None
-        if words is not None and words.scores is not None and words.ranks is not None:
-            bm25 = float(words.scores[document, question]), int(words.ranks[document, question])
+        line, bm25 = self.failures.lines[question], None
+        if self.words is not None and self.words.bm25 is not None:
+            score, rank = (x[document, question] for x in self.words.bm25)
+            bm25 = float(score), int(rank)
         return evidence.of_document(self.texts[document], line["prompt"], line["bad"], bm25, self.choices.k)
 
     def tokens(self, question: int, shown: Sequence[Found]) -> list[dict[str, Any]]:
@@ -247,13 +246,8 @@ class _Answer(NamedTuple):
         longest = self.failures.rows["bad"]["tokens"].shape[1]
         for k, side in enumerate(("bad", "good") if "good" in self.failures.rows else ("bad",)):
             places = self.subject.tokenizer.encode(line["prompt"] + line[side]).offsets
-            made.append(
-                {
-                    "side": side,
-                    "text": line["prompt"] + line[side],
-                    "tokens": _shares(places, shares[k * longest : (k + 1) * longest]),
-                }
-            )
+            mine = shares[k * longest : (k + 1) * longest]
+            made.append({"side": side, "text": line["prompt"] + line[side], "tokens": _shares(places, mine)})
         return made
 
     def lexical(self, question: int, found: dict[str, list[Found]]) -> dict[str, Any]:
@@ -261,14 +255,20 @@ class _Answer(NamedTuple):
         if self.words is None:
             return {}
         copied = self.words.copies[question]
-        scores, ranks = self.words.scores, self.words.ranks
-        order = [] if ranks is None else np.argsort(ranks[:, question], kind="stable")[: self.choices.shown]
-        place = {its.document: rank for rank, its in enumerate(found["proponent"], start=1)}
-        best = [{"id": self.names[d][0], "source": self.names[d][1], "bm25": float(scores[d, question]),  # pyright: ignore[reportOptionalSubscript]  # there where its ranks are
-                
-                 "place": place.get(int(d))} for d in order]  # fmt: skip
+        best = [] if self.words.bm25 is None else self.by_words(question, found, *self.words.bm25)
         stands = {"run": copied.run, "times": copied.times, "documents": [self.names[d][0] for d in copied.documents]}
         return {"verbatim": stands, "by_words": best, "coverage": self.words.coverage[question]}
+
+    def by_words(
+        self, question: int, found: dict[str, list[Found]], scores: np.ndarray, ranks: np.ndarray
+    ) -> list[dict[str, Any]]:
+        """The first documents by BM25, with their place among those that the score found."""
+        place = {its.document: rank for rank, its in enumerate(found["proponent"], start=1)}
+        made = []
+        for number in np.argsort(ranks[:, question], kind="stable")[: self.choices.shown]:
+            (name, source), score = self.names[number], float(scores[number, question])
+            made.append({"id": name, "source": source, "bm25": score, "place": place.get(int(number))})
+        return made
 
 
 def _shares(places: Sequence[tuple[int, int]], shares: Any) -> list[list[Any]]:

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import tokenizers
 
 from uimjax import checkpoint
-from uimjax.errors import CorruptError, MismatchError, MissingFileError, UnsupportedModelError, UsageError
+from uimjax.errors import MissingFileError, UnsupportedModelError, UsageError
 from uimjax.mesh import shard_params, split
 from uimjax.models.blocks import Shape
 from uimjax.models.own import language_model
 from uimjax.pretrained.loading import load
-from uimjax.pretrained.words import need_tokenizer
+from uimjax.pretrained.words import check_words, need_tokenizer, read_words
 from uimjax.references import call
 from uimjax.task import Task
 
@@ -99,21 +99,4 @@ def _check_words(its: Subject, where: str) -> None:
         return
     row = {"tokens": jax.ShapeDtypeStruct((2,), jnp.int32), "counted": jax.ShapeDtypeStruct((2,), jnp.float32)}
     most = jax.eval_shape(its.task.outputs, its.params, row).shape[-1]
-    ids = its.tokenizer.get_vocab(with_added_tokens=True)
-    if ids and max(ids.values()) >= most:
-        word = max(ids, key=lambda word: ids[word])
-        raise MismatchError(
-            f"{where}: the tokenizer knows id {ids[word]} ({word!r}) and the model has {most} words. One of them is of "
-            "another model."
-        )
-
-
-def read_words(path: str) -> tokenizers.Tokenizer:
-    """Of a tokenizer.json, or of the folder that it stands in. Raises MissingFileError, CorruptError."""
-    file = Path(path) / "tokenizer.json" if Path(path).is_dir() else Path(path)
-    if not file.is_file():
-        raise MissingFileError(f"{file} is not there (looked in {file.absolute().parent}); a tokenizer.json was wanted")
-    try:
-        return tokenizers.Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises bare Exception
-        raise CorruptError(f"{file} cannot be read as a tokenizer ({error})") from error
+    check_words(its.tokenizer, most, where)

@@ -19,21 +19,39 @@ def read_tokenizer(folder: Path, vocabulary: int, older: bool = False) -> tokeni
     """
     try:
         if (folder / FILE).is_file():
-            found = tokenizers.Tokenizer.from_file(str(folder / FILE))
+            found = read_words(folder)
         elif older and (folder / VOCABULARY).is_file() and (folder / MERGES).is_file():
             found = _byte_level(folder)
         else:
             return None
+    except CorruptError:
+        raise
     except Exception as error:  # the library raises bare Exception
         raise CorruptError(f"the tokenizer in {folder} cannot be read ({error}). Download it again.") from error
+    check_words(found, vocabulary, str(folder))
+    return found
+
+
+def check_words(found: tokenizers.Tokenizer, vocabulary: int, where: str) -> None:
+    """Raises MismatchError: an id has no place in a model of so many words."""
     ids = found.get_vocab(with_added_tokens=True)
     if ids and max(ids.values()) >= vocabulary:
         word = max(ids, key=lambda word: ids[word])
         raise MismatchError(
-            f"{folder}: the tokenizer knows id {ids[word]} ({word!r}) and the model has {vocabulary} words. One of them"
+            f"{where}: the tokenizer knows id {ids[word]} ({word!r}) and the model has {vocabulary} words. One of them"
             " is of another model, or words were added and the embedding not resized (`resize_token_embeddings`)."
         )
-    return found
+
+
+def read_words(path: str | Path) -> tokenizers.Tokenizer:
+    """Of a tokenizer.json, or of the folder that it stands in. Raises MissingFileError, CorruptError."""
+    file = Path(path) / FILE if Path(path).is_dir() else Path(path)
+    if not file.is_file():
+        raise MissingFileError(f"{file} is not there (looked in {file.absolute().parent}); a {FILE} was wanted")
+    try:
+        return tokenizers.Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises bare Exception
+        raise CorruptError(f"the tokenizer in {file} cannot be read ({error}). Download it again.") from error
 
 
 def _byte_level(folder: Path) -> tokenizers.Tokenizer:
