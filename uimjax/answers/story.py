@@ -156,7 +156,7 @@ def _names(table: pa.Table) -> list[tuple[str, str]]:
 
 
 class Words(NamedTuple):
-    """BM25 `[N, Q]` of documents, and their ranks by it (None: too much text to hold); where each completion stands; the
+    """BM25 `[N, Q]` of documents and their ranks by it (None: too much text to hold); where each completion stands; the
     share of each question's words that the corpus has."""
 
     bm25: tuple[np.ndarray, np.ndarray] | None
