@@ -13,6 +13,7 @@ import pytest
 
 from tests.interpret.test_index import digest
 from uimjax.errors import UsageError
+from uimjax.interpret import fill
 from uimjax.mesh import on_cluster, start_processes
 
 ROOT = Path(__file__).parent.parent
@@ -173,3 +174,15 @@ def test_what_does_not_fit_is_refused_before_anything_starts(monkeypatch):
             patch.setenv(name, value)
             assert on_cluster()
     assert not on_cluster()
+
+
+def test_a_journal_of_the_run_before_is_no_process_that_ended(tmp_path):
+    """A process that starts quicker than the others finds what they left the last time."""
+    path, share = tmp_path / "journal", fill.Share(0, 2, 600)
+    assert not fill._gone(path, time.time(), share), "nobody was ever there"
+    path.write_text("")
+    os.utime(path, (1000.0, 1000.0))
+    assert not fill._gone(path, time.time(), share), "its successor may still be starting"
+    assert fill._gone(path, time.time() - fill.GRACE_S - 1, share), "nobody came"
+    assert fill._gone(path, time.time() - 6, share._replace(limit_s=5)), "nobody came, as long as was said"
+    assert fill._gone(path, 999.0, share), "it was written in this run, and nobody holds it"
