@@ -40,6 +40,7 @@ _WHERE = {
     "save": "uimjax.pretrained.saving",
     "make_mesh": "uimjax.mesh",
     "keep_buffers": "uimjax.allocator",
+    "compile_sooner": "uimjax.compiler",
     "UimError": "uimjax.errors",
 }
 
@@ -53,6 +54,7 @@ _MODULES = {
 if TYPE_CHECKING:
     from uimjax import factors as factors
     from uimjax.allocator import keep_buffers as keep_buffers
+    from uimjax.compiler import compile_sooner as compile_sooner
     from uimjax.errors import UimError as UimError
     from uimjax.factors import gradient_norms as gradient_norms
     from uimjax.factors import per_example_gradients as per_example_gradients

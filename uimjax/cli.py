@@ -10,6 +10,7 @@ from typing import Any
 from uimjax import __version__
 from uimjax.commands import index, judge, plan, story
 from uimjax.commands.story import PARTS, STAGES
+from uimjax.compiler import compile_sooner
 from uimjax.errors import OutputError, UimError, UnknownNameError
 
 CODES = (
@@ -131,6 +132,7 @@ def main(argv: list[str] | None = None) -> None:
         parser().error(f"unrecognised: {' '.join(rest)}")
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM):
         signal.signal(number, _stopped)
+    compile_sooner()
     try:
         code = _COMMANDS[args.command](args, rest)
     except UimError as error:

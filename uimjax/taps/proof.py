@@ -12,7 +12,10 @@ from uimjax.taps import layouts, parts
 from uimjax.taps.capture import Sites, forward
 from uimjax.task import Task
 
-_HURRIED = {"cpu": {"xla_backend_optimization_level": 0}, "gpu": {"xla_gpu_autotune_level": 0}}
+_HURRIED = {
+    "cpu": {"xla_backend_optimization_level": 0},
+    "gpu": {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False},
+}
 
 
 def verify(task: Task, found: Sites, params: Any, batch: Any, examples: int = 4) -> None:
@@ -128,7 +131,8 @@ def _counts(leaf: Any, segments: Any) -> Any:
 
 def _once(fun: Any) -> Any:
     """Compiled in a hurry: a proof runs once, on a few rows. Searching for the fastest products took an H200 75 s for
-    one of these programs where 7 do without; a CPU's compiler takes two thirds of the time without optimising."""
+    one of these programs where 7 do without (and without kernels of XLA's own, which need it). A CPU's compiler takes
+    two thirds of the time without optimising."""
     return jax.jit(fun, compiler_options=_HURRIED.get(jax.default_backend()))
 
 
