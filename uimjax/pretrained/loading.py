@@ -114,8 +114,11 @@ def initial(
         its = nnx.split(family.make(choice, nnx.Rngs(seed)), nnx.Param, ...)[1:]
         return jax.tree.map(lambda x: x if dtype is None else x.astype(dtype), its)
 
-    places = None if mesh is None else jax.tree.map(lambda x: split(mesh, x.shape), jax.eval_shape(drawn))
-    params, state = jax.jit(drawn, out_shardings=places)()
+    if mesh is None:  # array by array: as one program, an H100 compiled 16 layers for 170 s
+        params, state = drawn()
+    else:  # each device draws its own part
+        places = jax.tree.map(lambda x: split(mesh, x.shape), jax.eval_shape(drawn))
+        params, state = jax.jit(drawn, out_shardings=places)()
     return Pretrained(family.task(graph, state, choice), params, state, choice, family, values, root, tokenizer)
 
 
