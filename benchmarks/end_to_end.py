@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +36,15 @@ LENGTH, BATCH = 128, 32
 CHOICES: dict[str, Any] = {"batch_size": BATCH, "coding": "int8", "shard_rows": 512}
 
 
-def texts(count: int) -> list[str]:
-    """Documents of about 2,400 characters."""
+def texts(count: int, length: int = 2441) -> list[str]:
+    """So many documents, of about `length` characters."""
     if os.environ.get("UIMJAX_DATA"):
-        made = sources(Path(os.environ["UIMJAX_DATA"]), -(-count // 7), 2441)
-        found = [line["text"] for each in made.values() for line in each]
+        made = sources(Path(os.environ["UIMJAX_DATA"]), count, length)
+        found = [text for each in zip_longest(*made.values()) for text in (line["text"] for line in each if line)]
     else:
         rng = np.random.default_rng(0)
         words = ["".join(rng.choice(list("abcdefghijklmnop"), rng.integers(2, 9))) for _ in range(3000)]
-        found = [" ".join(rng.choice(words, 400)) for _ in range(count)]
+        found = [" ".join(rng.choice(words, length // 6)) for _ in range(count)]
     return found[:count]
 
 
