@@ -1,5 +1,10 @@
 """One contract for every curvature, and Gauss-Newton against a dense float64 solve."""
 
+import functools
+import gc
+import sys
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -60,3 +65,23 @@ def test_nonsense_is_refused(rows):
     bad[3, 6] = np.nan
     with pytest.raises(NonFiniteError, match=r"columns \(5, 12\) is not finite"):
         finished(projected(), [bad])
+
+
+def test_operators_are_made_once_and_go_with_their_spectrum(rows):
+    """A pass over an index solves once a shard; what was made for a spectrum serves no other."""
+    choice, known = projected(0.1), len(kept())
+    one, two = finished(choice, [rows]), finished(choice, [rows * np.float32(3)])
+    asked = jnp.asarray(rows[:3])
+    first, second = choice.solve(one, asked), choice.solve(two, asked)
+    assert np.abs(np.asarray(first) - np.asarray(second)).max() > 0.1 * np.abs(first).max()
+    assert len(kept()) == known + 2
+    again = jax.jit(functools.partial(choice.solve, one))(asked)
+    np.testing.assert_allclose(again, first, rtol=1e-6)
+    assert len(kept()) == known + 2
+    del one, two
+    gc.collect()
+    assert len(kept()) == known
+
+
+def kept():
+    return sys.modules["uimjax.curvature.projected"]._KEPT  # the name is the function's as well

@@ -7,6 +7,7 @@ of each block, so the damping has no units and needs no rescaling between models
 agreement of halves (`damping.py`) before anything is solved.
 """
 
+import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -69,21 +70,41 @@ def projected(damping: float | None = None, source: Source = EMPIRICAL, whole: b
 
     def solve(inverse: Spectrum, rows: Any, power: float = -1.0) -> Any:
         parts, start = [], 0
-        for basis, found, added in zip(inverse.vectors, inverse.values, inverse.damping, strict=True):
-            stop = start + len(found)
-            if not added > 0:
-                raise UsageError(
-                    "the damping of the curvature was left open, and without one its inverse is mostly noise: give "
-                    "projected(damping=0.1), or damp what it finished with `curvature.damped(spectrum, 0.1)`"
-                )
-            operator = (basis * (found + added) ** power) @ basis.T
-            parts.append(_product(rows[:, start:stop], jnp.asarray(operator, jnp.float32)))
+        for operator in _operators(inverse, power):
+            stop = start + len(operator)
+            parts.append(_product(rows[:, start:stop], operator))
             start = stop
         return jnp.concatenate(parts, 1)
 
     name = f"projected({'damping by halves' if damping is None else f'{damping=}'}{', whole' if whole else ''})"
     again = lambda value: projected(value, source, whole)  # noqa: E731
     return Curvature(name, init, update, batch, add, finish, solve, source, damping, again)
+
+
+_KEPT: dict[tuple[Any, ...], tuple[Any, ...]] = {}  # operators of the spectra that are alive
+
+
+def _operators(inverse: Spectrum, power: float) -> tuple[Any, ...]:
+    """`(H + lambda)^power` of every block, float32; made once a spectrum, as a pass over an index asks for them with
+    each of its shards.
+
+    Raises:
+        UsageError: it has no damping.
+    """
+    if not all(added > 0 for added in inverse.damping):
+        raise UsageError(
+            "the damping of the curvature was left open, and without one its inverse is mostly noise: give "
+            "projected(damping=0.1), or damp what it finished with `curvature.damped(spectrum, 0.1)`"
+        )
+    key = (*map(id, inverse.vectors), *map(id, inverse.values), inverse.damping, power)
+    if key not in _KEPT:
+        whole = zip(inverse.vectors, inverse.values, inverse.damping, strict=True)
+        made = [(basis * (found + added) ** power) @ basis.T for basis, found, added in whole]
+        with jax.ensure_compile_time_eval():  # arrays, inside of a program too
+            _KEPT[key] = tuple(jnp.asarray(operator, jnp.float32) for operator in made)
+        for its in (*inverse.vectors, *inverse.values):  # an id may be given again to what comes after
+            weakref.finalize(its, _KEPT.pop, key, None)
+    return _KEPT[key]
 
 
 def damped(made: Spectrum, value: float) -> Spectrum:
