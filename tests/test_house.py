@@ -51,15 +51,20 @@ INSIDE = {
         "shares", "bank", "plan", "plan_index", "plan_outline", "plan_training", "judge", "metagradient",
         "counterfactual", "check",
     ],
-    "uimjax.answers": ["measures", "failures", "overlap", "folding", "engines", "evidence", "subject", "story"],
+    "uimjax.answers": ["measures", "failures", "overlap", "folding", "engines", "evidence", "subject", "story",
+                       "classifiers", "mistakes", "examples"],
     "uimjax.corpora": [
         "base", "truth", "digits", "files", "plants", "tokenizer", "documents", "stdlib", "text_plants", "texts",
-        "pieces", "pretokenised", "hub", "prepared", "duplicates", "preparing",
+        "pieces", "pretokenised", "hub", "prepared", "duplicates", "arrays", "preparing", "examples", "labelled",
     ],
     "uimjax.models": ["attention", "blocks", "decoder", "own", "encoders", "classifiers", "resnets"],
-    "uimjax.pretrained": ["base", "decoders", "encoders", "folder", "words", "adapters", "loading", "saving"],
+    "uimjax.pretrained": [
+        "base", "decoders", "encoders", "folder", "words", "adapters", "loading", "pictures", "saving",
+    ],
     "uimjax.mitigate": ["unlearning", "edit", "oracle", "proof"],
-    "uimjax.report": ["tables", "summary", "judgements", "markup", "rendering", "charts", "page", "answers"],
+    "uimjax.report": [
+        "tables", "summary", "judgements", "markup", "rendering", "charts", "page", "answers", "mistakes",
+    ],
     "uimjax.audit": ["base", "backdoor", "behaviour", "leak", "scorecard"],
     "uimjax.sketch": ["base", "kronecker", "dense", "sparse", "truncated", "unsketched"],
     "uimjax.curvature": [

@@ -52,7 +52,7 @@ def parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
     check = _command(commands, "check", "judge attribution methods by retraining your own small task", out=None)
     check.add_argument("target", help="a YAML config (`uimjax new check`)")
     new = commands.add_parser("new", help="write a commented config into this folder")
-    new.add_argument("kind", help="run, text, index, trace, check or failures")
+    new.add_argument("kind", help="run, text, index, trace, check, failures or classified")
     topic = commands.add_parser("help", help="print a page of the shipped docs")
     topic.add_argument("topic", nargs="?", help="the page; without it, the list")
     return top
@@ -96,16 +96,16 @@ def _command(commands: Any, name: str, what: str, out: str | None) -> argparse.A
 
 
 def _of_failures(made: argparse.ArgumentParser, flags: bool) -> None:
-    """Flags of failures of a language model; all other settings are config keys."""
+    """Flags of failures of the reader's own model; all other settings are config keys."""
     made.set_defaults(target=None)
     if not flags:
         made.add_argument("target", nargs="?", help="a YAML config, or the folder of a run; or instead:")
     made.add_argument(
         "--model",
-        help="a checkpoint folder, or pkg.module:function returning a Flax module",
+        help="a checkpoint folder, pkg.module:function returning a Flax module, or head: one fitted to features",
     )
     made.add_argument("--corpus", nargs="+", help="files of documents, or folders of them")
-    made.add_argument("--queries", help="failures as JSON lines: prompt, bad (completion), good if there is one")
+    made.add_argument("--queries", help="failures as JSON lines: prompt, bad (completion), good; or image, label")
 
 
 def _begins_with_flags(argv: Sequence[str]) -> bool:

@@ -209,7 +209,11 @@ def test_a_folder_without_a_tokenizer_and_flags_without_a_model(made, tmp_path, 
     assert ask(made, tmp_path / "out", model=bare) == 3
     assert "has no tokenizer.json, and text cannot be read without" in capsys.readouterr().err
     vision = write(tmp_path / "vit", "vit")
-    assert ask(made, tmp_path / "out", model=vision) == 3
+    config = tmp_path / "vit.yaml"
+    config.write_text(f"kind: failures\nmodel: {vision}\ncorpus: [{made[1]}]\nqueries: {made[2]}\n")
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["trace", str(config), "--out", str(tmp_path / "out")])
+    assert ended.value.code == 3
     assert "vit; documents are traced for decoders" in capsys.readouterr().err
     with pytest.raises(SystemExit) as ended:
         cli.main(["trace", "--corpus", "x.jsonl"])

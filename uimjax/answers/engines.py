@@ -4,7 +4,7 @@ Either gives the strongest rows of every question, totals by group, and the shar
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +19,7 @@ from uimjax.errors import UnknownNameError, UsageError
 from uimjax.interpret import base, exact, methods, positions, shares
 from uimjax.interpret import groups as grouping
 from uimjax.interpret import trace as tracing
-from uimjax.interpret.base import Method
+from uimjax.interpret.base import Method, Scores
 from uimjax.interpret.exact import Ready
 from uimjax.interpret.groups import Totals
 from uimjax.interpret.hits import Trace
@@ -35,13 +35,14 @@ PIECE = 8  # documents whose tokens are looked at together
 class Answering(NamedTuple):
     """`strongest(k)`: the k rows at either end of every question; `by_group(labels)`: the scores of all rows added up;
     `document_tokens(question, rows)` `[n, T]` and `question_tokens(question, rows)` `[n, Tq]`: shares of the row's
-    score, which they add up to; the latter None where the measurement has no parts."""
+    score, which they add up to; None where the measurement has no parts, or only whole
+    rows were scored."""
 
     method: str
     unit: str
     strongest: Callable[[int], Trace]
     by_group: Callable[[Any], Totals]
-    document_tokens: Callable[[int, Any], np.ndarray]
+    document_tokens: Callable[[int, Any], np.ndarray] | None
     question_tokens: Callable[[int, Any], np.ndarray] | None
 
 
@@ -63,10 +64,11 @@ def choose(asked: str, parameters: int, rows: int, questions: int, retain: bool)
 
 INDEXED = ("grad_dot", "grad_cos", "logra", "trackstar", "retain_cos")  # that an index of sketched rows answers
 WHOLE = ("relatif", "ekfac", "kfac", "diagonal")  # of whole gradients
+HEAD = "cg"  # of a head: small enough for products with its curvature
 
 
-def check_method(name: str, retain: bool) -> None:
-    """Before anything is read or built.
+def check_method(name: str, retain: bool, more: Sequence[str] = ()) -> None:
+    """Before anything is read or built; `more` methods that serve beside those of documents.
 
     Raises:
         UnknownNameError: no method, or one that answers no such question. UsageError: retain and a method that does
@@ -74,9 +76,10 @@ def check_method(name: str, retain: bool) -> None:
     """
     if name == methods.AUTO:
         return
-    if name not in (*INDEXED, *WHOLE):
+    known = (*INDEXED, *WHOLE, *more)
+    if name not in known:
         where = " of documents (uj.score takes it)" if name in (*methods.PRESETS, *methods.BASELINES) else ""
-        raise UnknownNameError(f"method{where}", name, (methods.AUTO, *INDEXED, *WHOLE))
+        raise UnknownNameError(f"method{where}", name, (methods.AUTO, *known))
     if retain and name != "retain_cos":
         raise UsageError(f"{name} keeps nothing of what is right: leave retain out, or take retain_cos")
     if name == "retain_cos" and not retain:
@@ -134,20 +137,27 @@ def of_whole(task: Task, params: Any, data: Any, failures: Failures, method: str
     ready = ready._replace(question=failures.measurement.name)
     values = exact.streamed(ready, params, data, failures.rows, chosen, each, how)
     base.finite(values, f"scores of {chosen.name}")
-    label, unit = base.said(chosen, ready.how.get("damping")), chosen.unit(failures.measurement)
+    label = base.said(chosen, ready.how.get("damping"))
+    parts = None if failures.parts is None or failures.together else failures.parts
+    both = _Tokens(ready, task, params, failures, dataclasses.replace(chosen, normalize="none"), chosen, each)
+    made = of_scores(Scores(values, label, chosen.unit(failures.measurement), ready.how))
+    return made._replace(document_tokens=both.of_documents, question_tokens=None if parts is None else both.of_question)
+
+
+def of_scores(found: Scores) -> Answering:
+    """Of scores that are held, without those of tokens."""
+    values = found.values
 
     def strongest(k: int) -> Trace:
         order = np.argsort(-values, axis=0, kind="stable").T[:, : min(k, len(values))]
         other = np.argsort(values, axis=0, kind="stable").T[:, : min(k, len(values))]
         best, worst = (np.take_along_axis(values.T, ids, 1) for ids in (order, other))
-        return Trace(order, best, other, worst, label, unit, ready.how)
+        return Trace(order, best, other, worst, found.method, found.unit, found.how)
 
     def by_group(labels: Any) -> Totals:
-        return grouping.totals(iter([(0, values)]), grouping.grouped(labels), len(values), label, unit)
+        return grouping.totals(iter([(0, values)]), grouping.grouped(labels), len(values), found.method, found.unit)
 
-    parts = None if failures.parts is None or failures.together else failures.parts
-    both = _Tokens(ready, task, params, failures, dataclasses.replace(chosen, normalize="none"), chosen, each)
-    return Answering(label, unit, strongest, by_group, both.of_documents, None if parts is None else both.of_question)
+    return Answering(found.method, found.unit, strongest, by_group, None, None)
 
 
 def _plain(method: Method, task: Task) -> Method:

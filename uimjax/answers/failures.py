@@ -63,7 +63,8 @@ def read_failures(
         line of more than `length` tokens. UnknownNameError: no such measurement. UsageError: it wants what a line has
         not.
     """
-    lines = _lines(Path(path))
+    wanted = '{"prompt": "...", "bad": "..."}'
+    lines = [(number, _line(Path(path), number, its)) for number, its in json_lines(Path(path), wanted)]
     its, name = _measure(Path(path), lines, measure)
     if its is not None and its.logits and task.outputs is None:
         raise UsageError(f"{name} reads logits, and the task has no outputs; take logprob or differential")
@@ -149,7 +150,12 @@ def _weights(path: Path, lines: list[tuple[int, Line]]) -> np.ndarray:
     return np.where(mine, len(mine) / mine.sum(), -len(mine) / (~mine).sum()).astype(np.float32)
 
 
-def _lines(path: Path) -> list[tuple[int, Line]]:
+def json_lines(path: Path, wanted: str) -> list[tuple[int, Line]]:
+    """(number from 1, object) of every line that is not empty.
+
+    Raises:
+        MissingFileError, DataError: no such file, or nothing in it (`wanted` is shown). MalformedRowError.
+    """
     if not path.is_file():
         raise MissingFileError(f"{path} is not there (looked in {path.absolute().parent})")
     found = []
@@ -159,19 +165,24 @@ def _lines(path: Path) -> list[tuple[int, Line]]:
         raise DataError(f"{path} cannot be read as UTF-8 text: {error}") from error
     for number, text in enumerate(whole.split("\n"), start=1):
         if text.strip():
-            found.append((number, _line(path, number, text)))
+            found.append((number, _object(path, number, text)))
     if not found:
-        raise DataError(f'{path} holds no failures; a line a failure was wanted: {{"prompt": "...", "bad": "..."}}')
+        raise DataError(f"{path} holds no failures; a line a failure was wanted: {wanted}")
     return found
 
 
-def _line(path: Path, number: int, text: str) -> Line:
+def _object(path: Path, number: int, text: str) -> Line:
     try:
         line = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise MalformedRowError(path, number, f"not JSON ({error})") from error
     if not isinstance(line, dict):
         raise MalformedRowError(path, number, f"a {type(line).__name__} arrived, an object was wanted")
+    return line
+
+
+def _line(path: Path, number: int, line: Line) -> Line:
+    """As it was written, checked and cleaned."""
     for key in KEYS:
         if key in line and not isinstance(line[key], str):
             raise MalformedRowError(path, number, f"{key!r} is a {type(line[key]).__name__}, text was wanted")

@@ -25,6 +25,7 @@ from uimjax.interpret import base, indexing, lexical
 from uimjax.progress import Progress, quiet
 from uimjax.rows import Pass
 from uimjax.sketch import Sketch
+from uimjax.task import Task
 
 WORDS_BYTES = 1 << 30  # of text that BM25 holds at once
 SOURCES = 20  # that an answer lists, the strongest of each question; the others are one line
@@ -65,20 +66,17 @@ def answer(
     size = sum(leaf.size for leaf in followed.used)  # of the parameters that are attributed
     questions = 1 if failures.together else len(failures.lines)
     method, why = engines.choose(choices.method, size, len(rows["tokens"]), questions, retain is not None)
-    ready = _engine(subject, rows, failures, folder, choices, method, retain, progress)
+    ready = engine(subject.task, subject.params, rows, failures, folder, choices, method, retain, progress)
     found, texts = _found(ready, corpus, places["document"].to_numpy(), choices)
     words = _words(corpus, failures)
-    totals = ready.by_group(places["source"].combine_chunks()).table().to_pylist()
-    by_question: dict[int, list[dict[str, Any]]] = {}
-    for line in totals:
-        by_question.setdefault(line["query"], []).append(_plain(line))
-    values = _values(subject, failures, choices.batch_size)
+    by_question = by_group(ready, places["source"].combine_chunks())
+    values = measured(subject.params, failures, choices.batch_size)
     groups = duplicates.groups(corpus, choices.near, progress) if choices.near else None
     its = _Answer(subject, corpus, failures, choices, ready, texts, words, places, _names(corpus.names()), groups)
     each = []
     for question in progress(range(questions), "reading documents", unit="failures"):
         each.append(its.failure(question, values, found[question]) | {
-            "sources": _sources(by_question.get(question, []))
+            "sources": by_question.get(question, [])
         })  # fmt: skip
     return {
         "method": ready.method, "why": why, "unit": ready.unit, "measure": failures.measurement.name,
@@ -88,12 +86,20 @@ def answer(
     }  # fmt: skip
 
 
-def _values(subject: Subject, failures: Failures, batch_size: int) -> np.ndarray:
+def measured(params: Any, failures: Failures, batch_size: int) -> np.ndarray:
     """The measurement of each line as the model is, `[Q]`."""
     program = jax.jit(jax.vmap(failures.measurement.fun, (None, 0)))
     size = min(batch_size, len(failures.lines))
-    found = [program(subject.params, b.rows)[: int(b.mask.sum())] for b in row.batches(failures.rows, size)]
+    found = [program(params, b.rows)[: int(b.mask.sum())] for b in row.batches(failures.rows, size)]
     return np.concatenate([np.asarray(x, np.float64) for x in found])
+
+
+def by_group(ready: Answering, labels: Any) -> dict[int, list[dict[str, Any]]]:
+    """Of each question the scores of all rows by group, added up: `group, members, total, mean, error`."""
+    found: dict[int, list[dict[str, Any]]] = {}
+    for line in ready.by_group(labels).table().to_pylist():
+        found.setdefault(line["query"], []).append(_plain(line))
+    return {question: _sources(lines) for question, lines in found.items()}
 
 
 def _plain(line: dict[str, Any]) -> dict[str, Any]:
@@ -112,11 +118,11 @@ def _sources(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [*listed, {"group": name, "members": members, "total": total, "mean": total / members, "error": None}]
 
 
-def _engine(
-    subject: Subject, rows: Any, failures: Failures, folder: Path, choices: Choices, method: str, retain: Any,
+def engine(
+    task: Task, params: Any, rows: Any, failures: Failures, folder: Path, choices: Choices, method: str, retain: Any,
     progress: Progress,
 ) -> Answering:  # fmt: skip
-    task, params = subject.task, subject.params
+    """What answers: whole gradients, or an index that is built first. Raises as `build_index`, `trace` and `score`."""
     if engines.is_whole(method):
         how = Pass(choices.batch_size, choices.mesh, folder / "curvature")
         return engines.of_whole(task, params, rows, failures, method, how)
@@ -229,6 +235,7 @@ class _Answer(NamedTuple):
             return []
         numbers = [its.rows[0] for its in shown]
         rows = jax.tree.map(lambda x: np.asarray(x[numbers]), self.corpus.rows)
+        assert self.ready.document_tokens is not None
         mine = self.ready.document_tokens(question, rows)
         ask = self.ready.question_tokens
         theirs = [None] * len(shown) if ask is None else ask(question, rows)

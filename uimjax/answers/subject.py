@@ -56,7 +56,8 @@ def _folder(config: Any, mesh: Any) -> Subject:
     its = load(root, adapter=config.adapter or None, checkpoint=config.checkpoint or None, **how)
     if not isinstance(its.choice, Shape):
         raise UnsupportedModelError(
-            f"{root} is a {its.family.types[0]}; documents are traced for decoders, which have a loss a token"
+            f"{root} is a {its.family.types[0]}; documents are traced for decoders, which have a loss a token "
+            "(of a classifier: `uimjax new classified`)"
         )
     words = read_words(config.tokenizer) if config.tokenizer else need_tokenizer(its.tokenizer, root)
     end = its.config.get("eos_token_id")

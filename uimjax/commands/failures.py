@@ -1,4 +1,4 @@
-"""From a checkpoint folder, files of documents and a file of failures to answers: `uimjax trace --model ...`."""
+"""From a model, files of what it was trained on and a file of failures to answers: `uimjax trace --model ...`."""
 
 import argparse
 import dataclasses
@@ -18,7 +18,7 @@ def values_of(args: argparse.Namespace) -> dict[str, Any]:
     """Of a config file, or of the folder of a trace, if there is one, with the flags of `GIVEN` over it."""
     from uimjax.config import LOCK, read_yaml
 
-    values: dict[str, Any] = {"kind": "failures"}
+    values: dict[str, Any] = {}
     if args.target:
         target = Path(args.target)
         values = read_yaml(target / LOCK).get("config", {}) if target.is_dir() else read_yaml(target)
@@ -28,6 +28,10 @@ def values_of(args: argparse.Namespace) -> dict[str, Any]:
             f"--{lacking[0]} is missing: `uimjax trace --model FOLDER --corpus FILES --queries FAILURES.jsonl`, or a "
             "config (`uimjax new failures`), or the folder of a run"
         )
+    if "kind" not in values:
+        from uimjax.answers.classifiers import is_classifier
+
+        values = {"kind": "classified" if is_classifier(values["model"]) else "failures"} | values
     return values
 
 
@@ -37,18 +41,21 @@ def failures(args: argparse.Namespace, rest: list[str]) -> int:
     keep_buffers()  # before anything computes
     import yaml
 
-    from uimjax.config import LOCK, FailuresConfig, read_yaml
+    from uimjax.config import KINDS, LOCK, read_yaml
     from uimjax.progress import quiet, shown
-    from uimjax.report import answers as report
+    from uimjax.report import answers, mistakes
     from uimjax.store import write_json
     from uimjax.store.base import atomic, make_folder
     from uimjax.workflow.base import made_with
 
-    config = override(FailuresConfig, values_of(args), rest)
-    out = _folder(args)
-    if (out / LOCK).exists() and read_yaml(out / LOCK).get("config", {}).get("kind") != "failures":
+    values = values_of(args)
+    kind = values["kind"]
+    config = override(KINDS[kind], values, rest)
+    out, report = _folder(args), answers if kind == "failures" else mistakes
+    if (out / LOCK).exists() and read_yaml(out / LOCK).get("config", {}).get("kind") != kind:
         raise OutputError(f"{out} holds a run of another kind; choose another folder with --out")
-    answer = answered(config, make_folder(out), quiet if args.json else shown)
+    made = answered if kind == "failures" else classified
+    answer = made(config, make_folder(out), quiet if args.json else shown)
     with atomic(out / LOCK) as temporary:  # last: what is refused leaves the config of the answer that is there
         locked = {"config": config.model_dump(mode="json"), "made_with": made_with()}
         temporary.write_text(yaml.safe_dump(locked, sort_keys=False))
@@ -61,7 +68,7 @@ def failures(args: argparse.Namespace, rest: list[str]) -> int:
 
     report.show(answer, Console(width=None if sys.stdout.isatty() else 160))
     print(f"{answer['method']}: {answer['why']}. {answer['unit']}.")
-    if answer["proxy"]:
+    if answer.get("proxy"):
         print(
             "A proxy corpus was traced: these documents are like a cause, and not the cause. "
             f"{_share(answer['coverage'])} of the failures' runs of five words stand in it."
@@ -82,6 +89,37 @@ def _folder(args: argparse.Namespace) -> Path:
 
 def _share(value: float | None) -> str:
     return "An unknown share" if value is None else f"{value:.0%}"
+
+
+def classified(config: Any, out: Path, progress: Any) -> dict[str, Any]:
+    """The answer to a config of mistakes of a classifier, with what it was asked of."""
+    from uimjax.answers import classifiers, examples, story
+    from uimjax.answers.engines import HEAD, check_method
+    from uimjax.answers.mistakes import read_mistakes
+    from uimjax.corpora.labelled import prepare_examples
+    from uimjax.corpora.texts import Columns
+    from uimjax.mesh import make_mesh
+    from uimjax.sketch import Sketch
+    from uimjax.workflow.base import made_with
+
+    check_method(config.method, False, (HEAD,))
+    mesh = None if config.devices * config.model_devices == 1 else make_mesh(config.devices, model=config.model_devices)
+    model = classifiers.open_classifier(config, mesh)
+    columns = Columns(config.column or model.kind, config.id_column, config.source_column, config.label_column)
+    held = prepare_examples(
+        config.corpus, model.encoder, out / "examples", columns=columns, classes=model.classes, labels=config.labels,
+        progress=progress,
+    )  # fmt: skip
+    task, params = model.opened(held)
+    asked = read_mistakes(config.queries, task, params, model.encoder, held.classes, config.measure)
+    choices = story.Choices(
+        **config.model_dump(include={"method", "k", "shown", "coding", "batch_size", "shard_rows"}),
+        null=0, sketch=Sketch(config.sketch_rank, seed=config.seed), mesh=mesh,
+    )  # fmt: skip
+    answer = examples.answer(task, params, held, asked, out, choices, config.model == classifiers.HEAD, progress)
+    return answer | {
+        "name": Path(config.model).name, "config": config.model_dump(mode="json"), "made_with": made_with(),
+    }  # fmt: skip
 
 
 def answered(config: Any, out: Path, progress: Any) -> dict[str, Any]:

@@ -18,6 +18,10 @@ def plan(args: argparse.Namespace, rest: list[str]) -> int:
 
     values = read_yaml(Path(args.target))
     config = override(kind_of(values, OWN), values, rest)
+    if config.kind == "classified":
+        raise UsageError(
+            "mistakes of a classifier have no plan; time `uimjax trace` on a tenth of the examples: it grows in step"
+        )
     if config.kind not in ("index", "failures") and (args.devices or args.chip):
         raise UsageError(f"--devices and --chip are for plans of an index, and this is one of a {config.kind}")
     if config.kind == "check" and args.count:

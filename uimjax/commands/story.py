@@ -35,13 +35,13 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     if args.command == "trace":
         kind = _kind(Path(args.target)) if args.target else None
         given = [name for name in ("model", "corpus", "queries") if getattr(args, name) is not None]
-        if kind == "failures" or not args.target:
+        if kind in ("failures", "classified") or not args.target:
             from uimjax.commands.failures import failures
 
             return failures(args, rest)
         if given:
             raise UsageError(
-                f"--{given[0]} is for failures of a language model, and {args.target} is no config of those"
+                f"--{given[0]} is for failures of a model of your own, and {args.target} is no config of those"
             )
         if kind == "trace":
             from uimjax.commands.ask import ask

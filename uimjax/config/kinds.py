@@ -7,19 +7,20 @@ import yaml
 from pydantic import BaseModel
 
 from uimjax.config.base import Strict
-from uimjax.config.own import CheckConfig, FailuresConfig, IndexConfig, TraceConfig
+from uimjax.config.own import CheckConfig, ClassifiedConfig, FailuresConfig, IndexConfig, TraceConfig
 from uimjax.config.stories import RunConfig, TextConfig
 from uimjax.errors import ConfigError
 
 KINDS: dict[str, type[Strict]] = {
     "run": RunConfig, "text": TextConfig, "index": IndexConfig, "trace": TraceConfig, "check": CheckConfig,
-    "failures": FailuresConfig,
+    "failures": FailuresConfig, "classified": ClassifiedConfig,
 }  # fmt: skip
 COMMANDS = {
     "index": "index build",
     "trace": "trace",
     "check": "check",
     "failures": "trace",
+    "classified": "trace",
 }  # of a kind; the others are run
 
 

@@ -97,6 +97,49 @@ class FailuresConfig(Strict):
     null: int = Field(100, ge=0, description="shuffled questions for the chance p of a score; 0: none")
 
 
+class ClassifiedConfig(Strict):
+    """Mistakes of a classifier, traced to its labelled examples: pictures, texts, or features of a model unseen."""
+
+    kind: Literal["classified"] = "classified"
+    model: str = Field(
+        description="a folder as save_pretrained writes it, pkg.module:function -> nnx.Module of images, or head: a "
+        "linear one, fitted here to features"
+    )
+    checkpoint: str = Field("", description="Orbax checkpoint, or steps of a run, whose parameters it gets")
+    tokenizer: str = Field("", description="tokenizer.json; none: the folder's")
+    task: str = Field("", description="pkg.module:function(module) -> uimjax.Task; none: cross-entropy of its logits")
+    corpus: tuple[str, ...] = Field(description="folders of pictures by class, or tables (`uimjax help corpora`)")
+    queries: str = Field(
+        description='mistakes, a line each: {"image": FILE, "label": ..., "predicted": ...}; or "text", "features"'
+    )
+    column: str = Field("", description="that holds the value; none: image, text or features")
+    label_column: str = Field("label", description="that holds the class, by name or number")
+    id_column: str = Field("", description="their names; none: FILE:ROW")
+    source_column: str = Field("", description="where they are from; none: a column `source`, or the file's name")
+    labels: str = Field("", description="of features in one .npy: a .npy or lines of text")
+    side: int = Field(0, ge=0, description="pictures for your own module are resized to; 0: they stay as they are")
+    channels: Literal[1, 3] = Field(3, description="of those")
+    decay: float = Field(1e-3, gt=0, description="of a head that is fitted here")
+    measure: str = Field(
+        "", description="differential, logprob, margin ... (`uimjax help trace`), or pkg.module:function"
+    )
+    method: str = Field("auto", description="auto (by size), relatif, ekfac, trackstar, logra, grad_cos ...")
+    length: int = Field(128, ge=2, description="tokens of a text; of a longer one the beginning")
+    k: int = Field(10, ge=1, description="examples at either end of each mistake")
+    shown: int = Field(5, ge=0, description="examples with the nearest representations, told beside")
+    include: tuple[str, ...] = Field((), description="parameters that are attributed, by patterns of paths; none: all")
+    exclude: tuple[str, ...] = Field((), description="and those that are not")
+    scanned: bool = Field(False, description="layers stacked and compiled once: for deep models")
+    remat: bool = Field(False, description="activations computed again on the way back: less memory, more time")
+    devices: int = Field(1, ge=1, description="that share each batch")
+    model_devices: int = Field(1, ge=1, description="that share the parameters")
+    batch_size: int = Field(32, ge=1, description="rows at once")
+    sketch_rank: int = Field(16, ge=1, description="of an index, as all below")
+    seed: int = Field(0, description="of the projection matrices")
+    coding: str = Field("int8", description="float32, bfloat16, int8, int4; rank4-int8: matrices as 4 pairs of factors")
+    shard_rows: int = Field(1024, ge=1)
+
+
 class CheckTrainChoice(TrainChoice):
     epochs: int = Field(20, ge=1)
     momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")

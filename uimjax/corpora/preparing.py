@@ -1,7 +1,6 @@
 """Files of documents, of text or of tokens, to a prepared corpus."""
 
 import json
-import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -16,6 +15,7 @@ import xxhash
 
 from uimjax import store
 from uimjax.corpora import pretokenised
+from uimjax.corpora.arrays import as_npy
 from uimjax.corpora.hub import PREFIX, Hub, digest, parse_hub, read_hub
 from uimjax.corpora.pieces import Piece, kept_pieces, pieces
 from uimjax.corpora.prepared import DOCUMENTS, MANIFEST, NOTES, ROWS, Prepared, open_prepared
@@ -59,7 +59,7 @@ def prepare(
     made_of = {
         "version": VERSION,
         "files": {str(path): _digest(path) for path in progress(files, "checking files", unit="files")},
-        "columns": asdict(columns),
+        "columns": {key: value for key, value in asdict(columns).items() if key != "label"},  # documents have none
         "raw": asdict(raw),
         "tokenizer": store.digest_text(tokenizer.to_str()),
         "length": length,
@@ -201,7 +201,7 @@ def _written(root: Path, files: list[Where], cutter: _Cutter, progress: Progress
         told = f" ({dict(sorted(writer.counts.items()))}; see {root / NOTES})" if writer.counts else ""
         raise DataError(f"no document was found in {', '.join(map(str, files[:3]))}{told}")
     for name, dtype in (("tokens", np.int32), ("counted", np.uint8)):
-        _as_npy(root, name, (rows, cutter.length), dtype)
+        as_npy(root, name, (rows, cutter.length), dtype)
     kept = any(map(_has_tokens, files))
     return {"kept tokens": kept, "rows": rows, "documents": documents, "tokens": tokens, "longer than a row": cut,
             "notes": dict(sorted(writer.counts.items())) | ({"duplicate": copies} if copies else {})}  # fmt: skip
@@ -231,13 +231,3 @@ def _rows(writer: _Writer, its: list[tuple[int, Piece]], length: int) -> None:
     writer.files["tokens"].write(tokens.tobytes())
     writer.files["counted"].write(counted.tobytes())
     writer.table(ROWS, [[number for number, _ in its], [p.start for _, p in its], [p.stop for _, p in its]])
-
-
-def _as_npy(root: Path, name: str, shape: tuple[int, int], dtype: Any) -> None:
-    """Raw bytes behind a header, as `np.load` maps them."""
-    raw, path = root / f"{name}.raw", root / f"{name}.npy"
-    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
-    with path.open("wb") as out, raw.open("rb") as held:
-        np.lib.format.write_array_header_1_0(out, header)
-        shutil.copyfileobj(held, out, 1 << 20)
-    raw.unlink()

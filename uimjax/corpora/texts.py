@@ -36,11 +36,13 @@ class Skipped(NamedTuple):
 
 @dataclass(frozen=True)
 class Columns:
-    """Which column holds what. "" as `id`: the row's place; as `source`: a column of that name, or the file's name."""
+    """Which column holds what. "" as `id`: the row's place; as `source`: a column of that name, or the file's name;
+    as `label`: there is none."""
 
     text: str = "text"
     id: str = ""
     source: str = ""
+    label: str = ""
 
 
 Note = Callable[[Skipped], None]
@@ -79,18 +81,23 @@ def read_texts(paths: Sequence[str | Path], columns: Columns, note: Note) -> Ite
         MissingFileError, DataError: a file is missing, damaged or of another kind. UnknownNameError: no such column.
     """
     for path in files_of(paths):
-        kind = _kind(path)
-        assert kind is not None
-        try:
-            for block in _READERS[kind](path, columns, note):
-                found = list(documents(path, block, columns, note))
-                if found:
-                    yield found
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{path} cannot be read: {error}") from error
+        for block in read_blocks(path, columns, note):
+            found = list(documents(path, block, columns, note))
+            if found:
+                yield found
 
 
 Block = list[tuple[int, dict[str, Any]]]  # (row from 1, its columns)
+
+
+def read_blocks(path: Path, columns: Columns, note: Note) -> Iterator[Block]:
+    """Rows of one file, whatever they hold. Raises as `read_texts`."""
+    kind = _kind(path)
+    assert kind is not None
+    try:
+        yield from _READERS[kind](path, columns, note)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
 
 
 def documents(path: Path | str, block: Block, columns: Columns, note: Note) -> Iterator[Text]:
@@ -104,15 +111,20 @@ def documents(path: Path | str, block: Block, columns: Columns, note: Note) -> I
         elif not text.strip():
             note(Skipped(str(path), number, "empty"))
         else:
-            name = str(row[columns.id]) if columns.id and row.get(columns.id) is not None else f"{file}:{number}"
-            source = row.get(columns.source or "source")
-            yield Text(clean(name), clean(file if source is None else str(source)), clean(text))
+            yield Text(*named(file, number, row, columns), clean(text))
+
+
+def named(file: str, number: int, row: dict[str, Any], columns: Columns) -> tuple[str, str]:
+    """(id, source) of a row."""
+    name = str(row[columns.id]) if columns.id and row.get(columns.id) is not None else f"{file}:{number}"
+    source = row.get(columns.source or "source")
+    return clean(name), clean(file if source is None else str(source))
 
 
 def check_columns(path: Path | str, columns: Columns, names: Iterable[str]) -> None:
     """Raises UnknownNameError, with the nearest column."""
     known = list(names)
-    for name in filter(None, (columns.text, columns.id, columns.source)):
+    for name in filter(None, (columns.text, columns.id, columns.source, columns.label)):
         if name not in known:
             raise UnknownNameError(f"column of {path}", name, known)
 
@@ -203,7 +215,7 @@ def _text(path: Path, columns: Columns, _note: Note) -> Iterator[Block]:
 
 
 def _wanted(columns: Columns) -> list[str]:
-    return [columns.text, *filter(None, (columns.id, columns.source or "source"))]
+    return [columns.text, *filter(None, (columns.id, columns.source or "source", columns.label))]
 
 
 def _blocks(batch: Any, columns: Columns, at: list[int]) -> Iterator[Block]:

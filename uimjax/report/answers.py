@@ -32,7 +32,6 @@ def write_page(answer: dict[str, Any], path: Path) -> Path:
 
 def _failure(one: dict[str, Any]) -> dict[str, Any]:
     line = one["lines"][0]
-    most = max((abs(its["mean"]) for its in one["sources"]), default=0.0) or 1.0
     sides = [("the model says", "bad", line["bad"])]
     if "good" in line:
         sides.append(("it should say", "good", line["good"]))
@@ -44,17 +43,23 @@ def _failure(one: dict[str, Any]) -> dict[str, Any]:
         "sides": [(title, side, markup.visible(said)) for title, side, said in sides],
         "proponents": [_document(its) for its in one["proponents"]],
         "opponents": [_document(its) for its in one["opponents"][:3]],
-        "sources": [
-            {"name": markup.visible(str(its["group"])), "rows": its["members"], "mean": f"{its['mean']:+.3g}",
-             "error": "" if its["error"] is None else f"{its['error']:.2g}", "total": f"{its['total']:+.3g}",
-             "css": markup.level(its["mean"] / most)}
-            for its in one["sources"]
-        ],
+        "sources": group_lines(one["sources"]),
         "verbatim": _verbatim(one),
         "by_words": [its | {"id": markup.visible(its["id"]), "source": markup.visible(its["source"])}
                      for its in one.get("by_words", [])],
         "coverage": one.get("coverage"),
     }  # fmt: skip
+
+
+def group_lines(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Totals of a question by group, as tables show them."""
+    most = max((abs(its["mean"]) for its in groups), default=0.0) or 1.0
+    return [
+        {"name": markup.visible(str(its["group"])), "rows": its["members"], "mean": f"{its['mean']:+.3g}",
+         "error": "" if its["error"] is None else f"{its['error']:.2g}", "total": f"{its['total']:+.3g}",
+         "css": markup.level(its["mean"] / most)}
+        for its in groups
+    ]  # fmt: skip
 
 
 def _window(text: str, tokens: list[list[Any]]) -> tuple[str, list[list[Any]]]:
@@ -122,7 +127,7 @@ def show(answer: dict[str, Any], console: Any) -> None:
     for one in answer["failures"]:
         line = one["lines"][0]
         more = f" (and {len(one['lines']) - 1} more)" if len(one["lines"]) > 1 else ""
-        said = _short(f"{line['prompt']} -> {line['bad']}", 2 * WIDE)
+        said = short(f"{line['prompt']} -> {line['bad']}", 2 * WIDE)
         table = Table(title=f"{one['question'] + 1}. {said}{more}", title_justify="left")
         for name, side in (("document", "left"), ("source", "left"), ("score", "right"), ("p", "right"),
                            ("evidence", "left"), ("BM25 rank", "right"), ("shared run", "right")):  # fmt: skip
@@ -130,7 +135,7 @@ def show(answer: dict[str, Any], console: Any) -> None:
         for its in one["proponents"]:
             copies = f" (+{len(its['copies'])} copies)" if its["copies"] else ""
             table.add_row(
-                _short(its["id"], WIDE) + copies, _short(its["source"], 20), f"{its['score']:+.4g}",
+                short(its["id"], WIDE) + copies, short(its["source"], 20), f"{its['score']:+.4g}",
                 "" if its["p"] is None else f"{its['p']:.3g}", KINDS[its["kind"]][0] if its.get("kind") else "",
                 str(its.get("bm25_rank") or ""), f"{len(its.get('shared', ''))}",
                 style="dim" if its["p"] is not None and its["p"] > CHANCE else "",
@@ -141,6 +146,7 @@ def show(answer: dict[str, Any], console: Any) -> None:
         console.print()
 
 
-def _short(text: str, most: int) -> str:
+def short(text: str, most: int) -> str:
+    """One line of at most so many letters, its middle left out."""
     plain = markup.visible(text).replace("\n", "⏎").replace("\t", " ")
     return plain if len(plain) <= most else plain[: most // 2] + "…" + plain[-most // 2 + 1 :]
