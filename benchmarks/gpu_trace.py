@@ -12,6 +12,7 @@ anywhere, against no chip's memory.
 Run: UIMJAX_DATA=... python -m benchmarks.gpu_trace --json [--only pythia-1b] > gpu_trace-<card>.json
 """
 
+import faulthandler
 import json
 import os
 import shutil
@@ -36,6 +37,7 @@ from uimjax.config import FailuresConfig
 from uimjax.machine import CHIPS
 
 DOCUMENTS, ASKED, CHARACTERS, WORDS = 384, 8, 6000, 8192
+STALLED_S = 45
 SHARD = 64  # rows: the first shard has the compiling in it, the others tell the rate
 CONFIGS = Path(__file__).parents[1] / "configs" / "trace"
 MODELS = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
@@ -139,6 +141,7 @@ def run(folder: Path, name: str, quick: bool) -> dict[str, Any]:
 
 def main() -> None:
     args, result = timing.arguments(__doc__ or "", only=MODELS), {}
+    faulthandler.dump_traceback_later(STALLED_S, repeat=True)  # where it was, should the machine's time end first
     for name in args.only or ["pythia-1b"]:
         with tempfile.TemporaryDirectory() as at:
             result["tiny" if args.quick else name] = run(Path(at), name, args.quick)

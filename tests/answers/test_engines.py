@@ -105,6 +105,13 @@ def test_auto_chooses_by_size_and_says_why():
     many = engines.choose("auto", 10_000_000, 100_000_000, 10, False)
     assert many[0] == "trackstar"
     assert "too many scores to hold" in many[1]
+    long = engines.choose("auto", 10_000_000, 1000, 10, False, 200_000)
+    assert long == (
+        "trackstar",
+        "10,000,000 parameters times 200,000 tokens are more than 1,000,000,000,000: whole gradients would take long "
+        "here, so an index is built",
+    )
+    assert engines.choose("auto", 10_000_000, 1000, 10, False, 100_000)[0] == "relatif"
     assert engines.choose("auto", 10, 10, 1, True)[0] == "retain_cos"
     assert engines.choose("logra", 10, 10, 1, False) == ("logra", "asked for")
     with pytest.raises(UnknownNameError, match="logra"):

@@ -28,6 +28,8 @@ from uimjax.rows import Pass
 from uimjax.task import Task
 
 WHOLE_SCORES = 1 << 28  # of rows times questions: "auto" scores whole gradients up to there, as all are held
+WORK = 10**12  # of parameters times tokens: "auto" takes whole gradients up to there, twenty minutes of two cores
+FASTER = 1000  # times that on an accelerator
 DRAWS = 2  # labels drawn a row for the Fisher matrix of "auto"
 PIECE = 8  # documents whose tokens are looked at together
 
@@ -46,14 +48,20 @@ class Answering(NamedTuple):
     question_tokens: Callable[[int, Any], np.ndarray] | None
 
 
-def choose(asked: str, parameters: int, rows: int, questions: int, retain: bool) -> tuple[str, str]:
-    """(the method that a name stands for, why): `auto` by size, as `uimjax help trace` says."""
+def choose(
+    asked: str, parameters: int, rows: int, questions: int, retain: bool, tokens: int = 0
+) -> tuple[str, str]:  # fmt: skip
+    """(the method that a name stands for, why): `auto` by size, as `uimjax help trace` says. `tokens`: of all rows."""
     if asked != methods.AUTO:
         return asked, "asked for"
     if retain:
         return "retain_cos", "clean documents to retain are given"
     if parameters > methods.LARGE:
         return "trackstar", f"{parameters:,} parameters are more than {methods.LARGE:,}, so gradients are sketched"
+    most = WORK if jax.default_backend() == "cpu" else WORK * FASTER
+    if parameters * tokens > most:
+        told = f"{parameters:,} parameters times {tokens:,} tokens are more than {most:,}"
+        return "trackstar", f"{told}: whole gradients would take long here, so an index is built"
     if rows * questions > WHOLE_SCORES:
         return (
             "trackstar",

@@ -65,7 +65,9 @@ def answer(
     followed = base.training_sites(subject.task, subject.params, row.take(rows, np.arange(1)), check=False)
     size = sum(leaf.size for leaf in followed.used)  # of the parameters that are attributed
     questions = 1 if failures.together else len(failures.lines)
-    method, why = engines.choose(choices.method, size, len(rows["tokens"]), questions, retain is not None)
+    method, why = engines.choose(
+        choices.method, size, len(rows["tokens"]), questions, retain is not None, rows["tokens"].size
+    )
     ready = engine(subject.task, subject.params, rows, failures, folder, choices, method, retain, progress)
     found, texts = _found(ready, corpus, places["document"].to_numpy(), choices)
     words = _words(corpus, failures)
