@@ -1,5 +1,7 @@
 """Fixed shapes, ids, masks; bad rows refused; meshes."""
 
+import gc
+
 import jax
 import numpy as np
 import pytest
@@ -25,6 +27,37 @@ def test_unequal_lengths_and_scalars_are_refused():
         rows.count({"a": np.float32(1)})
     with pytest.raises(ShapeError, match="hold no arrays"):
         rows.count({})
+
+
+def test_what_was_found_finite_is_not_looked_at_again(monkeypatch):
+    """Arrays of JAX cannot change; those of NumPy can, and one that takes the place of another is another."""
+    looked = []
+    parts = rows._parts
+    monkeypatch.setattr(rows, "_parts", lambda leaf: looked.append(1) or parts(leaf))
+    fixed, open_to_change = jax.numpy.ones(5), np.ones(5, np.float32)
+    for _ in range(3):
+        rows.check_finite({"a": fixed, "b": open_to_change}, "rows")
+    assert len(looked) == 1 + 3
+    open_to_change[2] = np.nan
+    with pytest.raises(NonFiniteError, match="b holds 1"):
+        rows.check_finite({"a": fixed, "b": open_to_change}, "rows")
+    key = id(fixed)
+    assert key in rows._KNOWN
+    del fixed
+    gc.collect()
+    assert key not in rows._KNOWN
+    bad = jax.numpy.array([1, np.inf])
+    for _ in range(2):
+        with pytest.raises(NonFiniteError, match="first at index"):
+            rows.check_finite({"a": bad}, "rows")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_arrays_on_an_accelerator_are_looked_at_there(monkeypatch, dtype):
+    monkeypatch.setattr(rows, "_elsewhere", lambda leaf: isinstance(leaf, jax.Array))
+    rows.check_finite({"a": jax.numpy.ones((3, 4), dtype)}, "parameters")
+    with pytest.raises(NonFiniteError, match=r"parameters: a holds 1 .* first at index \(1, 2\)"):
+        rows.check_finite({"a": jax.numpy.ones((3, 4), dtype).at[1, 2].set(np.nan)}, "parameters")
 
 
 def test_non_finite_rows_are_named():

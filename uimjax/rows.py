@@ -7,6 +7,7 @@ stream; the mask is False on padding and the id is -1. *Guarantee*: padding neve
 
 import bisect
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -58,7 +59,10 @@ def check_finite(data: Any, what: str) -> None:
     """
     for path, leaf in jax.tree_util.tree_flatten_with_path(data)[0]:
         dtype = jax.typeof(leaf).dtype
-        if not jax.numpy.issubdtype(dtype, np.floating):
+        if not jax.numpy.issubdtype(dtype, np.floating) or _known(leaf):
+            continue
+        if _elsewhere(leaf) and _all_finite(leaf):
+            _know(leaf)
             continue
         for values, start in _parts(leaf):
             if all(_finite(piece).all() for piece in _pieces(values)):
@@ -71,6 +75,33 @@ def check_finite(data: Any, what: str) -> None:
                 f"{what}: {name} holds {len(where)} value(s) that are NaN or infinite,{at}. "
                 "Scores from it would be meaningless; reload the checkpoint or clean the rows, then try again."
             )
+        _know(leaf)
+
+
+_KNOWN: dict[int, Any] = {}  # arrays of JAX that were found finite, which nothing can change, while they live
+
+
+def _known(leaf: Any) -> bool:
+    return id(leaf) in _KNOWN
+
+
+def _know(leaf: Any) -> None:
+    if isinstance(leaf, jax.Array):
+        key = id(leaf)
+        _KNOWN[key] = weakref.ref(leaf, lambda _: _KNOWN.pop(key, None))
+
+
+def _elsewhere(leaf: Any) -> bool:
+    """Is it an array on accelerators that this process holds alone? It is looked at there: of a model of 1B parameters
+    a host took seconds, and every question asks."""
+    if not isinstance(leaf, jax.Array) or not leaf.is_fully_addressable:
+        return False
+    return next(iter(leaf.devices())).platform != "cpu"
+
+
+@jax.jit
+def _all_finite(x: Any) -> Any:
+    return jax.numpy.isfinite(x).all()
 
 
 def _finite(values: np.ndarray) -> np.ndarray:
