@@ -206,3 +206,14 @@ def test_a_document_without_tokens_is_listed_and_the_others_keep_their_names(tmp
     assert corpus.names()["id"].to_pylist() == ["c.jsonl:1", "c.jsonl:3", "c.jsonl:4"]
     assert corpus.metadata()["id"].to_pylist() == corpus.names()["id"].to_pylist()
     assert corpus.documents([0, 1, 2]) == ["ab", "cd", "dd"]
+
+
+def test_documents_are_tokenised_in_parts_of_bounded_size(monkeypatch):
+    from uimjax.corpora import preparing
+    from uimjax.corpora.texts import Text
+
+    monkeypatch.setattr(preparing, "CHARACTERS", 10)
+    block = [Text(f"d{k}", "s", "x" * size) for k, size in enumerate((3, 3, 5, 40, 1, 9, 2))]
+    parts = list(preparing._together(block))
+    assert [its for few in parts for its in few] == block
+    assert [[len(its.text) for its in few] for few in parts] == [[3, 3, 5], [40], [1, 9], [2]]

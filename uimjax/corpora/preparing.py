@@ -26,6 +26,7 @@ from uimjax.progress import Progress, quiet
 from uimjax.store.base import make_folder
 
 VERSION = 2
+CHARACTERS = 1 << 18  # tokenised together
 
 
 def prepare(
@@ -160,8 +161,10 @@ class _Cutter(NamedTuple):
             return
         hub = isinstance(path, Hub)
         for block in read_hub(path, self.columns, note) if hub else read_texts([path], self.columns, note):
-            codes = self.tokenizer.encode_batch([each.text for each in block])
-            yield [(its, list(pieces(code, self.length))) for its, code in zip(block, codes, strict=True)]
+            for few in _together(block):
+                codes = self.tokenizer.encode_batch([each.text for each in few])
+                yield [(its, list(pieces(code, self.length))) for its, code in zip(few, codes, strict=True)]
+                del codes  # or they lie beside the next ones
 
     def kept(self, its: Kept) -> tuple[Text, list[Piece]]:
         most = self.tokenizer.get_vocab_size(with_added_tokens=True)
@@ -173,6 +176,19 @@ class _Cutter(NamedTuple):
             )
         text, cut = kept_pieces(its.tokens, self.tokenizer, self.length)
         return Text(its.id, its.source, text), cut
+
+
+def _together(block: list[Text]) -> Iterator[list[Text]]:
+    """Documents in parts of about `CHARACTERS`: their tokens with their places take hundreds of times as much."""
+    few, size = [], 0
+    for its in block:
+        few.append(its)
+        size += len(its.text)
+        if size >= CHARACTERS:
+            yield few
+            few, size = [], 0
+    if few:
+        yield few
 
 
 def _written(root: Path, files: list[Where], cutter: _Cutter, progress: Progress) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from uimjax.corpora.documents import clean
 from uimjax.errors import DataError, MissingFileError, UnknownNameError
 
 LINE_CAP = 64 << 20  # bytes of one JSON line
-BLOCK = 1024  # rows handed over together
+BLOCK, BYTES = 1024, 8 << 20  # rows, and of JSON lines the bytes, handed over together
 
 
 class Text(NamedTuple):
@@ -134,7 +134,7 @@ def check_columns(path: Path | str, columns: Columns, names: Iterable[str]) -> N
 
 def _jsonl(path: Path, columns: Columns, note: Note) -> Iterator[Block]:
     block: Block = []
-    checked = False
+    checked, size = False, 0
     with pa.input_stream(str(path), compression="detect") as stream:
         for number, line in enumerate(_lines(stream, path), start=1):
             if not line.strip():
@@ -152,9 +152,10 @@ def _jsonl(path: Path, columns: Columns, note: Note) -> Iterator[Block]:
                 check_columns(path, columns, row)
                 checked = True
             block.append((number, row))
-            if len(block) == BLOCK:
+            size += len(line)
+            if len(block) == BLOCK or size >= BYTES:
                 yield block
-                block = []
+                block, size = [], 0
     yield block
 
 
