@@ -31,7 +31,7 @@ from uimjax.pretrained.pictures import Pictures, read_pictures
 from uimjax.pretrained.words import need_tokenizer
 from uimjax.store import read_json
 
-PLAIN = {"image_processor_type": "ViTImageProcessor", "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+PLAIN = {"image_processor_type": "ViTImageProcessor", "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": 2}
 
 
 def lines(path, objects):
@@ -197,19 +197,36 @@ def test_a_module_of_ones_own_and_a_table_of_pictures(pictures, tmp_path, capsys
         "label": [f.parent.name for f in files],
     }
     pq.write_table(pa.table(table), tmp_path / "table.parquet")
+    image = pytest.importorskip("PIL.Image")
     monkeypatch.setattr("tests.answers.test_mistakes.OWN", MLP((8, 8, 3), 2, nnx.Rngs(0), (8,)), raising=False)
     given = {"model": "tests.answers.test_mistakes:own_module", "corpus": tmp_path / "table.parquet", "side": 8}
     assert ask(tmp_path / "out", **given, queries=queries) == 2, "without a kind it is taken for a language model"
     config = tmp_path / "c.yaml"
     config.write_text("kind: classified\n")
     capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["trace", str(config), "--model", given["model"], "--corpus", str(given["corpus"]), "--queries",
+                  str(queries), "--side", "8", "--out", str(tmp_path / "unnamed")])  # fmt: skip
+    assert ended.value.code == 2
+    assert "outputs have no names: give theirs in order, --classes" in capsys.readouterr().err
     flags = [part for name, value in (given | {"queries": queries}).items() for part in (f"--{name}", str(value))]
     with pytest.raises(SystemExit) as ended:
-        cli.main(["trace", str(config), *flags, "--out", str(tmp_path / "out"), "--measure", "logit", "--json"])
+        cli.main(["trace", str(config), *flags, "--out", str(tmp_path / "out"), "--measure", "logit", "--json",
+                  "--classes", "red", "blue"])  # fmt: skip
     assert ended.value.code == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["examples"]["classes"] == ["blue", "red"], "sorted, as the model names none"
+    assert told["examples"]["classes"] == ["red", "blue"]
     assert told["examples"]["rows"] == 63
+    one = told["failures"][0]
+    pixels = np.asarray(image.open(queries.parent / "green.png").resize((8, 8), 2), np.float32) / 255
+    logits = np.asarray(own_module()(pixels), np.float64)
+    np.testing.assert_allclose(one["value"], logits.max(), rtol=1e-5)
+    np.testing.assert_allclose(one["p_label"], np.exp(logits[1]) / np.exp(logits).sum(), rtol=1e-5)
+    assert one["lines"][0]["predicted"] == ("red", "blue")[int(logits.argmax())]
+    best = one["proponents"][0]
+    held = np.asarray(image.open(files[best["row"]]).resize((8, 8), 2), np.float32) / 255
+    p = np.exp(np.asarray(own_module()(held), np.float64))
+    np.testing.assert_allclose(best["p_label"], (p / p.sum())[("red", "blue").index(best["label"])], rtol=1e-5)
 
 
 def own_module():
@@ -284,7 +301,7 @@ def test_what_is_wrong_is_named_with_its_cure(texts, pictures, tmp_path, capsys)
     told(2, "label_kind", "Did you mean 'label'", label_column="label_kind")
     told(3, "positions", "--length", length=4096)
     told(2, "unknown measurement of a classifier 'margins'", "'margin'", measure="margins")
-    told(2, "decay is that of a head", decay=0.5)
+    told(2, "decay 0.5", "a head that is fitted here", decay=0.5)
     told(2, "side 8", "leave it out", side=8)
     bad = lines(tmp_path / "bad.jsonl", [{"text": "w40", "label": "calmer"}])
     told(3, "line 1, 'label'", "Did you mean 'calm'", queries=bad)
@@ -299,7 +316,7 @@ def test_what_is_wrong_is_named_with_its_cure(texts, pictures, tmp_path, capsys)
     (pictures[0] / "bare").mkdir(exist_ok=True)
     for name in ("config.json", "model.safetensors"):
         (pictures[0] / "bare" / name).write_bytes((pictures[0] / "model" / name).read_bytes())
-    told(3, "preprocessor_config.json is not there", "image_mean", model=pictures[0] / "bare",
+    told(3, "preprocessor_config.json is not there", "image_mean", model=pictures[0] / "bare", length=128,
          corpus=pictures[0] / "corpus", queries=pictures[1])  # fmt: skip
 
 
@@ -338,13 +355,16 @@ def test_folders_and_tables_hold_the_same_examples(pictures, tmp_path):
     table = lines(folder / "table.jsonl", [*said, {"image": "none.png", "label": "red"}, {"image": "x"}])
     encoder = classifiers.pictures(read_pictures(folder / "start", _side(folder), 3))
     columns = Columns("image", "", "", "label")
+    with pytest.raises(UsageError, match=r"holds pictures and \w+\.jsonl: name the table itself"):
+        labelled.prepare_examples([folder], encoder, tmp_path / "mixed", columns=columns)
     one = labelled.prepare_examples([folder / "corpus"], encoder, tmp_path / "one", columns=columns)
     two = labelled.prepare_examples([table], encoder, tmp_path / "two", columns=columns)
     assert one.classes == two.classes == ("blue", "red")
     for name, values in one.rows.items():
         np.testing.assert_array_equal(values, two.rows[name])
     notes = [json.loads(line)["why"] for line in (tmp_path / "two" / "notes.jsonl").read_text().splitlines()]
-    assert {"no file none.png", "no 'label'"} <= set(notes)
+    assert {"no file: none.png", "no 'label'"} <= set(notes)
+    assert two.manifest["notes"] == {"no file": 1, "no 'label'": 1, "not used": 1}
     again = labelled.prepare_examples([table], encoder, tmp_path / "two", columns=columns)
     assert again.manifest == two.manifest
     with pytest.raises(OutputError, match="other files or choices"):
@@ -365,18 +385,42 @@ def test_pictures_are_resized_and_cut_as_their_config_says(tmp_path):
     held = image.fromarray(rng.integers(0, 255, (40, 60, 3)).astype(np.uint8))
     held.save(tmp_path / "x.png")
 
-    def read(**values):
-        (tmp_path / "preprocessor_config.json").write_text(json.dumps(PLAIN | values))
+    def read(kind="ViT", **values):
+        named = {"image_processor_type": f"{kind}ImageProcessor", "resample": 3}
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(PLAIN | named | values))
         return read_pictures(tmp_path, 0, 3)
 
-    whole = np.asarray(held.resize((24, 24), 2))
-    np.testing.assert_array_equal(read(size={"height": 24, "width": 24}).read(tmp_path / "x.png"), whole)
-    short = np.asarray(held.resize((48, 32), 3).crop((12, 4, 36, 28)))  # (60, 40) to a shorter edge of 32
-    cut = read(size={"shortest_edge": 32}, do_center_crop=True, crop_size={"height": 24, "width": 24}, resample=3)
-    np.testing.assert_array_equal(cut.read((tmp_path / "x.png").read_bytes()), short)
-    convnext = read(size={"shortest_edge": 28}, crop_pct=0.875, image_processor_type="ConvNextImageProcessor")
-    np.testing.assert_array_equal(convnext.read(tmp_path / "x.png"), np.asarray(held.resize((48, 32), 2).crop((10, 2, 38, 30))))  # fmt: skip  # noqa: E501
-    for odd in ({"size": {"shortest_edge": 32}}, {"image_processor_type": "CLIPImageProcessor"}, {"size": {"height": 3, "width": 4}}):  # fmt: skip  # noqa: E501
+    # (sum, first three of the first channel) of the processors of transformers 5.24 for this picture
+    for choice, total, first in (
+        ({"size": {"height": 24, "width": 24}}, 218829, [148, 145, 164]),
+        ({"kind": "ConvNext", "size": 24, "crop_pct": 0.875}, 218681, [171, 180, 154]),
+        ({"kind": "ConvNext", "size": {"shortest_edge": 28}, "crop_pct": 0.875}, 297932, [107, 192, 152]),
+        ({"kind": "Bit", "size": 32, "crop_size": 24, "do_center_crop": True}, 219971, [121, 148, 178]),
+    ):
+        for value in (tmp_path / "x.png", (tmp_path / "x.png").read_bytes()):
+            found = read(**choice).read(value)
+            assert (int(found.astype(int).sum()), found[0, :3, 0].tolist()) == (total, first), choice
+    squeezed = read(kind="DeiT", size={"height": 32, "width": 32}, crop_size=24, do_center_crop=True)
+    np.testing.assert_array_equal(squeezed.read(tmp_path / "x.png"), np.asarray(held.resize((32, 32), 3).crop((4, 4, 28, 28))))  # fmt: skip  # noqa: E501
+    task = read(size=24, image_mean=[0.1, 0.2, 0.3], image_std=[0.5, 0.25, 2], rescale_factor=1 / 128).scaled(
+        uj.Task(lambda p, row: row["image"].sum() * p, outputs=lambda _, row: row["image"])
+    )
+    pixels = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
+    want = (pixels / 128 - np.array([0.1, 0.2, 0.3])) / np.array([0.5, 0.25, 2])
+    np.testing.assert_allclose(task.outputs(1.0, {"image": pixels}), want, rtol=1e-5, atol=1e-6)
+    turned = image.fromarray(np.zeros((4, 8, 3), np.uint8))
+    exif = turned.getexif()
+    exif[0x0112] = 6  # the camera was held upright
+    turned.save(tmp_path / "turned.jpg", exif=exif)
+    assert Pictures(3).read(tmp_path / "turned.jpg").shape == (8, 4, 3)
+    image.fromarray(np.full((4, 4), 40_000, np.uint16)).save(tmp_path / "deep.png")
+    with pytest.raises(ValueError, match="not of 8 bits"):
+        Pictures(1).read(tmp_path / "deep.png")
+    for lacking in ("size", "resample", "image_mean"):
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps({k: v for k, v in (PLAIN | {"size": 24}).items() if k != lacking}))  # fmt: skip  # noqa: E501
+        with pytest.raises(UnsupportedModelError, match=lacking):
+            read_pictures(tmp_path, 0, 3)
+    for odd in ({"size": {"shortest_edge": 32}}, {"kind": "CLIP", "size": 24}, {"size": {"height": 3, "width": 4}}):
         with pytest.raises(UnsupportedModelError):
             read(**odd)
     read(size=24)
@@ -405,12 +449,152 @@ def test_features_that_do_not_fit_are_refused(tmp_path):
         classifiers.fitted(held, 1e-3, None)
     with pytest.raises(MismatchError, match="Did you mean 'cat'"):
         labelled.class_number("catt", ["cat", "dog"], "x")
+    model = mistakes.Model(classifiers.HEAD_TASK, None, ["a", "b"], encoder, True)
+    lines(tmp_path / "q.jsonl", [{"features": [1.0, 2.0, 3.0]}])
+    with pytest.raises(ShapeError, match=r"line 1: features \[3\] arrived, and the examples have \[2\]"):
+        mistakes.read_mistakes(tmp_path / "q.jsonl", model, held.rows)
     lines(tmp_path / "q.jsonl", [{"features": "no"}])
     with pytest.raises(MalformedRowError, match="line 1"):
-        mistakes.read_mistakes(tmp_path / "q.jsonl", classifiers.HEAD_TASK, None, encoder, ["a", "b"])
+        mistakes.read_mistakes(tmp_path / "q.jsonl", model, held.rows)
 
 
 def test_without_pillow_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(UsageError, match=r"uimjax\[images\]"):
         Pictures(3).read(b"")
+
+
+# ---------------------------------------------------------------- labels
+
+
+@pytest.mark.parametrize(
+    ("labels", "known", "want"),
+    [
+        (["cat", "dog"], ("dog", "cat"), [1, 0]), (["1", "0"], ("dog", "cat"), [1, 0]), (["3", "7"], None, [3, 7]),
+        (["b", "a"], (), [1, 0]), (["10", "9"], (), [1, 0]), (["1"], ("LABEL_0", "LABEL_1"), [1]),
+        (["LABEL_1"], ("LABEL_0", "LABEL_1"), [1]), (["0", "1"], ("0", "1"), [0, 1]),
+        (["2"], ("1", "2", "3"), UsageError),
+        (["positive"], ("LABEL_0", "LABEL_1"), UsageError), (["cat"], None, UsageError),
+        (["cat", "1"], ("dog", "cat"), MismatchError), (["2"], ("dog", "cat"), MismatchError),
+        (["0", "1"], ("1", "2"), [0, 1]), (["\u00b2"], ("dog", "cat"), MismatchError),
+    ],
+)  # fmt: skip
+def test_labels_are_names_or_numbers_and_never_a_guess(labels, known, want):
+    places = {label: (k, f"row {k}") for k, label in enumerate(labels)}
+    if isinstance(want, type):
+        with pytest.raises(want):
+            labelled.numbered(places, known)
+    else:
+        assert labelled.numbered(places, known)[1] == want
+
+
+@pytest.mark.parametrize(
+    ("value", "want"),
+    [(3.0, "3"), (np.float64(2), "2"), (float("nan"), None), (None, None), (True, "1"), (b"cat", "cat"), ("", None),
+     (1.5, "1.5")],
+)  # fmt: skip
+def test_labels_of_any_type_are_text(value, want):
+    assert examples.label_of(value) == want
+
+
+def test_the_same_input_with_another_label_is_told_and_not_folded(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    rows = [{"features": x.tolist(), "label": "ab"[k % 2]} for k, x in enumerate(rng.normal(size=(40, 4)))]
+    rows[13] = rows[0] | {"label": "b"}
+    rows[20] = rows[0]
+    table = lines(tmp_path / "table.jsonl", rows)
+    queries = lines(tmp_path / "q.jsonl", [{"features": rows[0]["features"], "predicted": "a"}])
+    assert ask(tmp_path / "out", "--json", model="head", corpus=table, queries=queries, k=40) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["examples"]["notes"] == {"duplicate": 1, "other label": 1}
+    kept = {its["id"]: its for its in told["failures"][0]["proponents"]}
+    assert len(kept) == 39
+    assert "table.jsonl:14" in kept
+    assert kept.get("table.jsonl:1", kept.get("table.jsonl:21"))["copies"] in (["table.jsonl:21"], ["table.jsonl:1"])
+    assert kept["table.jsonl:14"]["score"] < 0 < kept.get("table.jsonl:1", kept.get("table.jsonl:21"))["score"]
+    for flags, said in (
+        (("--include", "nothing*"), "matches no float parameter"), (("--length", "7"), "length 7"),
+        (("--channels", "1"), "channels 1"), (("--method", "retain_cos"), "not for mistakes"),
+        (("--classes", "a", "b"), "leave it out"), (("--step", "3"), "step 3"),
+    ):  # fmt: skip
+        assert ask(tmp_path / f"out{flags[0]}", *flags, model="head", corpus=table, queries=queries) == 2
+        assert said in capsys.readouterr().err
+    named = lines(tmp_path / "named.jsonl", [{"features": rows[0]["features"], "predicted": 1}])
+    assert ask(tmp_path / "number", model="head", corpus=table, queries=named) == 3, "a head's classes are names"
+    assert "unknown class '1'" in capsys.readouterr().err
+
+
+def test_pictures_that_changed_are_not_the_ones_before(tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / "a.png")
+    table = lines(tmp_path / "t.jsonl", [{"image": "a.png", "label": "x"}])
+    encoder, columns = classifiers.pictures(Pictures(3)), Columns("image", "", "", "label")
+    labelled.prepare_examples([table], encoder, tmp_path / "out", columns=columns)
+    image.fromarray(np.full((4, 4, 3), 200, np.uint8)).save(tmp_path / "a.png")
+    with pytest.raises(OutputError, match="other files"):
+        labelled.prepare_examples([table], encoder, tmp_path / "out", columns=columns)
+
+
+class Meaned(nnx.Module):
+    """With a running mean and dropout, in training mode as it is made."""
+
+    def __init__(self):
+        rngs = nnx.Rngs(0, dropout=1)
+        self.norm, self.drop, self.head = (
+            nnx.BatchNorm(3, rngs=rngs),
+            nnx.Dropout(0.5, rngs=rngs),
+            nnx.Linear(3, 2, rngs=rngs),
+        )
+
+    def __call__(self, image):
+        return self.head(self.drop(self.norm(image.mean((0, 1)))))
+
+
+def meaned():
+    return Meaned()
+
+
+def test_a_module_is_asked_as_it_is_evaluated_and_running_means_are_no_parameters(pictures, tmp_path, capsys):
+    folder, queries = pictures
+    flags = ["--model", "tests.answers.test_mistakes:meaned", "--corpus", str(folder / "corpus"), "--side", "8",
+             "--classes", "red", "blue", "--queries", str(queries), "--measure", "logit", "--json"]  # fmt: skip
+    config = tmp_path / "c.yaml"
+    config.write_text("kind: classified\n")
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["trace", str(config), *flags, "--out", str(tmp_path / "out")])
+    assert ended.value.code == 0
+    module, image = meaned(), pytest.importorskip("PIL.Image")
+    module.eval()
+    pixels = np.asarray(image.open(queries.parent / "green.png").resize((8, 8), 2), np.float32) / 255
+    got = json.loads(capsys.readouterr().out)["failures"][0]["value"]
+    np.testing.assert_allclose(got, np.asarray(module(pixels)).max(), rtol=1e-4)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["trace", str(config), *flags, "--out", str(tmp_path / "out"), "--checkpoint", str(tmp_path)])
+    assert ended.value.code == 2
+    assert "running means" in capsys.readouterr().err
+
+
+def test_a_text_longer_than_a_row_is_refused_as_a_mistake_and_told_as_an_example(texts, tmp_path, capsys):
+    folder, corpus, _ = texts
+    long = lines(tmp_path / "long.jsonl", [{"text": "w40 " * 17, "label": "calm"}])
+    given = {"model": folder / "model", "length": 16}
+    assert ask(tmp_path / "out", corpus=corpus, queries=long, **given) == 3
+    assert "line 1: longer than a row: 17 tokens, of which the model sees 16. Raise --length" in capsys.readouterr().err
+    queries = lines(tmp_path / "q.jsonl", [{"text": "w40 w50 w12", "label": "calm"}])
+    some = lines(tmp_path / "some.jsonl", [{"text": f"w4{k % 2} " * (20 - k), "label": ("calm", "angry")[k % 2]} for k in range(16)])  # fmt: skip  # noqa: E501
+    assert ask(tmp_path / "some", "--json", "--measure", "loss", corpus=some, queries=queries, **given) == 0
+    assert json.loads(capsys.readouterr().out)["examples"]["notes"]["longer than a row"] == 4
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [(None, "is not there"), (b"\xff\xfe\n" * 3, "UTF-8"), (b"golden retriever\ncat dog\n", r"[2]")],
+)
+def test_a_file_of_labels_that_does_not_fit(tmp_path, capsys, labels, said):
+    np.save(tmp_path / "x.npy", np.zeros((3, 2), np.float32))
+    if labels is not None:
+        (tmp_path / "y.txt").write_bytes(labels)
+    queries = lines(tmp_path / "q.jsonl", [{"features": [0, 0], "predicted": "a"}])
+    given = {"model": "head", "corpus": tmp_path / "x.npy", "labels": tmp_path / "y.txt", "queries": queries}
+    assert ask(tmp_path / "out", **given) == 3
+    assert said in capsys.readouterr().err

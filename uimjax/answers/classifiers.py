@@ -24,7 +24,7 @@ from uimjax.models.encoders import ImageShape, TextShape
 from uimjax.models.resnets import ResNetShape
 from uimjax.pretrained.loading import Pretrained, load, outline
 from uimjax.pretrained.pictures import Pictures, read_pictures
-from uimjax.pretrained.words import need_tokenizer, read_words
+from uimjax.pretrained.words import check_words, need_tokenizer, read_words
 from uimjax.references import call
 from uimjax.store import digest_text
 from uimjax.task import Task
@@ -34,12 +34,12 @@ CLASSES = (ImageShape, ResNetShape, TextShape)
 
 
 class Classifier(NamedTuple):
-    """`opened(examples) -> (task, params)`, of rows that the `encoder` makes and their `"label"`; `classes`: what the
-    model calls them, () where it does not say; `column`: which one holds the value unless told otherwise."""
+    """`opened(examples) -> (task, params, names of the outputs)`, of rows that the `encoder` makes and their `"label"`;
+    `classes`: what the model calls them; () where the examples say so, None where its outputs have no names."""
 
     encoder: Encoder
-    classes: tuple[str, ...]
-    opened: Callable[[Labelled], tuple[Task, Any]]
+    classes: tuple[str, ...] | None
+    opened: Callable[[Labelled], tuple[Task, Any, tuple[str, ...]]]
 
     @property
     def kind(self) -> Kind:
@@ -60,37 +60,47 @@ def open_classifier(config: Any, mesh: Any = None) -> Classifier:
     """Raises: as `load` and `checkpoint.read_tree`; UnsupportedModelError: it tells no classes apart. UsageError:
     choices that the model cannot take."""
     if config.model == HEAD:
-        refuse(config, "a head is fitted here", ("checkpoint", "tokenizer", "task", "scanned", "remat", "side"))
-        return Classifier(features(), (), lambda examples: fitted(examples, config.decay, mesh))
+        idle = ("checkpoint", "step", "tokenizer", "task", "scanned", "remat", "side", "channels", "length", "classes")
+        refuse(config, "a head is fitted here, to features", idle)
+        return Classifier(features(), (), lambda examples: _headed(config, examples, mesh))
+    refuse(config, "it is that of a head that is fitted here (--model head)", ("decay",))
+    if config.step is not None and not config.checkpoint:
+        raise UsageError(f"step {config.step} of which run? Name its folder: --checkpoint DIR")
     if ":" in config.model and not Path(config.model).exists():
-        made = _module(config, mesh)
-    else:
-        made = _folder(config, mesh)
-    if config.decay != type(config).model_fields["decay"].default:
-        raise UsageError("decay is that of a head that is fitted here (--model head)")
-    return made
+        return _module(config, mesh)
+    return _folder(config, mesh)
 
 
 def refuse(config: Any, why: str, names: tuple[str, ...]) -> None:
     """Raises UsageError: a choice that would change nothing."""
     for name in names:
-        if getattr(config, name):
+        if getattr(config, name) != type(config).model_fields[name].get_default():
             raise UsageError(f"{name} {getattr(config, name)}: {why}; leave it out")
+
+
+def _headed(config: Any, examples: Labelled, mesh: Any) -> tuple[Task, Any, tuple[str, ...]]:
+    task, params = fitted(examples, config.decay, mesh)
+    return _chosen(config, task), params, examples.classes
 
 
 def _folder(config: Any, mesh: Any) -> Classifier:
     root = Path(config.model)
-    refuse(config, f"{root} is a folder, whose loss and sizes are known", ("task", "side"))
-    its = load(root, mesh=mesh, scanned=config.scanned, remat=config.remat)
-    if not isinstance(its.choice, CLASSES) or not its.choice.classes:
+    refuse(config, f"{root} is a folder, whose loss and sizes are known", ("task", "side", "channels"))
+    made = outline(root)
+    if not isinstance(made.choice, CLASSES) or not made.choice.classes:
         raise UnsupportedModelError(
-            f"{root} is a {its.family.types[0]} without classes; failures of a decoder are lines with a prompt "
+            f"{root} is a {made.family.types[0]} without classes; failures of a decoder are lines with a prompt "
             "and what it said (`uimjax new failures`)"
         )
-    if config.checkpoint:
-        its = load(root, mesh=mesh, scanned=config.scanned, remat=config.remat, checkpoint=config.checkpoint)
+    how = {"scanned": config.scanned, "remat": config.remat, "step": config.step}
+    its = load(root, mesh=mesh, checkpoint=config.checkpoint or None, **how)
+    names = class_names(its)
+    if config.classes:
+        if len(config.classes) != len(names):
+            raise UsageError(f"{len(config.classes)} classes are named and {root} tells {len(names)} apart")
+        names = tuple(config.classes)
     encoder, task = _inputs(config, its)
-    return Classifier(encoder, class_names(its), lambda _: (_chosen(config, task), its.params))
+    return Classifier(encoder, names, lambda _: (_chosen(config, task), its.params, names))
 
 
 def class_names(its: Pretrained) -> tuple[str, ...]:
@@ -103,13 +113,15 @@ def _inputs(config: Any, its: Pretrained) -> tuple[Encoder, Task]:
     choice = its.choice
     if isinstance(choice, TextShape):
         words = read_words(config.tokenizer) if config.tokenizer else need_tokenizer(its.tokenizer, its.folder)
+        check_words(words, choice.layer.vocabulary, config.tokenizer or str(its.folder))
         most = choice.layer.length - choice.offset
         if config.length > most:
             raise ShapeError(f"rows of {config.length} tokens; this model has {most} positions: --length {most}")
         return texts(words, config.length), its.task
-    refuse(config, "pictures are no words", ("tokenizer",))
-    side = choice.side if isinstance(choice, ImageShape) else 0
-    found = read_pictures(its.folder, side, choice.channels)
+    refuse(config, "pictures are no words", ("tokenizer", "length"))
+    square = isinstance(choice, ImageShape)
+    side, kind = (choice.side, "ViT") if square else (0, "ConvNext")
+    found = read_pictures(its.folder, side, choice.channels, kind)
     return pictures(found), found.scaled(its.task)
 
 
@@ -119,38 +131,50 @@ def _chosen(config: Any, task: Task) -> Task:
 
 
 def _module(config: Any, mesh: Any) -> Classifier:
-    refuse(config, f"{config.model} is built by you", ("scanned", "remat", "tokenizer"))
+    refuse(config, f"{config.model} is built by you, of pictures", ("scanned", "remat", "tokenizer", "length"))
     module = call(config.model)
     if not isinstance(module, nnx.Module):
         raise UsageError(f"{config.model} returned {type(module).__name__}; a flax.nnx.Module of images was wanted")
+    module.eval()  # dropout, running means
     graph, params, rest = nnx.split(module, nnx.Param, ...)
     task = call(config.task, module) if config.task else classifier_task(graph, rest)
     if not isinstance(task, Task):
         raise UsageError(f"{config.task} returned {type(task).__name__}; a uimjax.Task was wanted")
+    if config.checkpoint and jax.tree.leaves(nnx.state(module, nnx.BatchStat)):
+        raise UsageError(
+            f"{config.model} has running means, which are no parameters: a checkpoint's would be left out. Let the "
+            "function load them itself"
+        )
     if config.checkpoint:
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
         place = None if mesh is None else lambda shape: split(mesh, shape)
-        params = checkpoint.read_tree(Path(config.checkpoint), shapes, None, place)
+        params = checkpoint.read_tree(Path(config.checkpoint), shapes, config.step, place)
     elif mesh is not None:
         params = shard_params(mesh, params)
     found = Pictures(config.channels, config.side)
     task = _chosen(config, found.scaled(task))
-    return Classifier(pictures(found), (), lambda examples: (_fitting(task, params, examples), params))
+    names = tuple(config.classes) or None
+    return Classifier(pictures(found), names, lambda its: (task, params, _outputs(task, params, its, names)))
 
 
-def _fitting(task: Task, params: Any, examples: Labelled) -> Task:
-    """Raises ShapeError: the model does not take these rows, or tells other classes apart."""
+def _outputs(task: Task, params: Any, examples: Labelled, names: tuple[str, ...] | None) -> tuple[str, ...]:
+    """The names of the model's outputs, numbers where it has none.
+
+    Raises:
+        UsageError: the task has no outputs. ShapeError: the model does not take these rows, or tells other classes
+        apart.
+    """
     row = {name: jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for name, x in examples.rows.items()}
     if task.outputs is None:
-        return task
+        raise UsageError("the task has no outputs(params, example), the logits of the classes, which mistakes are of")
     try:
         found = jax.eval_shape(task.outputs, params, row)
     except Exception as error:  # it is the reader's own code
         raise ShapeError(f"the model does not take pictures {list(row['image'].shape)}: {error}") from error
-    if found.ndim != 1 or found.shape[0] < len(examples.classes):
+    if found.ndim != 1 or found.shape[0] < len(examples.classes) or (names and found.shape[0] != len(names)):
         told = f"its outputs are {list(found.shape)} and there are {len(examples.classes)} classes"
         raise ShapeError(f"{told}: {', '.join(examples.classes[:8])}")
-    return task
+    return names or tuple(map(str, range(found.shape[0])))
 
 
 # ---------------------------------------------------------------- inputs
@@ -184,9 +208,11 @@ def texts(words: tokenizers.Tokenizer, length: int) -> Encoder:
 def features() -> Encoder:
     def encode(value: Any) -> tuple[dict[str, np.ndarray], str]:
         found = np.asarray(value)
-        if found.ndim != 1 or found.dtype.kind not in "fiu" or not np.isfinite(found).all():
+        with np.errstate(over="ignore"):
+            kept = found.astype(np.float32) if found.ndim == 1 and found.dtype.kind in "fiu" else None
+        if kept is None or not np.isfinite(kept).all():
             raise ValueError(f"{found.dtype}{list(found.shape)} arrived; a vector of finite numbers was wanted")
-        return {"features": found.astype(np.float32)}, ""
+        return {"features": kept}, ""
 
     return Encoder("features", encode, "vectors")
 

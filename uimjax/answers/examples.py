@@ -12,7 +12,7 @@ import numpy as np
 
 from uimjax import rows as row
 from uimjax.answers import engines, story
-from uimjax.answers.mistakes import Mistakes
+from uimjax.answers.mistakes import Mistakes, Model
 from uimjax.answers.story import Choices
 from uimjax.corpora.labelled import Labelled
 from uimjax.interpret import base
@@ -26,23 +26,16 @@ ASKED = "asked.npy"  # pictures of the mistakes
 MANY = 4  # examples asked for, for each that is wanted: some are the same
 
 
-class Likeness(NamedTuple):
-    """Cosine of the representations of every example and question `[N, Q]`, and the ranks by it, from 1."""
-
-    cosine: np.ndarray
-    ranks: np.ndarray
-
-
 def answer(
-    task: Task, params: Any, examples: Labelled, asked: Mistakes, folder: Path, choices: Choices,
-    convex: bool = False, progress: Progress = quiet,
+    model: Model, examples: Labelled, asked: Mistakes, folder: Path, choices: Choices, convex: bool = False,
+    progress: Progress = quiet,
 ) -> dict[str, Any]:  # fmt: skip
     """Everything that is known of the mistakes; indexes and sums of curvature are kept under `folder`. `convex`: the
     parameters are at the minimum of a convex loss.
 
     Raises: as `build_index`, `trace` and `score`.
     """
-    rows, failures, table = examples.rows, asked.failures, examples.table()
+    rows, failures, table, (task, params) = examples.rows, asked.failures, examples.table(), model[:2]
     followed = base.training_sites(task, params, row.take(rows, np.arange(1)), check=False)
     size, questions = sum(leaf.size for leaf in followed.used), len(failures.lines)
     if choices.method == AUTO and convex:
@@ -50,13 +43,15 @@ def answer(
     else:
         method, why = engines.choose(choices.method, size, len(table), questions, False)
     if method == engines.HEAD:
-        how = {"each": True, "batch_size": choices.batch_size}
+        how = {"each": True, "batch_size": choices.batch_size, "mesh": choices.mesh}
         ready = engines.of_scores(score(task, params, rows, failures.measurement, failures.rows, method, **how))
     else:
         ready = story.engine(task, params, rows, failures, folder, choices, method, None, progress)
     groups = {name: story.by_group(ready, table[name].combine_chunks()) for name in ("label", "source")}
-    alike = _likeness(task, params, rows, failures.rows, choices.batch_size)
-    found = _Answer(task, params, examples, table, alike, choices)
+    alike = None
+    if choices.shown and task.features is not None and len(table) * questions <= engines.WHOLE_SCORES:
+        alike = _likeness(task, params, rows, failures.rows, choices.batch_size)
+    found = _Answer(model, examples, table, table["same"].to_numpy(), alike, choices)
     if "image" in rows:
         np.save(folder / ASKED, failures.rows["image"])  # for the page
     trace, values = found.strongest(ready), story.measured(params, failures, choices.batch_size)
@@ -65,7 +60,7 @@ def answer(
         label, said = (int(failures.rows[name][k]) for name in ("label", "predicted"))
         sides = {f"{side}s": found.side(trace, k, side) for side in ("proponent", "opponent")}
         each.append({
-            "question": k, "lines": [failures.lines[k]], "value": float(values[k]),
+            "question": k, "kind": model.encoder.kind, "lines": [failures.lines[k]], "value": float(values[k]),
             "p_predicted": float(asked.p[k, said]), "p_label": None if label < 0 else float(asked.p[k, label]), **sides,
             "classes": groups["label"].get(k, []), "sources": groups["source"].get(k, []),
             "by_likeness": found.by_likeness(k, sides["proponents"]),
@@ -73,35 +68,30 @@ def answer(
     return {
         "method": ready.method, "why": why, "unit": ready.unit, "measure": failures.measurement.name,
         "reading": failures.measurement.reading, "parameters": size, "inputs": examples.manifest["inputs"],
-        "examples": {name: examples.manifest[name] for name in ("rows", "classes", "notes")}, "failures": each,
+        "examples": {name: examples.manifest[name] for name in ("rows", "notes")} | {"classes": list(model.classes)},
+        "failures": each,
     }  # fmt: skip
 
 
-def _likeness(task: Task, params: Any, rows: Any, asked: Any, batch_size: int) -> Likeness | None:
-    """None where the task has no representation."""
-    if task.features is None:
-        return None
+def _likeness(task: Task, params: Any, rows: Any, asked: Any, batch_size: int) -> np.ndarray:
+    """Cosine of the representations of every example and question, `[N, Q]`."""
     queries = {name: x for name, x in asked.items() if name in rows}
-    cosine = rep_sim(task, params, rows, queries | {"label": np.maximum(asked["label"], 0)}, batch_size)
-    order = np.argsort(-cosine, axis=0, kind="stable")
-    ranks = np.empty_like(order)
-    np.put_along_axis(ranks, order, np.arange(1, len(cosine) + 1)[:, None], 0)
-    return Likeness(cosine, ranks)
+    return rep_sim(task, params, rows, queries | {"label": np.maximum(asked["label"], 0)}, batch_size)
 
 
 class _Answer(NamedTuple):
     """What is looked up while the answers are put together."""
 
-    task: Task
-    params: Any
+    model: Model
     examples: Labelled
     table: Any
-    alike: Likeness | None
+    same: np.ndarray
+    alike: np.ndarray | None
     choices: Choices
 
     def strongest(self, ready: Any) -> Trace:
         """Enough of them that `k` are left when those that are the same are folded."""
-        same, wanted = self.table["same"].to_numpy(), self.choices.k
+        same, wanted = self.same, self.choices.k
         many = min(len(same), MANY * wanted)
         while True:
             trace = ready.strongest(many)
@@ -112,7 +102,7 @@ class _Answer(NamedTuple):
 
     def side(self, trace: Trace, question: int, side: str) -> list[dict[str, Any]]:
         """The first `k` that are the same as none before, each with the names of those that are."""
-        same = self.table["same"].to_numpy()
+        same = self.same
         ids, scores = (getattr(trace, f"{side}{end}")[question] for end in ("s", "_scores"))
         kept: dict[int, dict[str, Any]] = {}
         for number, strength in zip(ids, scores, strict=True):
@@ -128,16 +118,15 @@ class _Answer(NamedTuple):
         made = {"row": number, **line, **self.seen(number)}
         if self.alike is None:
             return made
-        cosine, rank = (float(x[number, question]) for x in self.alike)
-        return made | {"alike": cosine, "alike_rank": int(rank)}
+        cosine = self.alike[number, question]
+        rank = 1 + int((self.alike[:, question] > cosine).sum())
+        return made | {"alike": float(cosine), "alike_rank": rank}
 
     def seen(self, number: int) -> dict[str, Any]:
         """What the model says of a training example: a label that it finds unlikely may be wrong."""
-        assert self.task.outputs is not None
         its = jax.tree.map(lambda x: np.asarray(x[number]), self.examples.rows)
-        p = np.asarray(_given(self.task.outputs)(self.params, its), np.float64)
-        said = int(p[: len(self.examples.classes)].argmax())
-        return {"said": self.examples.classes[said], "p_label": float(p[int(its["label"])])}
+        p = np.asarray(_given(self.model.task.outputs)(self.model.params, its), np.float64)
+        return {"said": self.model.classes[int(p.argmax())], "p_label": float(p[int(its["label"])])}
 
     def by_likeness(self, question: int, proponents: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """The examples whose representations are nearest, with their place by score."""
@@ -145,9 +134,9 @@ class _Answer(NamedTuple):
             return []
         place = {its["row"]: rank for rank, its in enumerate(proponents, start=1)}
         made = []
-        for number in np.argsort(self.alike.ranks[:, question], kind="stable")[: self.choices.shown]:
+        for number in np.argsort(-self.alike[:, question], kind="stable")[: self.choices.shown]:
             line = {name: self.table[name][int(number)].as_py() for name in ("id", "source", "label")}
-            cosine = float(self.alike.cosine[number, question])
+            cosine = float(self.alike[number, question])
             made.append({"row": int(number), **line, "alike": cosine, "place": place.get(int(number))})
         return made
 

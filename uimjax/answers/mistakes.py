@@ -16,11 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from uimjax import rows as row
 from uimjax.answers.failures import Failures, json_lines
 from uimjax.corpora.documents import clean
-from uimjax.corpora.examples import picture_of
+from uimjax.corpora.examples import label_of, picture_of
 from uimjax.corpora.labelled import Encoder, class_number
-from uimjax.errors import MalformedRowError, UnknownNameError, UsageError
+from uimjax.errors import MalformedRowError, ShapeError, UnknownNameError, UsageError
 from uimjax.references import resolve
 from uimjax.task import Measurement, Task
 
@@ -67,31 +68,41 @@ class Mistakes(NamedTuple):
     p: np.ndarray
 
 
+class Model(NamedTuple):
+    """A task with outputs, its parameters, the names of its outputs, and what makes its rows; `names`: classes are
+    called by name alone."""
+
+    task: Task
+    params: Any
+    classes: Sequence[str]
+    encoder: Encoder
+    names: bool = False
+
+
 def read_mistakes(
-    path: str | Path, task: Task, params: Any, encoder: Encoder, classes: Sequence[str], measure: str = ""
+    path: str | Path, model: Model, examples: Mapping[str, Any], measure: str = "", batch_size: int = 32
 ) -> Mistakes:
-    """Mistakes of a file. `measure`, by name: differential (the default where all lines have a label), logprob (where
-    they have not), logit, margin, loss; or `pkg.module:function` of your own, `(task, params, row) -> a number that
-    rises with the failure`, of rows with `"label"` (-1 where there is none) and `"predicted"`.
+    """Mistakes of a file; `examples`: rows that theirs must look like. `measure`, by name: differential (the default
+    where all lines have a label), logprob (where they have not), logit, margin, loss; or `pkg.module:function` of your
+    own, `(task, params, row) -> a number that rises with the failure`, of rows with `"label"` (-1 where there is none)
+    and `"predicted"`.
 
     Raises:
         MissingFileError, DataError: no such file, or nothing in it. MalformedRowError: the line is named.
         UnknownNameError: no such measurement. MismatchError: no such class. UsageError: the measurement wants a label
-        and there is none, or what was said is right.
+        and there is none, or what was said is right. ShapeError: a longer text than a row, or another size.
     """
-    path = Path(path)
+    path, (task, params, classes, encoder, names) = Path(path), model
     own = ":" in measure
     if measure and not own and measure not in MEASURES:
         raise UnknownNameError("measurement of a classifier", measure, MEASURES)
-    assert task.outputs is not None
     lines = json_lines(path, f'{{"{encoder.kind}": ..., "label": "...", "predicted": "..."}}')
-    encoded = [_row(path, number, line, encoder) for number, line in lines]
+    encoded = [_row(path, number, line, encoder, examples) for number, line in lines]
     rows = {name: np.stack([one[name] for one in encoded]) for name in encoded[0]}
-    rows["label"] = np.array([_class(path, n, line, "label", classes) for n, line in lines], np.int32)
-    said = np.array([_class(path, n, line, "predicted", classes) for n, line in lines], np.int32)
-    shown = rows | {"label": np.maximum(rows["label"], 0)}
-    p = np.asarray(jax.nn.softmax(jax.jit(jax.vmap(task.outputs, (None, 0)))(params, shown)), np.float64)
-    rows["predicted"] = np.where(said < 0, p[:, : len(classes)].argmax(1), said).astype(np.int32)
+    rows["label"] = np.array([_class(path, n, line, "label", classes, names) for n, line in lines], np.int32)
+    said = np.array([_class(path, n, line, "predicted", classes, names) for n, line in lines], np.int32)
+    p = _given(task, params, rows | {"label": np.maximum(rows["label"], 0)}, min(batch_size, len(lines)))
+    rows["predicted"] = np.where(said < 0, p.argmax(1), said).astype(np.int32)
     name = measure or (DIFFERENTIAL if (rows["label"] >= 0).all() else "logprob")
     plain = [line | _named(rows, k, classes) for k, (_, line) in enumerate(lines)]
     if own:
@@ -103,10 +114,18 @@ def read_mistakes(
     return Mistakes(Failures(rows, measurement, plain, None, False), p)
 
 
-def _measured(of: Any, task: Task, params: Any, row: Any) -> Any:
+def _given(task: Task, params: Any, rows: Any, batch_size: int) -> np.ndarray:
+    """Probabilities of the classes, `[Q, C]`."""
     assert task.outputs is not None
-    shown = {**row, "label": jnp.maximum(row["label"], 0)}
-    return of(task.outputs(params, shown), shown["label"], row["predicted"])
+    program = jax.jit(jax.vmap(task.outputs, (None, 0)))
+    found = [program(params, b.rows)[: int(b.mask.sum())] for b in row.batches(rows, batch_size)]
+    return np.asarray(jax.nn.softmax(np.concatenate(found).astype(np.float64)), np.float64)
+
+
+def _measured(of: Any, task: Task, params: Any, its: Any) -> Any:
+    assert task.outputs is not None
+    shown = {**its, "label": jnp.maximum(its["label"], 0)}
+    return of(task.outputs(params, shown), shown["label"], its["predicted"])
 
 
 def _check_labels(path: Path, numbers: Sequence[int], rows: Any, name: str, classes: Sequence[str]) -> None:
@@ -123,7 +142,9 @@ def _check_labels(path: Path, numbers: Sequence[int], rows: Any, name: str, clas
             )
 
 
-def _row(path: Path, number: int, line: Mapping[str, Any], encoder: Encoder) -> dict[str, np.ndarray]:
+def _row(
+    path: Path, number: int, line: Mapping[str, Any], encoder: Encoder, examples: Mapping[str, Any]
+) -> dict[str, np.ndarray]:  # fmt: skip
     if encoder.kind not in line:
         raise MalformedRowError(path, number, f"{UnknownNameError('key', encoder.kind, line)} It was wanted here.")
     value = line[encoder.kind]
@@ -136,16 +157,24 @@ def _row(path: Path, number: int, line: Mapping[str, Any], encoder: Encoder) -> 
             raise MalformedRowError(path, number, f"'text' is {value!r}; words were wanted")
         value = clean(value)
     try:
-        return encoder.encode(value)[0]
+        made, remark = encoder.encode(value)
     except (ValueError, TypeError) as error:
         raise MalformedRowError(path, number, str(error)) from error
+    if remark:
+        raise ShapeError(f"{path}, line {number}: {remark}. Raise --length, or shorten the text")
+    for name, x in made.items():
+        if x.shape != examples[name].shape[1:]:
+            told = f"{name} {list(x.shape)} arrived, and the examples have {list(examples[name].shape[1:])}"
+            raise ShapeError(f"{path}, line {number}: {told}; make them the same (pictures: --side)")
+    return made
 
 
-def _class(path: Path, number: int, line: Mapping[str, Any], key: str, classes: Sequence[str]) -> int:
+def _class(
+    path: Path, number: int, line: Mapping[str, Any], key: str, classes: Sequence[str], names: bool
+) -> int:  # fmt: skip
     """-1 where there is none."""
-    if line.get(key) is None:
-        return -1
-    return class_number(clean(str(line[key])), classes, f"{path}, line {number}, {key!r}")
+    label = label_of(line.get(key))
+    return -1 if label is None else class_number(label, classes, f"{path}, line {number}, {key!r}", names)
 
 
 def _named(rows: Any, k: int, classes: Sequence[str]) -> dict[str, Any]:

@@ -95,28 +95,37 @@ def classified(config: Any, out: Path, progress: Any) -> dict[str, Any]:
     """The answer to a config of mistakes of a classifier, with what it was asked of."""
     from uimjax.answers import classifiers, examples, story
     from uimjax.answers.engines import HEAD, check_method
-    from uimjax.answers.mistakes import read_mistakes
+    from uimjax.answers.mistakes import Model, read_mistakes
+    from uimjax.corpora.examples import ARRAYS, examples_of
     from uimjax.corpora.labelled import prepare_examples
     from uimjax.corpora.texts import Columns
     from uimjax.mesh import make_mesh
     from uimjax.sketch import Sketch
     from uimjax.workflow.base import made_with
 
-    check_method(config.method, False, (HEAD,))
+    if config.method == "retain_cos":
+        raise UsageError(
+            "retain_cos keeps what a model does right on documents; it is not for mistakes of a classifier"
+        )
+    check_method(config.method, False, (HEAD,) if config.model == classifiers.HEAD else ())
     mesh = None if config.devices * config.model_devices == 1 else make_mesh(config.devices, model=config.model_devices)
     model = classifiers.open_classifier(config, mesh)
+    found = examples_of(config.corpus, model.kind, config.labels)
+    if all(path.is_dir() or path.suffix in ARRAYS for path in found):
+        names = ("column", "label_column", "id_column", "source_column")
+        classifiers.refuse(config, "there is no table that has columns", names)
     columns = Columns(config.column or model.kind, config.id_column, config.source_column, config.label_column)
     held = prepare_examples(
         config.corpus, model.encoder, out / "examples", columns=columns, classes=model.classes, labels=config.labels,
         progress=progress,
     )  # fmt: skip
-    task, params = model.opened(held)
-    asked = read_mistakes(config.queries, task, params, model.encoder, held.classes, config.measure)
+    its = Model(*model.opened(held), model.encoder, config.model == classifiers.HEAD)
+    asked = read_mistakes(config.queries, its, held.rows, config.measure, config.batch_size)
     choices = story.Choices(
         **config.model_dump(include={"method", "k", "shown", "coding", "batch_size", "shard_rows"}),
         null=0, sketch=Sketch(config.sketch_rank, seed=config.seed), mesh=mesh,
     )  # fmt: skip
-    answer = examples.answer(task, params, held, asked, out, choices, config.model == classifiers.HEAD, progress)
+    answer = examples.answer(its, held, asked, out, choices, config.model == classifiers.HEAD, progress)
     return answer | {
         "name": Path(config.model).name, "config": config.model_dump(mode="json"), "made_with": made_with(),
     }  # fmt: skip

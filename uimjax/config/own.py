@@ -106,8 +106,10 @@ class ClassifiedConfig(Strict):
         "linear one, fitted here to features"
     )
     checkpoint: str = Field("", description="Orbax checkpoint, or steps of a run, whose parameters it gets")
+    step: int | None = Field(None, ge=0, description="of the run; none: the newest")
     tokenizer: str = Field("", description="tokenizer.json; none: the folder's")
     task: str = Field("", description="pkg.module:function(module) -> uimjax.Task; none: cross-entropy of its logits")
+    classes: tuple[str, ...] = Field((), description="names of the model's outputs, in order; none: its config's")
     corpus: tuple[str, ...] = Field(description="folders of pictures by class, or tables (`uimjax help corpora`)")
     queries: str = Field(
         description='mistakes, a line each: {"image": FILE, "label": ..., "predicted": ...}; or "text", "features"'

@@ -37,6 +37,7 @@ def examples_of(paths: Sequence[str | Path], kind: Kind, labels: str | Path = ""
     found: list[Path] = []
     for path in map(Path, paths):
         if kind == "image" and path.is_dir() and any(_pictures(path)):
+            _check_alone(path)
             found.append(path)
         else:
             found += files_of([path], ARRAYS if kind == "features" else ())
@@ -48,7 +49,24 @@ def examples_of(paths: Sequence[str | Path], kind: Kind, labels: str | Path = ""
             "labels in a file of their own are those of one .npy of features: --corpus FEATURES.npy --labels "
             "LABELS.npy; a table has them in a column (--label_column)"
         )
+    if labels:
+        _need(Path(labels))
     return found
+
+
+def _need(path: Path) -> None:
+    if not path.is_file():
+        raise MissingFileError(f"{path} is not there (looked in {path.absolute().parent})")
+
+
+def _check_alone(folder: Path) -> None:
+    """Raises UsageError: a table lies among the pictures, and either could be meant."""
+    table = next((path for path in sorted(folder.rglob("*")) if path.suffix in (".jsonl", ".csv", ".parquet")), None)
+    if table is not None:
+        raise UsageError(
+            f"{folder} holds pictures and {table.name}: name the table itself, with the column of the pictures "
+            "(--column file_name), or a folder without it, whose folders are the classes"
+        )
 
 
 def read_examples(
@@ -64,7 +82,7 @@ def read_examples(
         if path.is_dir():
             yield from _of_folder(path, note)
         elif path.suffix in ARRAYS:
-            yield from _of_array(path, Path(labels))
+            yield from _of_array(path, Path(labels), note)
         else:
             for block in read_blocks(path, columns, note):
                 found = [its for number, row in block if (its := _of_row(path, number, row, kind, columns, note))]
@@ -92,35 +110,61 @@ def _of_folder(folder: Path, note: Note) -> Iterator[list[Example]]:
         yield block
 
 
-def _of_array(path: Path, labels: Path) -> Iterator[list[Example]]:
-    values, own = _array(path), _array(labels) if labels.suffix in ARRAYS else np.array(_lines(labels))
+def _of_array(path: Path, labels: Path, note: Note) -> Iterator[list[Example]]:
+    values, own = _array(path), _array(labels) if labels.suffix in ARRAYS else _lines(labels)
     if values.ndim != 2 or values.dtype.kind not in "fiu" or own.shape != (len(values),):
         told = f"{path} is {values.dtype}{list(values.shape)} and {labels} {list(own.shape)}"
         raise ShapeError(f"{told}; features [N, D] and labels [N] were wanted")
     for first in range(0, len(values), BLOCK):
         part = range(first, min(first + BLOCK, len(values)))
-        yield [Example(f"{path.name}:{k + 1}", path.name, np.asarray(values[k]), clean(str(own[k]))) for k in part]
+        block = []
+        for k in part:
+            label = label_of(own[k])
+            if label is None:
+                note(Skipped(str(path), k + 1, "no label"))
+            else:
+                block.append(Example(f"{path.name}:{k + 1}", path.name, np.asarray(values[k]), label))
+        if block:
+            yield block
 
 
 def _array(path: Path) -> np.ndarray:
-    if not path.is_file():
-        raise MissingFileError(f"{path} is not there (looked in {path.absolute().parent})")
+    _need(path)
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
         raise DataError(f"{path} cannot be read as an array: {error}") from error
+    if not isinstance(found, np.ndarray):
+        raise DataError(f"{path} holds several arrays (.npz); one was wanted")
+    return found
 
 
-def _lines(path: Path) -> list[str]:
-    if not path.is_file():
-        raise MissingFileError(f"{path} is not there (looked in {path.absolute().parent})")
-    return path.read_text(encoding="utf-8").split()
+def _lines(path: Path) -> np.ndarray:
+    """A label a line."""
+    _need(path)
+    try:
+        return np.array(path.read_text(encoding="utf-8").splitlines())
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read as lines of UTF-8 text: {error}") from error
+
+
+def label_of(value: Any) -> str | None:
+    """As text: whole numbers without a point, whatever type they came in; None where there is none."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "replace")
+    if isinstance(value, bool):
+        value = int(value)
+    if isinstance(value, float):
+        value = int(value) if value.is_integer() else None if value != value else value
+    return None if value is None or not str(value).strip() else clean(str(value))
 
 
 def _of_row(
     path: Path, number: int, row: dict[str, Any], kind: Kind, columns: Columns, note: Note
 ) -> Example | None:  # fmt: skip
-    value, label = row.get(columns.text), row.get(columns.label)
+    value, label = row.get(columns.text), label_of(row.get(columns.label))
     why = ""
     if label is None:
         why = f"no {columns.label!r}"
@@ -137,7 +181,7 @@ def _of_row(
         return None
     if isinstance(value, str):
         value = clean(value)
-    return Example(*named(path.name, number, row, columns), value, clean(str(label)))
+    return Example(*named(path.name, number, row, columns), value, str(label))
 
 
 def picture_of(value: Any, folder: Path) -> tuple[Any, str]:
@@ -149,4 +193,7 @@ def picture_of(value: Any, folder: Path) -> tuple[Any, str]:
     if not isinstance(value, str):
         return None, f"a {type(value).__name__} as a picture; a path or bytes were wanted"
     path = folder / value
-    return (path, "") if path.is_file() else (None, f"no file {value}")
+    try:
+        return (path, "") if path.is_file() else (None, f"no file: {value}")
+    except OSError as error:  # too long a name
+        return None, f"no file: {error.strerror}"

@@ -21,7 +21,15 @@ from uimjax import store
 from uimjax.corpora.arrays import as_npy
 from uimjax.corpora.examples import Example, Kind, examples_of, read_examples
 from uimjax.corpora.texts import Columns, Skipped
-from uimjax.errors import CorruptError, DataError, MismatchError, MissingFileError, OutputError, UnknownNameError
+from uimjax.errors import (
+    CorruptError,
+    DataError,
+    MismatchError,
+    MissingFileError,
+    OutputError,
+    UnknownNameError,
+    UsageError,
+)
 from uimjax.progress import Progress, quiet
 from uimjax.store.base import make_folder
 
@@ -74,14 +82,14 @@ def prepare_examples(
     folder: str | Path,
     *,
     columns: Columns,
-    classes: Sequence[str] = (),
+    classes: Sequence[str] | None = (),
     labels: str | Path = "",
     progress: Progress = quiet,
 ) -> Labelled:
     """Encode examples and keep them in a folder. One that holds the same already is opened.
 
-    `classes`: their names, in the order of the model's outputs; labels are names, or numbers from 0. Where the model
-    names none ("LABEL_0", or nothing at all) they are those of the examples, sorted.
+    `classes`: their names, in the order of the model's outputs; labels are names, or all of them numbers from 0. None:
+    labels are numbers of outputs that have no names. (): the classes are those of the examples, sorted.
 
     Raises:
         MissingFileError, DataError, UnknownNameError, ShapeError: as `examples.read_examples`, or there is no example
@@ -90,11 +98,13 @@ def prepare_examples(
     root, files = Path(folder), examples_of(paths, encoder.kind, labels)
     made_of = {
         "version": VERSION,
-        "files": {str(path): _digest(path) for path in progress(files, "checking files", unit="files")},
+        "files": {
+            str(path): _digest(path, encoder.kind, columns) for path in progress(files, "checking files", unit="files")
+        },
         "labels": store.digest_file(Path(labels)) if labels else "",
         "columns": asdict(columns),
         "encoder": encoder.name,
-        "model's classes": list(classes),
+        "model's classes": None if classes is None else list(classes),
     }
     if (root / MANIFEST).is_file():
         held = open_labelled(root)
@@ -121,12 +131,18 @@ def open_labelled(folder: str | Path) -> Labelled:
     return made
 
 
-def _digest(path: Path) -> str:
-    if path.is_file():
+def _digest(path: Path, kind: Kind, columns: Columns) -> str:
+    """Of a file; of the names and bytes of a folder's; of a table of pictures with those that it names."""
+    if path.is_file() and kind != "image":
         return store.digest_file(path)
-    whole = xxhash.xxh3_128()  # of a folder: names and bytes
-    for each in sorted(p for p in path.rglob("*") if p.is_file()):
-        whole.update(each.relative_to(path).as_posix().encode() + each.read_bytes())
+    whole = xxhash.xxh3_128(b"" if path.is_dir() else path.read_bytes())
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.is_file())
+    else:
+        blocks = read_examples([path], kind, columns, lambda _: None)
+        files = [its.value for block in blocks for its in block if isinstance(its.value, Path)]
+    for each in files:
+        whole.update(str(each.relative_to(path) if path.is_dir() else each).encode() + each.read_bytes())
     return whole.hexdigest()
 
 
@@ -140,9 +156,9 @@ class _Writer:
         self.counts: Counter[str] = Counter()
         self.table = pq.ParquetWriter(root / TABLE, SCHEMA, write_page_checksum=True)
         self.lines: list[tuple[Any, ...]] = []
-        self.firsts: dict[bytes, tuple[int, str]] = {}
-        self.labels: dict[str, str] = {}  # each with the first example that has it
-        self.codes = array("i")  # of each example, its label's place in `labels`
+        self.firsts: dict[bytes, int] = {}  # of each row, with its label and without
+        self.labels: dict[str, tuple[int, str]] = {}  # each with its place, and the first example that has it
+        self.codes = array("i")  # of each example, its label's place
 
     def note(self, row: Skipped) -> None:
         self.notes.write(json.dumps(row._asdict()) + "\n")
@@ -167,13 +183,15 @@ class _Writer:
             raw = np.ascontiguousarray(x).tobytes()
             self.files[name].write(raw)
             digest.update(raw)
-        same, first = self.firsts.setdefault(digest.digest(), (number, its.id))
-        if same != number:
-            told = {"example": number, "id": its.id, "why": f"duplicate of {first} (kept)"}
+        alike = self.firsts.setdefault(digest.digest(), number)
+        digest.update(its.label.encode())
+        same = self.firsts.setdefault(digest.digest(), number)
+        if alike != number:
+            what, how = ("duplicate", "") if same != number else ("other label", ", which is labelled otherwise")
+            told = {"example": number, "id": its.id, "why": f"{what} of example {min(same, alike)}{how} (kept)"}
             self.notes.write(json.dumps(told) + "\n")
-            self.counts["duplicate"] += 1
-        self.labels.setdefault(its.label, its.id)
-        self.codes.append(list(self.labels).index(its.label))
+            self.counts[what] += 1
+        self.codes.append(self.labels.setdefault(its.label, (len(self.labels), its.id))[0])
         self.lines.append((its.id, its.source, its.label, its.value if isinstance(its.value, str) else "", same))
 
     def close(self) -> None:
@@ -183,9 +201,11 @@ class _Writer:
 
 
 def _written(
-    root: Path, files: list[Path], encoder: Encoder, columns: Columns, labels: str | Path, known: Sequence[str],
+    root: Path, files: list[Path], encoder: Encoder, columns: Columns, labels: str | Path,
+    known: Sequence[str] | None,
     progress: Progress,
 ) -> dict[str, Any]:  # fmt: skip
+    """How many rows there are, of which inputs and classes, and how many notes of each kind."""
     writer = _Writer(root)
     try:
         for path in progress(files, "encoding examples", unit="files"):
@@ -212,24 +232,58 @@ def _written(
     return {"rows": rows, "inputs": list(writer.shapes), "classes": list(classes), "notes": dict(writer.counts)}
 
 
-def numbered(labels: Mapping[str, str], known: Sequence[str]) -> tuple[tuple[str, ...], list[int]]:
-    """(the classes' names, each label's number). `labels`: each with the example that is named where it is none.
+def numbered(
+    labels: Mapping[str, tuple[int, str]], known: Sequence[str] | None
+) -> tuple[tuple[str, ...], list[int]]:  # fmt: skip
+    """(the classes' names, each label's number). `labels`: each with the example that is named where it is none;
+    `known` as `prepare_examples`'s classes.
+
+    Raises:
+        MismatchError: a label is none of them. UsageError: they are numbers and could be names, or the model's names
+        say nothing.
+    """
+    if known is not None and not known:
+        own = tuple(sorted(labels, key=lambda x: (not _is_number(x), int(x) if _is_number(x) else 0, x)))
+        return own, [own.index(label) for label in labels]
+    numbers = all(map(_is_number, labels))
+    if known is None or all(name.startswith(GENERIC) for name in known) and not set(labels) <= set(known):
+        if not numbers:
+            word = next(label for label in labels if not _is_number(label))
+            raise UsageError(
+                f"{labels[word][1]} is labelled {word!r}, and the model's outputs have no names: give theirs in order, "
+                "--classes NAME NAME ..., or name them in the config's id2label"
+            )
+        most = max(map(int, labels))
+        known = tuple(map(str, range(most + 1))) if known is None else known
+    places = {name: k for k, name in enumerate(known)}
+    if numbers and set(labels) <= set(places) and any(places[x] != int(x) for x in labels):
+        raise UsageError(
+            f"the classes are called {', '.join(list(known)[:6])} and the labels are numbers as well: whether they are "
+            "names or places is not to be told. Write names that are no numbers (--classes)"
+        )
+    by_place = numbers and not set(labels) <= set(places)
+    return tuple(known), [
+        _place(label, places, by_place, where) for label, (_, where) in labels.items()
+    ]  # fmt: skip
+
+
+def class_number(label: str, classes: Sequence[str], where: str, names: bool = False) -> int:
+    """Of one label: by name, or where it is none of them by number from 0 (with `names`: never).
 
     Raises:
         MismatchError
     """
-    own = sorted(set(labels), key=lambda x: (not x.isdigit(), int(x) if x.isdigit() else 0, x))
-    if not known:
-        known = own
-    elif all(name.startswith(GENERIC) for name in known) and not own[0].isdigit() and len(own) == len(known):
-        known = own
-    return tuple(known), [class_number(label, known, where) for label, where in labels.items()]
+    places = {name: k for k, name in enumerate(classes)}
+    return _place(label, places, not names and label not in places and _is_number(label), where)
 
 
-def class_number(label: str, known: Sequence[str], where: str) -> int:
-    """By name, or by number from 0. Raises MismatchError."""
-    if label in known:
-        return list(known).index(label)
-    if label.isdigit() and int(label) < len(known):
+def _place(label: str, places: Mapping[str, int], by_place: bool, where: str) -> int:
+    if by_place and int(label) < len(places):
         return int(label)
-    raise MismatchError(f"{where}: {UnknownNameError('class', label, known)} Are these the model's own classes?")
+    if not by_place and label in places:
+        return places[label]
+    raise MismatchError(f"{where}: {UnknownNameError('class', label, places)} Are these the model's own classes?")
+
+
+def _is_number(label: str) -> bool:
+    return label.isascii() and label.isdecimal()

@@ -42,7 +42,7 @@ def _mistake(one: dict[str, Any], look: Look, asked: Look) -> dict[str, Any]:
         "number": one["question"] + 1,
         "value": f"{one['value']:.4g}",
         "picture": asked(one["question"]),
-        "text": markup.visible(_told(line)),
+        "text": markup.visible(_told(line, one["kind"])),
         "label": None if line["label"] is None else markup.visible(line["label"]),
         "predicted": markup.visible(line["predicted"]),
         "p_label": one["p_label"],
@@ -55,13 +55,13 @@ def _mistake(one: dict[str, Any], look: Look, asked: Look) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _told(line: dict[str, Any]) -> str:
+def _told(line: dict[str, Any], kind: str) -> str:
     """What was shown to the model, in words."""
-    if "text" in line:
+    if kind == "text":
         return line["text"]
-    if isinstance(line.get("image"), str):
-        return line["image"]
-    some = line.get("features", [])
+    if kind == "image":
+        return line["image"] if isinstance(line["image"], str) else "a picture"
+    some = line["features"]
     return ", ".join(f"{x:.3g}" for x in some[:FEW]) + (" ..." if len(some) > FEW else "")
 
 
@@ -89,7 +89,7 @@ def show(answer: dict[str, Any], console: Any) -> None:
         line = one["lines"][0]
         right = "" if line["label"] is None else f", and it is {line['label']} ({one['p_label']:.0%})"
         said = f"{line['predicted']} ({one['p_predicted']:.0%}){right}"
-        title = f"{one['question'] + 1}. {short(_told(line), 60)} -> {short(said, 80)}"
+        title = f"{one['question'] + 1}. {short(_told(line, one['kind']), 60)} -> {short(said, 80)}"
         table = Table(title=title, title_justify="left")
         for name, side in (("example", "left"), ("label", "left"), ("score", "right"), ("the model says", "left"),
                            ("p of its label", "right"), ("rank by likeness", "right")):  # fmt: skip
