@@ -217,3 +217,15 @@ def test_documents_are_tokenised_in_parts_of_bounded_size(monkeypatch):
     parts = list(preparing._together(block))
     assert [its for few in parts for its in few] == block
     assert [[len(its.text) for its in few] for few in parts] == [[3, 3, 5], [40], [1, 9], [2]]
+
+
+def test_files_of_one_name_are_told_apart(tmp_path, engine):
+    """Shards of several folders are often called alike; a document's name must lead to its file."""
+    for folder in ("en", "de"):
+        (tmp_path / "shards" / folder).mkdir(parents=True)
+        (tmp_path / "shards" / folder / "0.jsonl").write_text(json.dumps({"text": f"{folder} text"}) + "\n")
+    (tmp_path / "shards" / "1.jsonl").write_text(json.dumps({"text": "one more"}) + "\n")
+    held = prepare([tmp_path / "shards"], engine, tmp_path / "out", length=8)
+    names = held.names().to_pydict()
+    assert names["id"] == ["1.jsonl:1", "de/0.jsonl:1", "en/0.jsonl:1"]
+    assert names["source"] == ["1.jsonl", "de/0.jsonl", "en/0.jsonl"]

@@ -3,14 +3,14 @@
 What is read here is as it stands in the files; `labelled.prepare_examples` makes rows of it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from uimjax.corpora.documents import clean
-from uimjax.corpora.texts import BLOCK, Columns, Note, Skipped, files_of, named, read_blocks
+from uimjax.corpora.texts import BLOCK, Columns, Note, Skipped, called, files_of, named, read_blocks
 from uimjax.errors import DataError, MissingFileError, ShapeError, UsageError
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -70,22 +70,30 @@ def _check_alone(folder: Path) -> None:
 
 
 def read_examples(
-    paths: Sequence[str | Path], kind: Kind, columns: Columns, note: Note, labels: str | Path = ""
-) -> Iterator[list[Example]]:
+    paths: Sequence[str | Path], kind: Kind, columns: Columns, note: Note, labels: str | Path = "",
+    names: Mapping[Any, str] | None = None,
+) -> Iterator[list[Example]]:  # fmt: skip
     """All examples in the order of the files, some at a time; `note` is told of every row that is none. `columns.text`
-    names the column of the value: a text, a vector, or of pictures the path (beside the table) or the bytes.
+    names the column of the value: a text, a vector, or of pictures the path (beside the table) or the bytes. `names` as
+    of `read_texts`.
 
     Raises:
         MissingFileError, DataError, UnknownNameError: as `texts.read_texts`. ShapeError: arrays that do not fit.
     """
-    for path in examples_of(paths, kind, labels):
+    files = examples_of(paths, kind, labels)
+    names = called(files) if names is None else names
+    for path in files:
         if path.is_dir():
-            yield from _of_folder(path, note)
+            yield from _of_folder(path, note, names[path])
         elif path.suffix in ARRAYS:
             yield from _of_array(path, Path(labels), note)
         else:
             for block in read_blocks(path, columns, note):
-                found = [its for number, row in block if (its := _of_row(path, number, row, kind, columns, note))]
+                found = [
+                    its
+                    for number, row in block
+                    if (its := _of_row(path, names[path], number, row, kind, columns, note))
+                ]
                 if found:
                     yield found
 
@@ -94,7 +102,7 @@ def _pictures(folder: Path) -> Iterator[Path]:
     return (path for path in folder.rglob("*") if path.suffix.lower() in PICTURES and path.is_file())
 
 
-def _of_folder(folder: Path, note: Note) -> Iterator[list[Example]]:
+def _of_folder(folder: Path, note: Note, source: str) -> Iterator[list[Example]]:
     """A picture's label is the name of the folder that it lies in, as `datasets` reads image folders."""
     block: list[Example] = []
     for path in sorted(_pictures(folder)):
@@ -102,7 +110,7 @@ def _of_folder(folder: Path, note: Note) -> Iterator[list[Example]]:
         if path.parent == folder:
             note(Skipped(str(path), 0, "no label: it lies in no folder of a class"))
             continue
-        block.append(Example(clean(name), clean(folder.name), path, clean(path.parent.name)))
+        block.append(Example(clean(name), clean(source), path, clean(path.parent.name)))
         if len(block) == BLOCK:
             yield block
             block = []
@@ -162,7 +170,7 @@ def label_of(value: Any) -> str | None:
 
 
 def _of_row(
-    path: Path, number: int, row: dict[str, Any], kind: Kind, columns: Columns, note: Note
+    path: Path, file: str, number: int, row: dict[str, Any], kind: Kind, columns: Columns, note: Note
 ) -> Example | None:  # fmt: skip
     value, label = row.get(columns.text), label_of(row.get(columns.label))
     why = ""
@@ -181,7 +189,7 @@ def _of_row(
         return None
     if isinstance(value, str):
         value = clean(value)
-    return Example(*named(path.name, number, row, columns), value, str(label))
+    return Example(*named(file, number, row, columns), value, str(label))
 
 
 def picture_of(value: Any, folder: Path) -> tuple[Any, str]:

@@ -79,7 +79,7 @@ def read_hub(its: Hub, columns: Columns, note: Note) -> Iterator[list[Text]]:
     check_columns(str(its), columns, first[1])
     rows = itertools.chain([first], rows)
     while block := _next(its, rows):
-        if found := list(documents(its.name, block, columns, note)):
+        if found := list(documents(its.name, block, columns, note, its.name)):
             yield found
 
 

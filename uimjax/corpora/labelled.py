@@ -20,7 +20,7 @@ import xxhash
 from uimjax import store
 from uimjax.corpora.arrays import as_npy
 from uimjax.corpora.examples import Example, Kind, examples_of, read_examples
-from uimjax.corpora.texts import Columns, Skipped
+from uimjax.corpora.texts import Columns, Skipped, called
 from uimjax.errors import (
     CorruptError,
     DataError,
@@ -209,7 +209,7 @@ def _written(
     writer = _Writer(root)
     try:
         for path in progress(files, "encoding examples", unit="files"):
-            for block in read_examples([path], encoder.kind, columns, writer.note, labels):
+            for block in read_examples([path], encoder.kind, columns, writer.note, labels, called(files)):
                 for its in block:
                     try:
                         row, remark = encoder.encode(its.value)

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ from uimjax.corpora.hub import PREFIX, Hub, digest, parse_hub, read_hub
 from uimjax.corpora.pieces import Piece, kept_pieces, pieces
 from uimjax.corpora.prepared import DOCUMENTS, MANIFEST, NOTES, ROWS, Prepared, open_prepared
 from uimjax.corpora.pretokenised import Kept, Raw, read_kept
-from uimjax.corpora.texts import Columns, Note, Skipped, Text, files_of, read_texts
+from uimjax.corpora.texts import Columns, Note, Skipped, Text, called, files_of, read_texts
 from uimjax.errors import DataError, MismatchError, OutputError, UsageError
 from uimjax.progress import Progress, quiet
 from uimjax.store.base import make_folder
@@ -72,7 +72,7 @@ def prepare(
         raise OutputError(f"{root} holds a corpus of other files or choices; choose another folder, or remove that one")
     _check_ours(root)
     make_folder(root)
-    cuts = _Cutter(columns, raw, tokenizer, length)
+    cuts = _Cutter(columns, raw, tokenizer, length, called(files))
     counts = _written(root, files, cuts, progress)
     store.write_manifest(root / MANIFEST, made_of | counts)  # last: a folder without it was stopped
     return open_prepared(root)
@@ -153,14 +153,15 @@ class _Cutter(NamedTuple):
     raw: Raw
     tokenizer: tokenizers.Tokenizer
     length: int
+    names: Mapping[Any, str]  # what the files are called
 
     def blocks(self, path: Where, note: Note) -> Iterator[list[tuple[Text, list[Piece]]]]:
         if isinstance(path, Path) and _has_tokens(path):
-            for kept in read_kept(path, self.raw, note):
+            for kept in read_kept(path, self.raw, note, self.names[path]):
                 yield [self.kept(its) for its in kept]
             return
         hub = isinstance(path, Hub)
-        for block in read_hub(path, self.columns, note) if hub else read_texts([path], self.columns, note):
+        for block in read_hub(path, self.columns, note) if hub else read_texts([path], self.columns, note, self.names):
             for few in _together(block):
                 codes = self.tokenizer.encode_batch([each.text for each in few])
                 yield [(its, list(pieces(code, self.length))) for its, code in zip(few, codes, strict=True)]

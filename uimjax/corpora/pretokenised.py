@@ -41,8 +41,8 @@ class Raw:
             raise UnknownNameError("dtype of tokens", self.dtype, DTYPES)
 
 
-def read_kept(path: Path, raw: Raw, note: Note) -> Iterator[list[Kept]]:
-    """Documents of a file, some at a time; empty ones are handed to `note`.
+def read_kept(path: Path, raw: Raw, note: Note, name: str) -> Iterator[list[Kept]]:
+    """Documents of a file, some at a time; empty ones are handed to `note`. `name`: what the file is called.
 
     Raises:
         CorruptError: the index or the file is cut short. MissingFileError, UsageError: how to read it is not known.
@@ -53,7 +53,7 @@ def read_kept(path: Path, raw: Raw, note: Note) -> Iterator[list[Kept]]:
         if stop == start:
             note(Skipped(str(path), number, "empty"))
             continue
-        block.append(Kept(f"{path.name}:{number}", path.name, np.asarray(ids[start:stop])))
+        block.append(Kept(f"{name}:{number}", name, np.asarray(ids[start:stop])))
         if len(block) == BLOCK:
             yield block
             block = []

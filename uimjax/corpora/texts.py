@@ -3,7 +3,8 @@ silence: a row that cannot be used is handed over with its place and the reason.
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -74,15 +75,39 @@ def files_of(paths: Sequence[str | Path], more: Sequence[str] = ()) -> list[Path
     return found
 
 
-def read_texts(paths: Sequence[str | Path], columns: Columns, note: Note) -> Iterator[list[Text]]:
-    """All documents in the order of the files, some at a time; `note` is told of every row that is none.
+def called(paths: Iterable[Any]) -> dict[Any, str]:
+    """What files are called where their rows are: by name, or by as many folders as tell them apart.
+
+    >>> called([Path("a/en/0.jsonl"), Path("a/de/0.jsonl"), Path("a/de/1.jsonl")]) == {
+    ...     Path("a/en/0.jsonl"): "en/0.jsonl", Path("a/de/0.jsonl"): "de/0.jsonl", Path("a/de/1.jsonl"): "1.jsonl"}
+    True
+    """
+    parts = {path: path.absolute().parts for path in paths if isinstance(path, Path)}
+    names, length = dict.fromkeys(parts, ""), 0
+    while open_ones := [path for path, name in names.items() if not name]:
+        length += 1
+        ends = {path: "/".join(parts[path][-length:]) for path in parts}
+        often = Counter(ends.values())
+        for path in open_ones:
+            if often[ends[path]] == 1 or length >= len(parts[path]):
+                names[path] = ends[path]
+    return names
+
+
+def read_texts(
+    paths: Sequence[str | Path], columns: Columns, note: Note, names: Mapping[Any, str] | None = None
+) -> Iterator[list[Text]]:  # fmt: skip
+    """All documents in the order of the files, some at a time; `note` is told of every row that is none. `names`: what
+    the files are called (`called`).
 
     Raises:
         MissingFileError, DataError: a file is missing, damaged or of another kind. UnknownNameError: no such column.
     """
-    for path in files_of(paths):
+    files = files_of(paths)
+    names = called(files) if names is None else names
+    for path in files:
         for block in read_blocks(path, columns, note):
-            found = list(documents(path, block, columns, note))
+            found = list(documents(path, block, columns, note, names[path]))
             if found:
                 yield found
 
@@ -100,9 +125,9 @@ def read_blocks(path: Path, columns: Columns, note: Note) -> Iterator[Block]:
         raise DataError(f"{path} cannot be read: {error}") from error
 
 
-def documents(path: Path | str, block: Block, columns: Columns, note: Note) -> Iterator[Text]:
-    """Of rows; those that are none are handed to `note`. `path`: the file, or a dataset's name."""
-    file = path.name if isinstance(path, Path) else path
+def documents(path: Path | str, block: Block, columns: Columns, note: Note, file: str) -> Iterator[Text]:
+    """Of rows; those that are none are handed to `note`. `path`: the file, or a dataset's name; `file`: what it is
+    called."""
     for number, row in block:
         text = row.get(columns.text)
         if not isinstance(text, str):
