@@ -13,7 +13,7 @@ from tests.pretrained.folders import write
 from uimjax import cli, config, programs, room
 from uimjax import sketch as sketching
 from uimjax.errors import UnknownNameError, UsageError
-from uimjax.interpret import base
+from uimjax.interpret import base, positions
 from uimjax.interpret.plan_index import plan_index
 from uimjax.interpret.plan_outline import plan_outline
 
@@ -38,16 +38,43 @@ def test_it_is_the_plan_of_the_model_itself(small, tmp_path):
     planned = plan_outline(its.task, its.params, spec(), count=64, chip="h100", batch_size=4, coding="int8")
     real = plan_index(model.task, model.params, rows, tmp_path, count=64, chip="h100", batch_size=4, coding="int8")
     assert planned.seconds["gradients"] == pytest.approx(real.seconds["gradients"], rel=1e-6)
-    assert planned.device_bytes == pytest.approx(real.device_bytes, rel=0.02)
     assert planned.disk_bytes == pytest.approx(real.disk_bytes, rel=0.2), "but for journal, manifest and price"
     again = plan_outline(its.task, its.params, spec(), count=64, chip="h100", batch_size=4, coding="int8")
     assert again.device_bytes == planned.device_bytes, "nothing of a trace is kept"
     found = base.training_sites(model.task, model.params, rows)
     program, drawn = base.row_program(found, found, uj.Sketch()), sketching.drawn(found, uj.Sketch())
     few = jax.tree.map(lambda x: x[:4], rows)
-    assert planned.device_bytes == pytest.approx(room.need(program, model.params, few, drawn).bytes, rel=0.02)
+    sketching_takes = room.need(program, model.params, few, drawn).bytes
+    assert real.device_bytes == pytest.approx(sketching_takes, rel=0.02)
+    width = sum(high * wide for high, wide in sketching.shapes(found, uj.Sketch()))
+    shares = positions.tokens_program(model.task, found, uj.Sketch())
+    asking_takes = room.need(shares, model.params, few, drawn, np.zeros((1, width), np.float32)).bytes
+    assert asking_takes > sketching_takes, "a direction as large as the parameters"
+    assert planned.device_bytes == pytest.approx(asking_takes, rel=0.02)
+    whole = uj.Task(lambda params, example: its.task.loss(params, example).sum())
+    plain = plan_outline(whole, its.params, spec(), count=64, chip="h100", batch_size=4)
+    assert plain.device_bytes == pytest.approx(sketching_takes, rel=0.05)
+    assert plain.how["asking"] == "no shares of tokens"
+    less = plan_outline(its.task, its.params, spec(), count=64, chip="h100", batch_size=4, shares=False)
+    assert less.device_bytes == pytest.approx(sketching_takes, rel=0.02)
+
     times = programs.operations(jax.make_jaxpr(program)(model.params, few, drawn)) * 16
     assert planned.seconds["gradients"] == pytest.approx(times / 494e12 / 0.2, rel=1e-6)
+
+
+def test_what_does_not_fit_says_what_does(capsys):
+    llama = [
+        "plan",
+        str(CONFIGS / "llama-3-8b.yaml"),
+        "--model",
+        str(CONFIGS / "shapes" / "llama-3-8b"),
+        "--count",
+        "99",
+    ]
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*llama, "--chip", "h100"])
+    assert ended.value.code == 5
+    assert "are there; without them (--shown 0) it is 63" in capsys.readouterr().err
 
 
 def test_devices_that_share_the_parameters_need_less_each(small):

@@ -81,7 +81,7 @@ def _failures(args: argparse.Namespace, config: Any) -> Any:
         task, its.params, example, count=args.count, chip=args.chip, devices=args.devices or share,
         mesh=None if share == 1 else make_mesh(config.devices, model=config.model_devices),
         sketch=Sketch(config.sketch_rank, seed=config.seed), batch_size=config.batch_size, coding=config.coding,
-        shard_rows=config.shard_rows,
+        shard_rows=config.shard_rows, shares=config.shown > 0,
     )  # fmt: skip
 
 

@@ -88,7 +88,7 @@ def _units(
         if direction is None:
             shares, rows = None, base.row_program(found, found, sketch)(params, batch.rows, drawn)[1]
         else:
-            shares, rows = _program(task, found, sketch)(params, batch.rows, drawn, direction)
+            shares, rows = tokens_program(task, found, sketch)(params, batch.rows, drawn, direction)
         real = int(batch.mask.sum())
         norms = jnp.linalg.norm(rows, axis=1)[:real]
         yield rows[:real] / jnp.maximum(norms, 1e-30)[:, None], norms, None if shares is None else shares[:real]
@@ -106,7 +106,7 @@ def _lifted(parts: Callable[[Any, Any], Any], found: Sites, sketch: AnySketch | 
 
 
 @functools.lru_cache(maxsize=16)
-def _program(task: Task, found: Sites, sketch: AnySketch | None):
+def tokens_program(task: Task, found: Sites, sketch: AnySketch | None):
     """Compiled `(params, rows, drawn, direction [1, D]) -> (shares [B, T], sketched rows [B, D])`."""
     gradients = base.row_program(found, found, sketch)
 
