@@ -10,9 +10,9 @@ import pytest
 
 import uimjax as uj
 from tests.pretrained.folders import write
-from uimjax import cli, config, programs, room
+from uimjax import cli, config, machine, programs, room
 from uimjax import sketch as sketching
-from uimjax.errors import UnknownNameError, UsageError
+from uimjax.errors import NoRoomError, UnknownNameError, UsageError
 from uimjax.interpret import base, positions
 from uimjax.interpret.plan_index import plan_index
 from uimjax.interpret.plan_outline import plan_outline
@@ -62,19 +62,16 @@ def test_it_is_the_plan_of_the_model_itself(small, tmp_path):
     assert planned.seconds["gradients"] == pytest.approx(times / 494e12 / 0.2, rel=1e-6)
 
 
-def test_what_does_not_fit_says_what_does(capsys):
-    llama = [
-        "plan",
-        str(CONFIGS / "llama-3-8b.yaml"),
-        "--model",
-        str(CONFIGS / "shapes" / "llama-3-8b"),
-        "--count",
-        "99",
-    ]
-    with pytest.raises(SystemExit) as ended:
-        cli.main([*llama, "--chip", "h100"])
-    assert ended.value.code == 5
-    assert "are there; without them (--shown 0) it is 63" in capsys.readouterr().err
+def test_what_does_not_fit_says_what_does(small, monkeypatch):
+    its = uj.outline(small)
+    how = {"count": 64, "chip": "h100", "batch_size": 4}
+    asking = plan_outline(its.task, its.params, spec(), **how)
+    alone = plan_outline(its.task, its.params, spec(), **how, shares=False)
+    between = (asking.device_bytes + alone.device_bytes) // 2
+    monkeypatch.setattr(machine, "chip", lambda name, chip=machine.chip: chip(name)._replace(memory=between))
+    assert plan_outline(its.task, its.params, spec(), **how, shares=False).check()
+    with pytest.raises(NoRoomError, match=r"are there; without them \(--shown 0\) it is"):
+        plan_outline(its.task, its.params, spec(), **how).check()
 
 
 def test_devices_that_share_the_parameters_need_less_each(small):
