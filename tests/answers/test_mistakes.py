@@ -146,7 +146,7 @@ def picture(rng, colour):
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
     """A ViT's folder, and a folder of pictures by class: red and blue, and three green ones that are called red."""
-    image = pytest.importorskip("PIL.Image")
+    image = pytest.importorskip("PIL.Image", reason="pictures take Pillow, an extra")
     folder, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
     side = uj.outline(write(folder / "start", "vit", id2label={"0": "red", "1": "blue"}, num_labels=2)).choice.side
     (folder / "start" / "preprocessor_config.json").write_text(json.dumps(PLAIN | {"size": side}))
@@ -197,7 +197,7 @@ def test_a_module_of_ones_own_and_a_table_of_pictures(pictures, tmp_path, capsys
         "label": [f.parent.name for f in files],
     }
     pq.write_table(pa.table(table), tmp_path / "table.parquet")
-    image = pytest.importorskip("PIL.Image")
+    image = pytest.importorskip("PIL.Image", reason="pictures take Pillow, an extra")
     monkeypatch.setattr("tests.answers.test_mistakes.OWN", MLP((8, 8, 3), 2, nnx.Rngs(0), (8,)), raising=False)
     given = {"model": "tests.answers.test_mistakes:own_module", "corpus": tmp_path / "table.parquet", "side": 8}
     assert ask(tmp_path / "out", **given, queries=queries) == 2, "without a kind it is taken for a language model"
@@ -380,7 +380,7 @@ def _side(folder):
 
 
 def test_pictures_are_resized_and_cut_as_their_config_says(tmp_path):
-    image = pytest.importorskip("PIL.Image")
+    image = pytest.importorskip("PIL.Image", reason="pictures take Pillow, an extra")
     rng = np.random.default_rng(0)
     held = image.fromarray(rng.integers(0, 255, (40, 60, 3)).astype(np.uint8))
     held.save(tmp_path / "x.png")
@@ -525,7 +525,7 @@ def test_the_same_input_with_another_label_is_told_and_not_folded(tmp_path, caps
 
 
 def test_pictures_that_changed_are_not_the_ones_before(tmp_path):
-    image = pytest.importorskip("PIL.Image")
+    image = pytest.importorskip("PIL.Image", reason="pictures take Pillow, an extra")
     image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / "a.png")
     table = lines(tmp_path / "t.jsonl", [{"image": "a.png", "label": "x"}])
     encoder, columns = classifiers.pictures(Pictures(3)), Columns("image", "", "", "label")
@@ -563,7 +563,7 @@ def test_a_module_is_asked_as_it_is_evaluated_and_running_means_are_no_parameter
     with pytest.raises(SystemExit) as ended:
         cli.main(["trace", str(config), *flags, "--out", str(tmp_path / "out")])
     assert ended.value.code == 0
-    module, image = meaned(), pytest.importorskip("PIL.Image")
+    module, image = meaned(), pytest.importorskip("PIL.Image", reason="pictures take Pillow, an extra")
     module.eval()
     pixels = np.asarray(image.open(queries.parent / "green.png").resize((8, 8), 2), np.float32) / 255
     got = json.loads(capsys.readouterr().out)["failures"][0]["value"]

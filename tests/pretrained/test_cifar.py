@@ -36,7 +36,7 @@ def network(file, depth):
 
 @pytest.mark.parametrize(("file", "depth"), [("resnet20-12fca82f.npz", 3), ("resnet56-4bfd9763.npz", 9)])
 def test_a_trained_network_knows_its_own_training_images(file, depth, reference_data):
-    image = pytest.importorskip("PIL.Image")
+    image = pytest.importorskip("PIL.Image", reason="pictures take Pillow, an extra")
     folder = reference_data / "vis_cifar10_first4k"
     pixels = np.asarray(image.open(folder / "cifar10_batch_0.png").convert("RGB")).reshape(1000, 32, 32, 3)[:400]
     rows = {"image": (pixels / np.float32(255) - MEAN) / SCALE, "label": np.load(folder / "labels.npy")[:400]}

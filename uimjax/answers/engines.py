@@ -37,8 +37,8 @@ PIECE = 8  # documents whose tokens are looked at together
 class Answering(NamedTuple):
     """`strongest(k)`: the k rows at either end of every question; `by_group(labels)`: the scores of all rows added up;
     `document_tokens(question, rows)` `[n, T]` and `question_tokens(question, rows)` `[n, Tq]`: shares of the row's
-    score, which they add up to; None where the measurement has no parts, or only whole
-    rows were scored."""
+    score, which they add up to; None where the measurement has no parts, or whole rows alone
+    were scored."""
 
     method: str
     unit: str

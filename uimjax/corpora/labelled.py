@@ -1,7 +1,7 @@
 """Labelled examples that were made ready: rows on disk as a model takes them, and where each came from.
 
-*Guarantee*: no example is left out without a line in `notes.jsonl`; one that repeats another byte for byte stays, and
-is listed there too.
+*Guarantee*: no example is left out without a line in `notes.jsonl`; one that repeats another, as
+the model sees it, stays and is listed there too.
 """
 
 import json
