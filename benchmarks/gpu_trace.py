@@ -129,7 +129,7 @@ def run(folder: Path, name: str, quick: bool) -> dict[str, Any]:
     planned = planned_mib(folder, values, start, rows)
     building = stages.noted["sketching gradients"]
     rest = building["seconds"] - building["first"]
-    over = planned / max(building["peak_device_mib"], 1)
+    over = planned / max(stages.noted["all, from files to answers"]["peak_device_mib"], 1)  # asking counts as well
     return {
         "parameters": parameters, "corpus": answer["corpus"], "batch_size": values["batch_size"],
         "method": answer["method"], "stages": stages.noted, "rank_of_own_document": ranks,
