@@ -1,0 +1,1 @@
+"""Representations and the curvature at them: spectra, similarities, dimensions, sharpness."""
