@@ -76,7 +76,9 @@ INSIDE = {
     "uimjax.commands": ["base", "ask", "failures", "index", "judge", "plan", "story"],
     "uimjax.workflow": ["base", "vision", "text"],
     "uimjax.understand.dynamics": [],
-    "uimjax.understand.representation": [],
+    "uimjax.understand.representation": [
+        "base", "moments", "spectrum", "similarity", "dimension", "hessian", "series",
+    ],
     "uimjax.understand.scaling": [],
 }  # fmt: skip
 

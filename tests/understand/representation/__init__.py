@@ -1,0 +1,1 @@
+"""Representations and the curvature at them, against slow twins and known numbers."""
