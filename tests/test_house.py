@@ -65,7 +65,8 @@ INSIDE = {
     ],
     "uimjax.mitigate": ["unlearning", "edit", "oracle", "proof"],
     "uimjax.report": [
-        "tables", "summary", "judgements", "markup", "rendering", "charts", "page", "answers", "mistakes",
+        "tables", "summary", "judgements", "markup", "rendering", "charts", "figures", "figures_dynamics",
+        "figures_representation", "figures_scaling", "page", "answers", "mistakes",
     ],
     "uimjax.audit": ["base", "backdoor", "behaviour", "leak", "scorecard"],
     "uimjax.sketch": ["base", "kronecker", "dense", "sparse", "truncated", "unsketched"],
@@ -79,7 +80,10 @@ INSIDE = {
     "uimjax.understand.representation": [
         "base", "moments", "spectrum", "similarity", "dimension", "hessian", "series",
     ],
-    "uimjax.understand.scaling": [],
+    "uimjax.understand.scaling": [
+        "base", "forms", "engine", "table", "design", "fits", "intervals", "using", "isoflop", "ladder", "saved",
+        "sweep",
+    ],
 }  # fmt: skip
 
 
