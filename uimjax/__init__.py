@@ -49,6 +49,9 @@ _MODULES = {
     "methods": "uimjax.interpret.methods",
     "counterfactual": "uimjax.interpret.counterfactual",
     "check": "uimjax.interpret.check",
+    "dynamics": "uimjax.understand.dynamics",
+    "representation": "uimjax.understand.representation",
+    "scaling": "uimjax.understand.scaling",
 }
 
 if TYPE_CHECKING:
@@ -89,6 +92,9 @@ if TYPE_CHECKING:
     from uimjax.task import Measurement as Measurement
     from uimjax.task import Task as Task
     from uimjax.task import contrast as contrast
+    from uimjax.understand import dynamics as dynamics
+    from uimjax.understand import representation as representation
+    from uimjax.understand import scaling as scaling
 
 __all__ = ["__version__", *_MODULES, *_WHERE]  # pyright: ignore[reportUnsupportedDunderAll]  # the table above
 

@@ -1,0 +1,197 @@
+"""What a scaling law is made of: a form, an objective, the rows that are fitted, and what the fit found."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from uimjax.errors import UsageError
+
+Inputs = Mapping[str, Any]  # name -> [n]
+Natural = dict[str, Any]  # parameter -> value, as papers state it
+
+
+class Parameter(NamedTuple):
+    """A coordinate of the fit and the range that starts are drawn from. `natural` is its name in papers."""
+
+    natural: str
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Form:
+    """`value(theta, x)` `[n]` of coordinates `theta` `[p]`, smooth in them; `log_value` its logarithm where that is the
+    better-behaved of the two.
+
+    `x` holds each of the `inputs` as log(input / centre), those of `raw` as they are. `natural(theta, centre)` gives
+    the parameters as papers state them and `coordinates(natural, centre)` the way back, for any centre (1: none).
+    `level` names the coordinates that carry the level of the losses: their starts are relative to its logarithm.
+    """
+
+    name: str
+    equation: str
+    inputs: tuple[str, ...]
+    parameters: tuple[Parameter, ...]
+    log_value: Callable[[Any, Inputs], Any] | None
+    natural: Callable[[Any, Mapping[str, float]], Natural]
+    coordinates: Callable[[Natural, Mapping[str, float]], Any]
+    source: str
+    value: Callable[[Any, Inputs], Any] | None = None
+    raw: tuple[str, ...] = ()
+    together: tuple[str, ...] = ()  # inputs of one unit, which share the centre of the first
+    level: tuple[int, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(parameter.natural for parameter in self.parameters)
+
+    def linear(self, theta: Any, x: Inputs) -> Any:
+        """The value itself, not its logarithm."""
+        if self.value is not None:
+            return self.value(theta, x)
+        assert self.log_value is not None
+        return jnp.exp(self.log_value(theta, x))
+
+    def logged(self, theta: Any, x: Inputs) -> Any:
+        return jnp.log(self.linear(theta, x)) if self.log_value is None else self.log_value(theta, x)
+
+
+Kind = Literal["huber", "lad", "least_squares", "asymmetric"]
+KINDS: tuple[str, ...] = ("huber", "lad", "least_squares", "asymmetric")
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The sum over rows of rho(r), with r = log loss - log prediction (`residual="linear"`: loss - prediction).
+
+    - "huber": r^2 / 2 within `delta`, delta (|r| - delta / 2) beyond (Huber 1964; 1e-3 is Hoffmann et al.'s,
+      arXiv 2203.15556);
+    - "lad": |r|, least absolute deviations;
+    - "least_squares": r^2 / 2;
+    - "asymmetric": Huber's, `over` times where the prediction lies above the loss; over > 1 draws a lower envelope.
+    """
+
+    kind: Kind = "huber"
+    delta: float = 1e-3
+    over: float = 10.0
+    residual: Literal["log", "linear"] = "log"
+
+    def __post_init__(self):
+        if self.kind not in KINDS:
+            raise UsageError(f"objective {self.kind!r} arrived; one of {', '.join(KINDS)} was wanted")
+        if not self.delta > 0 or not self.over > 0:
+            raise UsageError(f"delta and over should be positive: {self}")
+        if self.residual not in ("log", "linear"):
+            raise UsageError(f"residual={self.residual!r} arrived; 'log' or 'linear' was wanted")
+
+    def rho(self, r: Any, delta: Any) -> Any:
+        """Of each residual; for "lad" the absolute value. `delta` as a number that programs are not compiled for."""
+        size = jnp.abs(r)
+        if self.kind == "lad":
+            return size
+        if self.kind == "least_squares":
+            return r * r / 2
+        return jnp.where(size <= delta, r * r / 2, delta * (size - delta / 2)) * self._side(r)
+
+    def slopes(self, r: Any, delta: Any) -> tuple[Any, Any, Any]:
+        """(rho', rho'', rho'/r): what Newton and what reweighted least squares take of a residual."""
+        if self.kind == "least_squares":
+            return r, jnp.ones_like(r), jnp.ones_like(r)
+        if self.kind == "lad":
+            raise UsageError("least absolute deviations have no slope at 0: they are fitted through Huber's")
+        size, side = jnp.abs(r), self._side(r)
+        inside = size <= delta
+        first = jnp.where(inside, r, delta * jnp.sign(r)) * side
+        weight = jnp.where(inside, 1.0, delta / jnp.where(inside, 1.0, size)) * side
+        return first, jnp.where(inside, side, 0.0), weight
+
+    def _side(self, r: Any) -> Any:
+        return jnp.where(r < 0, self.over, 1.0) if self.kind == "asymmetric" else jnp.ones_like(r)
+
+
+class Rows(NamedTuple):
+    """What is fitted: `x` the inputs as numbers were read `{name: [n]}`, `y` `[n]` the losses, `group` `[n]` the run
+    that each came from (integers), for a bootstrap by runs."""
+
+    x: dict[str, np.ndarray]
+    y: np.ndarray
+    group: np.ndarray
+
+    def take(self, kept: np.ndarray) -> "Rows":
+        return Rows({name: values[kept] for name, values in self.x.items()}, self.y[kept], self.group[kept])
+
+
+class Optimum(NamedTuple):
+    """A local optimum: its objective, its parameters, and the share of the starts that ended there."""
+
+    value: float
+    natural: dict[str, float]
+    share: float
+    theta: np.ndarray
+
+
+class Fit(NamedTuple):
+    """A fitted law. `optima`: best first. `theta` `[p]` and `centre` are the coordinates of the best, `fixed` what was
+    not fitted. `condition`: of the Gauss-Newton matrix in the coordinates of the fit, and in uncentred ones. `r2`: of
+    the values themselves. `warnings`: what the design cannot tell."""
+
+    form: Form
+    objective: Objective
+    rows: Rows
+    theta: np.ndarray
+    centre: dict[str, float]
+    fixed: dict[str, float]
+    optima: list[Optimum]
+    starts: int
+    condition: tuple[float, float]
+    r2: float
+    warnings: list[str]
+
+    @property
+    def value(self) -> float:
+        return self.optima[0].value
+
+    @property
+    def natural(self) -> dict[str, float]:
+        return self.optima[0].natural
+
+    @property
+    def free(self) -> np.ndarray:
+        return np.array([name not in self.fixed for name in self.form.names])
+
+
+def prepared(form: Form, x: Mapping[str, Any], centre: Mapping[str, float]) -> dict[str, np.ndarray]:
+    """Inputs as the form takes them."""
+    return {
+        name: np.asarray(x[name], np.float64) if name in form.raw else np.log(np.asarray(x[name]) / centre[name])
+        for name in form.inputs
+    }
+
+
+def centre_of(form: Form, x: Mapping[str, Any]) -> dict[str, float]:
+    """The geometric mean of each logged input: there levels and exponents hardly correlate."""
+    found = {name: float(np.exp(np.mean(np.log(x[name])))) for name in form.inputs if name not in form.raw}
+    return found | {name: found[form.together[0]] for name in form.together}
+
+
+def target(objective: Objective, y: np.ndarray) -> np.ndarray:
+    """What residuals are taken of."""
+    return np.log(y) if objective.residual == "log" else y
+
+
+def natural_all(form: Form, theta: np.ndarray, centre: Mapping[str, float]) -> dict[str, np.ndarray]:
+    """Each parameter, as papers state it, at many places `[S, p]`: `{name: [S]}` in float64."""
+    with jax.enable_x64(True):
+        found = jax.vmap(lambda t: form.natural(t, centre))(jnp.asarray(np.asarray(theta, np.float64)))
+        return {name: np.asarray(values) for name, values in found.items()}
+
+
+def coordinates_of(form: Form, natural: Mapping[str, float], centre: Mapping[str, float]) -> np.ndarray:
+    """The coordinates `[p]` of parameters as papers state them."""
+    with jax.enable_x64(True):
+        given = {name: jnp.asarray(value, jnp.float64) for name, value in natural.items()}
+        return np.asarray(form.coordinates(given, centre), np.float64)

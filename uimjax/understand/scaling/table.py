@@ -1,0 +1,178 @@
+"""Tables of runs: files or columns, which of them the form takes, and every row that cannot be fitted named."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from uimjax.errors import DataError, MalformedRowError, MissingFileError, NonFiniteError, UnknownNameError, UsageError
+from uimjax.understand.scaling.base import Form, Objective, Rows
+
+KNOWN = {  # how tables spell what the forms call by a letter; compared without case, spaces, dashes and underscores
+    "N": ("n", "params", "parameters", "modelsize", "numparams", "nparams", "nonembeddingparams"),
+    "D": ("d", "tokens", "data", "trainingtokens", "ntokens", "numtokens", "examples", "trainexamples"),
+    "C": ("c", "flops", "flop", "compute", "trainingflop", "trainingflops"),
+    "U": ("u", "uniquetokens", "unique", "uniqueexamples"),
+    "M": ("m", "tokensperparameter", "tokensperparam"),
+    "noise": ("noise", "corruption", "corruptionrate", "noiserate", "labelnoise"),
+    "loss": ("loss", "valloss", "validationloss", "testloss", "evalloss", "finalloss"),
+}
+FLOPS = 6.0  # C = 6 N D, Kaplan et al. 2020, arXiv 2001.08361, section 2.1
+Columns = dict[str, list[Any]]
+Table = str | Path | Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Any]]
+
+
+def read(table: Table) -> Columns:
+    """Columns of a CSV, TSV, Parquet or JSON-lines file, of a mapping of columns, or of a list of rows.
+
+    Raises:
+        MissingFileError, MalformedRowError. DataError: no rows, or columns of several lengths.
+    """
+    if isinstance(table, (str, Path)):
+        found = _file(Path(table))
+    elif isinstance(table, Mapping):
+        found = {str(name): list(values) for name, values in table.items()}
+    else:
+        names = dict.fromkeys(name for row in table for name in row)
+        found = {name: [row.get(name) for row in table] for name in names}
+    lengths = {len(values) for values in found.values()}
+    if len(lengths) > 1:
+        raise DataError(f"columns of {sorted(lengths)} rows arrived; all should have as many")
+    if not lengths or lengths == {0}:
+        raise DataError("the table has no rows; one a run was wanted")
+    return found
+
+
+def _file(path: Path) -> Columns:
+    from pyarrow import ArrowInvalid, csv, json, parquet
+
+    if not path.is_file():
+        raise MissingFileError(f"{path} is not a file; a table of runs (.csv, .tsv, .parquet, .jsonl) was wanted")
+    ending, odd = path.suffix.lower(), []
+    try:
+        if ending == ".parquet":
+            return parquet.read_table(path).to_pydict()
+        if ending in (".jsonl", ".ndjson"):
+            return json.read_json(path).to_pydict()
+        if ending in (".csv", ".tsv", ".txt"):
+            parse = csv.ParseOptions(delimiter="\t" if ending == ".tsv" else ",", invalid_row_handler=_noted(odd))
+            return csv.read_csv(path, csv.ReadOptions(use_threads=False), parse).to_pydict()
+    except ArrowInvalid as error:
+        if odd:
+            fields = f"{odd[0].actual_columns} fields for {odd[0].expected_columns} columns"
+            raise MalformedRowError(path, odd[0].number or 0, fields) from error
+        raise DataError(f"{path} cannot be read as a table: {error}") from error
+    raise UsageError(f"{path}: tables end in .csv, .tsv, .parquet or .jsonl, not in {ending!r}")
+
+
+def _noted(odd: list[Any]) -> Any:
+    """Of a reader's rows that have too few or too many fields, the first; what it raises itself is lost in C."""
+
+    def handler(row: Any) -> str:
+        odd.append(row)
+        return "error"
+
+    return handler
+
+
+def _plain(name: str) -> str:
+    return "".join(letter for letter in name.lower() if letter.isalnum())
+
+
+def column(columns: Columns, what: str, given: Mapping[str, str]) -> str | None:
+    """The name of the column for a letter of the forms: as it was given, else by the known spellings.
+
+    Raises:
+        UnknownNameError: the name given is no column. UsageError: two columns could be it.
+    """
+    if what in given:
+        if given[what] not in columns:
+            raise UnknownNameError("column", given[what], columns)
+        return given[what]
+    if what in columns:
+        return what
+    found = [name for name in columns if _plain(name) in KNOWN.get(what, (_plain(what),))]
+    if len(found) > 1:
+        raise UsageError(f"{what} could be any of the columns {', '.join(map(repr, found))}; say which: {what}=NAME")
+    return found[0] if found else None
+
+
+def rows_of(
+    table: Table,
+    form: Form,
+    objective: Objective,
+    given: Mapping[str, str] | None = None,
+    loss: str = "loss",
+    group: str | None = None,
+) -> tuple[Rows, dict[str, str]]:
+    """(the rows as numbers, which column each was taken from). D is C / (6 N) where a table has C instead, M is D / N.
+
+    `loss` names the fitted column, any measurement; `group` that of the runs (each row its own otherwise).
+
+    Raises:
+        UnknownNameError: a column that is not there. DataError: values that a logarithm refuses, with their row.
+        NonFiniteError, UsageError
+    """
+    columns, given = read(table), dict(given or {})
+    for what in given:
+        if what not in (*form.inputs, "C", "D", "N"):
+            raise UnknownNameError("input of the form", what, (*form.inputs, "C"))
+    target = column(columns, "loss", {} if loss == "loss" and "loss" not in columns else {"loss": loss})
+    if target is None:
+        raise UnknownNameError("column", loss, columns)
+    used = {"loss": target}
+    x = {name: _input(columns, name, given, used, form) for name in form.inputs}
+    y = numbers(columns, target, positive=objective.residual == "log")
+    for name in form.inputs:
+        if name not in form.raw:
+            _check_positive(used[name], x[name], "the form takes its logarithm")
+    return Rows(x, y, groups(columns, group, len(y))), used
+
+
+def _input(columns: Columns, what: str, given: Mapping[str, str], used: dict[str, str], form: Form) -> np.ndarray:
+    name = column(columns, what, given)
+    if name is not None:
+        used[what] = name
+        return numbers(columns, name)
+    size, flops = column(columns, "N", given), column(columns, "C", given)
+    if what == "D" and size and flops:
+        used[what] = f"{flops} / ({FLOPS:g} {size})"
+        return numbers(columns, flops) / (FLOPS * numbers(columns, size))
+    data = column(columns, "D", given)
+    if what == "M" and size and data:
+        used[what] = f"{data} / {size}"
+        return numbers(columns, data) / numbers(columns, size)
+    known = f" ({form.name} takes {', '.join(form.inputs)}; say which column: {what}=NAME)"
+    raise UnknownNameError(f"column for {what}{known}", what, columns)
+
+
+def numbers(columns: Columns, name: str, positive: bool = False) -> np.ndarray:
+    """A column `[n]` in float64. Raises DataError, NonFiniteError."""
+    try:
+        found = np.array([np.nan if value is None else float(value) for value in columns[name]], np.float64)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"column {name!r} holds what is no number: {error}") from error
+    if not np.isfinite(found).all():
+        at = int(np.flatnonzero(~np.isfinite(found))[0])
+        raise NonFiniteError(
+            f"column {name!r}, row {at + 1} is {columns[name][at]}; remove diverged and unfinished runs"
+        )
+    if positive:
+        _check_positive(name, found, "the residual is of logarithms: residual='linear' takes any sign")
+    return found
+
+
+def _check_positive(name: str, values: np.ndarray, why: str) -> None:
+    if not (values > 0).all():
+        at = int(np.flatnonzero(values <= 0)[0])
+        raise DataError(f"{name!r}, row {at + 1} is {values[at]:g}; above 0 was wanted ({why})")
+
+
+def groups(columns: Columns, name: str | None, count: int) -> np.ndarray:
+    """Numbers of the runs `[n]`."""
+    if name is None:
+        return np.arange(count)
+    if name not in columns:
+        raise UnknownNameError("column", name, columns)
+    return np.unique(np.array([str(value) for value in columns[name]]), return_inverse=True)[1]
