@@ -35,8 +35,7 @@ class Found(NamedTuple):
 class _Lanes(NamedTuple):
     number: Any  # [W] of the queue; S: idle
     theta: Any  # [W, p]
-    value: Any  # [W]
-    damping: Any
+    damping: Any  # [W]
     still: Any
     steps: Any
     following: Any  # the next of the queue
@@ -134,11 +133,11 @@ def _program(form: Form, objective: Objective, lanes: int, weighted: bool, free:
     def value(theta: Any, x: Any, y: Any, w: Any, delta: Any) -> Any:
         return jnp.sum(w * objective.rho(residuals(form, objective, theta, x, y), delta))
 
-    def lane(theta: Any, before: Any, damping: Any, w: Any, x: Any, y: Any, delta: Any) -> tuple[Any, ...]:
+    def lane(theta: Any, damping: Any, w: Any, x: Any, y: Any, delta: Any) -> tuple[Any, ...]:
         def r(part: Any) -> Any:
             return residuals(form, objective, _put(theta, free, part), x, y)
 
-        gradient, newton, reweighted = _derivatives(r, objective, jnp.stack([theta[k] for k in free]), w, delta)
+        before, gradient, newton, reweighted = _derivatives(r, objective, jnp.stack([theta[k] for k in free]), w, delta)
         one, two = (_within(_solved(matrix, gradient, damping), reach) for matrix in (newton, reweighted))
         found, now = theta, before
         for step in (one, two, 2 * two):
@@ -156,21 +155,18 @@ def _program(form: Form, objective: Objective, lanes: int, weighted: bool, free:
         def of(number: Any) -> Any:
             return weights[jnp.minimum(number, total - 1)] if weighted else weights
 
-        def first(number: Any) -> tuple[Any, Any]:
-            theta = starts[jnp.minimum(number, total - 1)]
-            return theta, jnp.nan_to_num(value(theta, x, y, of(number), delta), nan=jnp.inf)
+        def first(number: Any) -> Any:
+            return starts[jnp.minimum(number, total - 1)]
 
         def body(s: _Lanes) -> _Lanes:
-            step = jax.vmap(lambda t, f, d, k: lane(t, f, d, of(k), x, y, delta))
-            theta, now, damping, gain, better = step(s.theta, s.value, s.damping, s.number)
-            return _refilled(s, theta, now, damping, gain, better, jax.vmap(first), total)
+            step = jax.vmap(lambda t, d, k: lane(t, d, of(k), x, y, delta))
+            theta, now, damping, gain, better = step(s.theta, s.damping, s.number)
+            return _refilled(s, theta, now, damping, gain, better, first, total)
 
         number, zero = jnp.arange(lanes, dtype=jnp.int32), jnp.zeros(lanes, jnp.int32)
         blank = (starts, jnp.full(size, jnp.inf, starts.dtype), jnp.zeros(size, jnp.int32))
         damping = jnp.full(lanes, FIRST, starts.dtype)
-        theta, now = jax.vmap(first)(number)
-        theta, now = jax.vmap(first)(number)
-        begun = _Lanes(number, theta, now, damping, zero, zero, jnp.minimum(total, lanes), blank)
+        begun = _Lanes(number, first(number), damping, zero, zero, jnp.minimum(total, lanes), blank)
         return jax.lax.while_loop(lambda s: jnp.any(s.number < total), body, begun).done
 
     return run
@@ -189,28 +185,27 @@ def _refilled(s: _Lanes, theta: Any, now: Any, damping: Any, gain: Any, better: 
     steps = s.steps + 1
     over = ((still >= STILL) | (damping >= MOST) | (steps >= STEPS) | (now == 0)) & (s.number < total)
     written = jnp.where(over, s.number, len(s.done[1]))
-    new = (theta, now, steps)
+    new = (theta, jnp.nan_to_num(now, nan=jnp.inf), steps)
     done = tuple(kept.at[written].set(each, mode="drop") for kept, each in zip(s.done, new, strict=True))
     waiting = s.following + jnp.cumsum(over) - 1
     number = jnp.where(over, jnp.minimum(waiting, total), s.number).astype(jnp.int32)
-    fresh, fresh_value = first(number)
     return _Lanes(
-        number, jnp.where(over[:, None], fresh, theta), jnp.where(over, fresh_value, now),
+        number, jnp.where(over[:, None], first(number), theta),
         jnp.where(over, FIRST, damping).astype(theta.dtype), jnp.where(over, 0, still).astype(jnp.int32),
         jnp.where(over, 0, steps).astype(jnp.int32),
         jnp.minimum(s.following + jnp.sum(over), total).astype(jnp.int32), done,
     )  # fmt: skip
 
 
-def _derivatives(r: Any, objective: Objective, theta: Any, w: Any, delta: Any) -> tuple[Any, Any, Any]:
-    """(gradient, Newton's matrix, that of reweighted least squares) of a lane."""
+def _derivatives(r: Any, objective: Objective, theta: Any, w: Any, delta: Any) -> tuple[Any, ...]:
+    """(objective, gradient, Newton's matrix, that of reweighted least squares) of a lane."""
     found, jacobian = r(theta), jax.jacfwd(r)(theta)  # [n], [n, p]
     first, second, weight = objective.slopes(found, delta)
     pull = jax.lax.stop_gradient(w * first)
     bent = jax.jacfwd(jax.jacfwd(lambda t: jnp.sum(pull * r(t))))(theta)
     sides = jnp.concatenate([jacobian * (w * second)[:, None], jacobian * (w * weight)[:, None]], axis=1)
     newton, reweighted = jnp.split(jacobian.T @ sides, 2, axis=1)  # one product: two small ones cost twice as much
-    return pull @ jacobian, newton + bent, reweighted
+    return jnp.sum(w * objective.rho(found, delta)), pull @ jacobian, newton + bent, reweighted
 
 
 def _within(step: Any, reach: np.ndarray) -> Any:
