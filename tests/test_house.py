@@ -76,7 +76,7 @@ INSIDE = {
     ],
     "uimjax.commands": ["base", "ask", "failures", "index", "judge", "plan", "story"],
     "uimjax.workflow": ["base", "vision", "text"],
-    "uimjax.understand.dynamics": [],
+    "uimjax.understand.dynamics": ["signals", "collector", "gradients", "scores", "table", "elsewhere", "reading"],
     "uimjax.understand.representation": [
         "base", "moments", "spectrum", "similarity", "dimension", "hessian", "series",
     ],

@@ -97,6 +97,29 @@ def leaf_norms(found: Sites, factors: Factors) -> Gradients:
     return out
 
 
+def norms_and_sum(found: Sites, factors: Factors, weights: Any) -> tuple[Any, Gradients]:
+    """(exact gradient norms `[B]`, `sum_b w_b grad_b` by parameter path) of one backward pass: a gradient formed for
+    its norm serves the sum as well, so that both cost little more than the sum alone."""
+    squares, total = [], {}
+    for leaf in found.leaves:
+        uses = factors[leaf.path]
+        if not uses:
+            continue
+        pairs = _overlaps(leaf, uses)
+        if pairs is not None and sum(_gram_cost(x, y) for x, y, _ in pairs) <= _form_cost(leaf, uses):
+            squares.append(functools.reduce(jnp.add, (times * _gram(x, y) for x, y, times in pairs)))
+            scale: Any = weights.reshape(-1, 1, 1, 1)
+            scale: Any = weights.reshape(-1, 1, 1, 1)
+            heavy: Any = tuple(use._replace(g=use.g * scale.astype(use.g.dtype)) for use in uses)  # type: ignore[union-attr]
+            total[leaf.path] = form(leaf, pool({leaf.path: heavy}, len(weights))[leaf.path])[0]
+        else:
+            gradient = form(leaf, uses)
+            flat = gradient.reshape(gradient.shape[0], -1)
+            squares.append(jnp.sum(jnp.square(_wide(flat)), 1))
+            total[leaf.path] = _einsum("b,bp->p", weights, flat).reshape(gradient.shape[1:]).astype(gradient.dtype)
+    return jnp.sqrt(functools.reduce(jnp.add, squares)), total
+
+
 def _overlaps(leaf: Leaf, uses: tuple[Factor, ...]) -> list[tuple[Any, Any, float]] | None:
     """Pairs of factored uses that meet in the parameter, (x, y, how often they count); None where a plain gradient, or
     slices that meet in part, leave no way but forming."""

@@ -1,0 +1,1 @@
+"""Mirrors uimjax/understand/dynamics."""

@@ -1,0 +1,155 @@
+"""Norms of per-example gradients in the step's own backward pass, and what they say of the batch size."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from uimjax import factors as algebra
+from uimjax import rows as row
+from uimjax.errors import CoverageError, UsageError
+from uimjax.taps import Sites, each_example, sites
+from uimjax.task import Task
+
+DECAY = 0.995  # nanoGNS's
+
+
+class Graded(NamedTuple):
+    """`gradient`: of the weighted mean loss, as the parameters; `losses` `[B]` nats; `norms` `[B]`: of each example's
+    own gradient over all parameters, unweighted."""
+
+    gradient: Any
+    losses: Any
+    norms: Any
+
+
+def graded(task: Task, params: Any, rows: Any, weights: Any = None) -> Graded:
+    """One backward pass that gives the batch gradient and each example's gradient norm (GraNd, arXiv 2107.07075).
+
+    `gradient = sum_b w_b grad_b / sum_b w_b`, `weights` `[B]` (ones unless given; 0 is padding). Pure: call it inside a
+    jitted step in the place of `jax.value_and_grad`. Norms come from Gram matrices or from gradients that the sum needs
+    as well, whichever is cheaper for each parameter.
+
+    Raises:
+        CoverageError: the task attributes a part of its parameters, so that no step could be made of the gradient.
+        UsageError: packed rows. TapError and its children: the loss cannot be followed.
+    """
+    if task.segments is not None:
+        raise UsageError("packed rows have several examples each: unpack them, or collect without grand")
+    found = sites(task, params, row.example_spec(rows))
+    _check_whole(task, found, params)
+    count = jax.tree.leaves(rows)[0].shape[0]
+    losses, factors = each_example(task, found, params, rows)
+    weights = jnp.ones(count, losses.dtype) if weights is None else weights
+    total = jnp.sum(weights)
+    norms, summed = algebra.norms_and_sum(found, factors, weights / jnp.where(total > 0, total, 1))
+    named, tree = jax.tree_util.tree_flatten_with_path(params)
+    paths = [jax.tree_util.keystr(path, simple=True, separator="/") or "params" for path, _ in named]
+    gradient = [summed.get(p, jnp.zeros_like(leaf)) for p, (_, leaf) in zip(paths, named, strict=True)]
+    gradient = [g.astype(leaf.dtype) for g, (_, leaf) in zip(gradient, named, strict=True)]
+    return Graded(jax.tree.unflatten(tree, gradient), losses, norms)
+
+
+def _check_whole(task: Task, found: Sites, params: Any) -> None:
+    if tuple(task.include) != ("*",) or task.exclude:
+        raise CoverageError(f"the task attributes {found.coverage:.1%} of its parameters: train with include=('*',)")
+    odd = [leaf for leaf in jax.tree.leaves(params) if not jnp.issubdtype(jnp.asarray(leaf).dtype, jnp.floating)]
+    if odd:
+        raise UsageError(
+            "parameters that are no floats have no gradient: keep them out of params, in the task's closure"
+        )
+
+
+class Noise(NamedTuple):
+    """Running estimates for the gradient noise scale: of tr(Sigma), of |G|^2, and the weight of both."""
+
+    trace: Any
+    square: Any
+    weight: Any
+
+
+def noise_init() -> Noise:
+    return Noise(jnp.zeros(()), jnp.zeros(()), jnp.zeros(()))
+
+
+def noise_update(noise: Noise, small: Any, big: Any, sizes: tuple[Any, Any], decay: float = DECAY) -> Noise:
+    """After a step with squared gradient norms `small` and `big` of batches of b < B examples (McCandlish et al. 2018,
+    arXiv 1812.06162, appendix A):
+
+        |G|^2 = (B big - b small) / (B - b),      tr(Sigma) = (small - big) / (1 / b - 1 / B).
+
+    Each has a running mean of its own, and their ratio is taken at the end: the mean of ratios is biased. With the
+    norms of examples b = 1, and `small` is their mean square.
+    """
+    b, big_b = sizes
+    square = (big_b * big - b * small) / (big_b - b)
+    trace = (small - big) / (1 / b - 1 / big_b)
+    kept = lambda old, new: decay * old + (1 - decay) * new  # noqa: E731  # one line, used thrice
+    return Noise(kept(noise.trace, trace), kept(noise.square, square), kept(noise.weight, 1.0))
+
+
+def noise_scale(noise: Noise) -> dict[str, float]:
+    """`simple` = tr(Sigma) / |G|^2, the batch size at which noise and signal are alike, and both estimates. NaN before
+    the first step, and where |G|^2 is estimated as 0 or less."""
+    weight = float(noise.weight)
+    if weight == 0:
+        return dict.fromkeys(("simple", "trace", "square"), float("nan"))
+    trace, square = float(noise.trace) / weight, float(noise.square) / weight
+    return {"simple": trace / square if square > 0 else float("nan"), "trace": trace, "square": square}
+
+
+class Variance(NamedTuple):
+    """VoG's state: how often each example was met `[N]`, and the mean and squared deviations of its input gradients
+    `[N, P]`."""
+
+    met: Any
+    mean: Any
+    spread: Any
+
+
+def vog_init(count: int, size: int, dtype: Any = jnp.float32) -> Variance:
+    """For `count` examples with `size` input numbers each."""
+    return Variance(jnp.zeros(count, jnp.int32), jnp.zeros((count, size), dtype), jnp.zeros((count, size), dtype))
+
+
+def vog_update(state: Variance, ids: Any, gradients: Any) -> Variance:
+    """After one more checkpoint of the examples `ids` `[B]` (each once) with input gradients `[B, ...]`."""
+    met, mean = state.met[ids] + 1, state.mean[ids]
+    new = gradients.reshape(len(ids), -1).astype(state.mean.dtype)
+    moved = mean + (new - mean) / met[:, None].astype(new.dtype)
+    return Variance(
+        state.met.at[ids].set(met),
+        state.mean.at[ids].set(moved),
+        state.spread.at[ids].add((new - mean) * (new - moved)),
+    )
+
+
+def vog_finish(state: Variance, labels: Any = None) -> Any:
+    """Variance of gradients `[N]` (Agarwal et al. 2022, arXiv 2008.11600): the mean over inputs of the standard
+    deviation over checkpoints; with `labels` `[N]` as z-scores within each class. NaN: never met."""
+    met = np.asarray(state.met)
+    raw = np.sqrt(np.asarray(state.spread, np.float64) / np.maximum(met, 1)[:, None]).mean(1)
+    raw = np.where(met > 0, raw, np.nan)
+    if labels is None:
+        return raw
+    found = np.full(len(raw), np.nan)
+    for label in np.unique(labels):
+        here = np.asarray(labels) == label
+        spread = np.nanstd(raw[here])
+        found[here] = (raw[here] - np.nanmean(raw[here])) / (spread if spread > 0 else 1.0)
+    return found
+
+
+def input_gradients(
+    outputs: Callable[[Any, Any], Any], params: Any, inputs: Any, labels: Any, probabilities: bool = False
+) -> Any:
+    """Gradients `[B, ...]` of the label's logit in the inputs `[B, ...]`, as the paper defines VoG; of its probability
+    with `probabilities`, as the authors' toy script does. `outputs(params, input) -> [C]`."""
+
+    def one(x: Any, label: Any) -> Any:
+        logits = outputs(params, x)
+        return (jax.nn.softmax(logits) if probabilities else logits)[label]
+
+    return jax.vmap(jax.grad(one))(inputs, labels)
