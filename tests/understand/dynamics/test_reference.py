@@ -88,7 +88,7 @@ def test_every_score_of_every_example(statistics, golden):
         assert (found[name] == wanted).all(), name
     for epoch in AT:
         near(found[f"el2n_{epoch - 1}"], golden[f"el2n_e{epoch}"], "el2n")
-        near(found[f"grand_{epoch - 1}"], golden[f"grand_e{epoch}"], "grand", 2e-5, 2e-6)  # float32 is stored
+        near(found[f"grand_{epoch - 1}"], golden[f"grand_e{epoch}"], "grand", 2e-5, 4e-6)  # float32 is stored
     cartography = uj.dynamics.Definitions(never_learned="cartography")
     found = uj.dynamics.scores(statistics, cartography)["forgetting"].values
     assert (found == golden["cartography_forgetfulness"]).all()

@@ -8,6 +8,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from uimjax.errors import UnknownNameError, UsageError
 from uimjax.steps import Recipe
 from uimjax.store import stage_key
@@ -87,7 +89,7 @@ def crossed(axes: Mapping[str, Any] | None, runs: Sequence[Mapping[str, Any]] | 
 
 
 def _values(name: str, given: Any) -> list[Any]:
-    found = list(given) if not isinstance(given, str) and hasattr(given, "__iter__") else [given]
+    found = [given] if isinstance(given, str) or np.ndim(given) == 0 else list(given)
     if not found:
         raise UsageError(f"the axis {name!r} has no values; at least one was wanted")
     for k, value in enumerate(found):

@@ -67,8 +67,8 @@ def sweep(
     and results, or None.
 
     *Guarantees*: a run's result depends neither on what ran beside it nor on the number of devices, up to rounding. A
-    sweep that was stopped and started again gives the same table to the bit, but for the seconds of what was repeated.
-    A run that is finished is not repeated; one with any other setting, or other data, is another run. (What your own
+    sweep that was stopped and started again on the same devices gives the same table to the bit, but for the seconds of
+    what was repeated. A run that is finished is not repeated; one with any other setting, or other data, is another run. (What your own
     function computes is not looked into: when you change it, take another folder.)
 
     Raises:

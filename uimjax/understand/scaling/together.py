@@ -2,6 +2,9 @@
 
 No run sees another: there is no sum, norm or random number across the axis, so that what comes out is that of a run
 trained alone, but for how a machine's products round in batches of another size. The axis is spread over devices.
+
+It pays where one run leaves the machine idle: on two CPU cores 32 perceptrons of 8 hidden units took half the time of
+one by one (a sixth, with what every run costs beside its steps), of 64 and more units as much.
 """
 
 import functools
