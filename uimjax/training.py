@@ -29,16 +29,20 @@ from uimjax.store import digest_tree, read_json, stage_key, write_json
 from uimjax.store.base import make_folder
 from uimjax.taps import _compat
 from uimjax.task import Task
+from uimjax.understand.dynamics import stepping
+from uimjax.understand.dynamics.collector import Collector, Statistics
 
 
 class Fitted(NamedTuple):
     """`loss` `[E]`: mean over kept rows. `example_loss`, `margin` `[E, N]`: as each row was met in that epoch, before
-    its step. The margin is z_y - max_{k != y} z_k. NaN: left out (weight 0), or no `task.outputs`."""
+    its step. The margin is z_y - max_{k != y} z_k. NaN: left out (weight 0), or no `task.outputs`. `dynamics`: what the
+    collector saw, if there was one."""
 
     params: Any
     loss: np.ndarray
     example_loss: np.ndarray
     margin: np.ndarray
+    dynamics: Statistics | None = None
 
 
 _SNAPSHOTS = "snapshots"
@@ -49,6 +53,7 @@ class _State(NamedTuple):
     optimizer: Any
     example_loss: Any  # [E, N]
     margin: Any
+    dynamics: Any = ()  # the collector's
 
 
 def fit(
@@ -62,35 +67,31 @@ def fit(
     save_every: int = 10,
     snapshots: Sequence[int] = (),
     sinks: Sequence[Sink] = (),
+    dynamics: Collector | None = None,
     progress: Progress = quiet,
 ) -> Fitted:
     """Minimise the weighted mean of `task.loss` (`task.trained` where there is one) over the rows.
 
     `weights` `[N]` (default ones): a row of weight 0 is met by nothing. With `folder`, a checkpoint is kept every
     `save_every` epochs and a run found there is continued; the parameters after each of the `snapshots` (numbers of
-    finished epochs) stay there for good (`snapshot` reads them).
+    finished epochs) stay there for good (`snapshot` reads them). `dynamics` collects its statistics in the same steps.
 
     Raises:
         NonFiniteError: parameters, rows or the loss are not finite. UsageError: weights of another length.
-        MismatchError: `folder` holds another run. NoRoomError: a batch does not fit the device.
+        MismatchError: `folder` holds another run, or logits are collected and `nll` of them is not the loss.
+        NoRoomError: a batch does not fit the device.
     """
-    row.check_finite(params, "parameters")
-    row.check_finite(data, "training rows")
-    count = row.count(data)
-    weights = np.ones(count, np.float32) if weights is None else np.asarray(weights, np.float32)
-    if weights.shape != (count,) or not weights.sum() > 0:
-        raise UsageError(
-            f"weights of shape {weights.shape} for {count} rows; [N] with at least one row kept was wanted"
-        )
+    count, weights = row.count(data), _checked(task, params, data, weights, dynamics)
     start = 0
     if folder is not None:
-        causes = (recipe, *map(digest_tree, (params, data, weights)), digest(task, recipe, params, data))
+        watched = () if dynamics is None else (dynamics,)
+        causes = (recipe, *map(digest_tree, (params, data, weights)), digest(task, recipe, params, data), *watched)
         start = _claim(folder, causes, snapshots)
     placed = jax.tree.map(jnp.asarray, data)
-    _, state = check_room(task, params, placed, recipe)
+    _, state = check_room(task, params, placed, recipe, dynamics)
     if folder is not None and start:
         start, state = checkpoint.load(folder, state)
-    program = epoch(task, steps.static(recipe, count))
+    program = epoch(task, steps.static(recipe, count), dynamics)
     key = jax.random.key(recipe.seed)
     curve = []
     for number in progress(range(recipe.epochs), "training", unit="epochs", skip=start):
@@ -110,27 +111,52 @@ def fit(
             if folder is not None and ((number + 1) % save_every == 0 or number + 1 == recipe.epochs):
                 checkpoint.save(folder, number + 1, state)
         curve.append(_mean(state.example_loss[number], weights))
-    return Fitted(state.params, np.asarray(curve), np.asarray(state.example_loss), np.asarray(state.margin))
+    seen = None if dynamics is None else dynamics.finish(state.dynamics)
+    return Fitted(state.params, np.asarray(curve), np.asarray(state.example_loss), np.asarray(state.margin), seen)
 
 
-def started(params: Any, recipe: Recipe, count: int) -> "_State":
+def _checked(task: Task, params: Any, data: Any, weights: Any, dynamics: Collector | None) -> np.ndarray:
+    """The weights of the rows, once all that arrived fits together."""
+    row.check_finite(params, "parameters")
+    row.check_finite(data, "training rows")
+    count = row.count(data)
+    weights = np.ones(count, np.float32) if weights is None else np.asarray(weights, np.float32)
+    if weights.shape != (count,) or not weights.sum() > 0:
+        raise UsageError(
+            f"weights of shape {weights.shape} for {count} rows; [N] with at least one row kept was wanted"
+        )
+    if dynamics is not None and dynamics.count != count:
+        raise UsageError(f"the collector is of {dynamics.count} examples, and {count} rows arrived")
+    if dynamics is not None:
+        stepping.check(task, dynamics, params, data)
+    return weights
+
+
+def started(params: Any, recipe: Recipe, count: int, dynamics: Collector | None = None) -> "_State":
     """As a training of `count` rows begins."""
     blank = jnp.full((recipe.epochs, count), jnp.nan, jnp.float32)
-    return _State(params, steps.optimizer(steps.static(recipe, count)).init(params), blank, blank)
+    optimizer = steps.optimizer(steps.static(recipe, count)).init(params)
+    return _State(params, optimizer, blank, blank, () if dynamics is None else dynamics.init())
 
 
-def check_room(task: Task, params: Any, data: Any, recipe: Recipe) -> tuple[room.Need, "_State"]:
+def check_room(
+    task: Task, params: Any, data: Any, recipe: Recipe, dynamics: Collector | None = None
+) -> tuple[room.Need, "_State"]:
     """What an epoch needs, and what it begins with.
 
     Raises:
         NoRoomError: more than the device has.
     """
     count, placed = row.count(data), jax.tree.map(jnp.asarray, data)
-    state, weights, key = started(params, recipe, count), jnp.ones(count, jnp.float32), jax.random.key(recipe.seed)
+    state, weights, key = (
+        started(params, recipe, count, dynamics),
+        jnp.ones(count, jnp.float32),
+        jax.random.key(recipe.seed),
+    )
 
     def made(size: int) -> tuple[Any, ...]:
         static = steps.static(dataclasses.replace(recipe, batch_size=size), count)
-        return epoch(task, static), state, placed, weights, key, 0
+        return epoch(task, static, dynamics), state, placed, weights, key, 0
 
     return room.check(made, recipe.batch_size, "a batch"), state
 
@@ -183,7 +209,7 @@ def _mean(values: Any, weights: np.ndarray) -> float:
 
 
 @functools.lru_cache(maxsize=32)
-def epoch(task: Task, static: steps.Static):
+def epoch(task: Task, static: steps.Static, dynamics: Collector | None = None):
     """The compiled epoch of (state, data, weights, key, epoch)."""
     update, size = steps.optimizer(static).update, static.batch_size
 
@@ -193,14 +219,20 @@ def epoch(task: Task, static: steps.Static):
         def step(state, ids):
             rows, weight = steps.gather(data, ids, weights)
             keys = steps.noise(task, key, epoch, ids)
-            params, opt, losses = steps.step(task, update, state.params, state.optimizer, rows, weight, keys=keys)
+            if dynamics is None:
+                params, opt, losses = steps.step(task, update, state.params, state.optimizer, rows, weight, keys=keys)
+                seen = state.dynamics
+            else:
+                held = state.params, state.optimizer, state.dynamics
+                stepped = stepping.step(task, dynamics, update, *held, rows, weight, ids, epoch, keys)
+                params, opt, seen, losses = stepped
             margins = _margins(task, state.params, rows, losses)
             where = jnp.where(weight > 0, ids, count)  # rows left out keep their NaN
             record = [
                 table.at[epoch, where].set(values.astype(jnp.float32), mode="drop")
                 for table, values in ((state.example_loss, losses), (state.margin, margins))
             ]
-            return _State(params, opt, *record), None
+            return _State(params, opt, record[0], record[1], seen), None
 
         return jax.lax.scan(step, state, steps.order(key, epoch, count, size))[0]
 

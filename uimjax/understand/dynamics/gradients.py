@@ -1,5 +1,6 @@
 """Norms of per-example gradients in the step's own backward pass, and what they say of the batch size."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,8 +10,10 @@ import numpy as np
 
 from uimjax import factors as algebra
 from uimjax import rows as row
+from uimjax.curvature.source import nll_of
 from uimjax.errors import CoverageError, UsageError
-from uimjax.taps import Sites, each_example, sites
+from uimjax.taps import Sites, check_budget, layouts, sites
+from uimjax.taps.capture import assemble, forward
 from uimjax.task import Task
 
 DECAY = 0.995  # nanoGNS's
@@ -18,19 +21,21 @@ DECAY = 0.995  # nanoGNS's
 
 class Graded(NamedTuple):
     """`gradient`: of the weighted mean loss, as the parameters; `losses` `[B]` nats; `norms` `[B]`: of each example's
-    own gradient over all parameters, unweighted."""
+    own gradient over all parameters, unweighted; `outputs` `[B, ...]` of the same pass, where asked for."""
 
     gradient: Any
     losses: Any
     norms: Any
+    outputs: Any = None
 
 
-def graded(task: Task, params: Any, rows: Any, weights: Any = None) -> Graded:
+def graded(task: Task, params: Any, rows: Any, weights: Any = None, outputs: bool = False) -> Graded:
     """One backward pass that gives the batch gradient and each example's gradient norm (GraNd, arXiv 2107.07075).
 
     `gradient = sum_b w_b grad_b / sum_b w_b`, `weights` `[B]` (ones unless given; 0 is padding). Pure: call it inside a
     jitted step in the place of `jax.value_and_grad`. Norms come from Gram matrices or from gradients that the sum needs
-    as well, whichever is cheaper for each parameter.
+    as well, whichever is cheaper for each parameter. `outputs` asks for the task's too (then `loss` must be `nll` of
+    them, which `curvature.source.check_nll` proves).
 
     Raises:
         CoverageError: the task attributes a part of its parameters, so that no step could be made of the gradient.
@@ -38,10 +43,18 @@ def graded(task: Task, params: Any, rows: Any, weights: Any = None) -> Graded:
     """
     if task.segments is not None:
         raise UsageError("packed rows have several examples each: unpack them, or collect without grand")
-    found = sites(task, params, row.example_spec(rows))
+    followed = _with_outputs(task) if outputs else task
+    found = sites(followed, params, row.example_spec(rows))
     _check_whole(task, found, params)
     count = jax.tree.leaves(rows)[0].shape[0]
-    losses, factors = each_example(task, found, params, rows)
+    check_budget(found, count)
+    made, records, pull = forward(found, params, rows)  # [B], [B, T], or the loss with the outputs behind it
+    made = made.reshape(count, -1)
+    head = 1 if outputs else made.shape[1]
+    ones = jnp.broadcast_to((jnp.arange(made.shape[1]) < head).astype(made.dtype), made.shape)
+    spec = found.program.out_avals[0].shape
+    factors = assemble(found, params, records, pull(ones.reshape(count, *spec)), layouts.factor)
+    losses = made[:, :head].sum(1)
     weights = jnp.ones(count, losses.dtype) if weights is None else weights
     total = jnp.sum(weights)
     norms, summed = algebra.norms_and_sum(found, factors, weights / jnp.where(total > 0, total, 1))
@@ -49,7 +62,23 @@ def graded(task: Task, params: Any, rows: Any, weights: Any = None) -> Graded:
     paths = [jax.tree_util.keystr(path, simple=True, separator="/") or "params" for path, _ in named]
     gradient = [summed.get(p, jnp.zeros_like(leaf)) for p, (_, leaf) in zip(paths, named, strict=True)]
     gradient = [g.astype(leaf.dtype) for g, (_, leaf) in zip(gradient, named, strict=True)]
-    return Graded(jax.tree.unflatten(tree, gradient), losses, norms)
+    if not outputs:
+        return Graded(jax.tree.unflatten(tree, gradient), losses, norms)
+    shape = jax.eval_shape(lambda p, r: task.outputs(p, r), params, row.example_spec(rows)).shape  # type: ignore[misc]
+    return Graded(jax.tree.unflatten(tree, gradient), losses, norms, made[:, 1:].reshape(count, *shape))
+
+
+@functools.lru_cache(maxsize=32)
+def _with_outputs(task: Task) -> Task:
+    """The loss with its outputs behind it, `[1 + ...]`: only the first is pulled back, so that one pass gives both."""
+    nll = nll_of(task)
+
+    def loss(params: Any, example: Any) -> Any:
+        made = task.outputs(params, example)  # type: ignore[misc]  # checked by the caller
+        value = jnp.sum(nll(made, example))
+        return jnp.concatenate([value[None], made.reshape(-1).astype(value.dtype)])
+
+    return Task(loss)
 
 
 def _check_whole(task: Task, found: Sites, params: Any) -> None:

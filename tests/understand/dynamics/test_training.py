@@ -1,0 +1,108 @@
+"""The collector inside our own training loop: the same run, and what it saw, resumed or not."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import uimjax as uj
+from uimjax import steps, training
+from uimjax.errors import MismatchError, UsageError
+
+EVERY = ("loss", "margin", "probability", "correct", "el2n", "grand")
+RECIPE = steps.Recipe(5, 8, 3e-2, seed=3)
+
+
+def outputs(params, example):
+    return jnp.tanh(example["x"] @ params["w1"]) @ params["w2"]
+
+
+TASK = uj.Task(
+    lambda p, e: -jax.nn.log_softmax(outputs(p, e))[e["y"]], outputs=outputs, label=lambda e: e["y"],
+)  # fmt: skip
+
+
+@pytest.fixture
+def setting(rng):
+    params = {
+        "w1": jnp.asarray(rng.normal(size=(5, 9)), jnp.float32),
+        "w2": jnp.asarray(rng.normal(size=(9, 3)), jnp.float32),
+    }
+    rows = {"x": rng.normal(size=(30, 5)).astype(np.float32), "y": rng.integers(3, size=30).astype(np.int32)}
+    return params, rows
+
+
+@pytest.mark.parametrize("what", [EVERY, ("loss", "margin", "probability", "correct", "el2n"), ("loss",)])
+def test_a_run_is_the_same_with_a_collector_and_its_statistics_are_those_of_the_run(setting, what):
+    params, rows = setting
+    weights = np.ones(30, np.float32)
+    weights[[2, 7]] = 0
+    plain = training.fit(TASK, params, rows, RECIPE, weights=weights)
+    found = training.fit(TASK, params, rows, RECIPE, weights=weights, dynamics=uj.dynamics.Collector(30, what, ring=5))
+    for mine, theirs in zip(jax.tree.leaves(found.params), jax.tree.leaves(plain.params), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-6)
+    seen = found.dynamics
+    assert seen.met.tolist() == [0 if k in (2, 7) else 5 for k in range(30)]
+    np.testing.assert_allclose(
+        seen.loss, np.where(weights > 0, plain.example_loss.mean(0), np.nan), rtol=1e-4, atol=1e-6
+    )
+    np.testing.assert_allclose(seen.last_loss, plain.example_loss[-1], rtol=1e-4, atol=1e-6)
+    if "margin" in what:
+        np.testing.assert_allclose(seen.margin, plain.margin.mean(0), rtol=1e-3, atol=1e-5)
+        assert seen.correct[weights > 0].tolist() == (plain.margin > 0).sum(0)[weights > 0].tolist()
+    if "grand" in what:
+        at = uj.dynamics.Collector(30, what, at=(0,))
+        first = training.fit(TASK, params, rows, dataclasses.replace(RECIPE, epochs=1, batch_size=30), dynamics=at)
+        norms = uj.gradient_norms(TASK, params, rows)
+        np.testing.assert_allclose(first.dynamics.at["grand"][:, 0], norms, rtol=1e-4)
+
+
+def test_a_stopped_and_resumed_run_has_the_same_statistics_to_the_bit(setting, tmp_path):
+    params, rows = setting
+    collector = uj.dynamics.Collector(30, EVERY, at=(1, 3), ring=2)
+    whole = training.fit(TASK, params, rows, RECIPE, dynamics=collector)
+
+    class Stop(Exception):
+        pass
+
+    class Killer:
+        def write(self, step, _scalars):
+            if step == 3:
+                raise Stop
+
+    with pytest.raises(Stop):
+        training.fit(TASK, params, rows, RECIPE, dynamics=collector, folder=tmp_path, save_every=2, sinks=[Killer()])
+    again = training.fit(TASK, params, rows, RECIPE, dynamics=collector, folder=tmp_path, save_every=2)
+    for mine, theirs in zip(jax.tree.leaves(again.dynamics), jax.tree.leaves(whole.dynamics), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    with pytest.raises(MismatchError, match="another run"):
+        training.fit(TASK, params, rows, RECIPE, folder=tmp_path)
+
+
+def test_losses_with_noise_of_their_own(setting):
+    params, rows = setting
+
+    def trained(p, e, key):
+        mask = jax.random.bernoulli(key, 0.8, (9,)) / 0.8
+        return -jax.nn.log_softmax(jnp.tanh(e["x"] @ p["w1"]) * mask @ p["w2"])[e["y"]]
+
+    noisy = dataclasses.replace(TASK, trained=trained)
+    plain = training.fit(noisy, params, rows, RECIPE)
+    found = training.fit(noisy, params, rows, RECIPE, dynamics=uj.dynamics.Collector(30, EVERY))
+    for mine, theirs in zip(jax.tree.leaves(found.params), jax.tree.leaves(plain.params), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(found.dynamics.loss, plain.example_loss.mean(0), rtol=1e-4)
+    np.testing.assert_allclose(found.dynamics.margin, plain.margin.mean(0), rtol=1e-3, atol=1e-5)
+
+
+def test_what_cannot_be_collected_is_refused_before_anything_runs(setting):
+    params, rows = setting
+    with pytest.raises(UsageError, match="collector is of 29 examples, and 30 rows"):
+        training.fit(TASK, params, rows, RECIPE, dynamics=uj.dynamics.Collector(29))
+    with pytest.raises(UsageError, match="give the task outputs"):
+        training.fit(uj.Task(TASK.loss), params, rows, RECIPE, dynamics=uj.dynamics.Collector(30))
+    other = dataclasses.replace(TASK, loss=lambda p, e: 2 * TASK.loss(p, e))
+    with pytest.raises(MismatchError, match="cross-entropy of the outputs"):
+        training.fit(other, params, rows, RECIPE, dynamics=uj.dynamics.Collector(30))

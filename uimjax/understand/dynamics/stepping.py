@@ -1,0 +1,105 @@
+"""One step of training that also tells the collector what it saw, of the same forward and backward pass."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from uimjax import rows as row
+from uimjax import steps
+from uimjax.curvature.source import check_nll, nll_of
+from uimjax.errors import UsageError
+from uimjax.task import Task
+from uimjax.understand.dynamics.collector import Collector
+from uimjax.understand.dynamics.gradients import graded
+
+
+class Stepped(NamedTuple):
+    """After a step: parameters, the optimizer's state, the collector's, and `losses` `[B]` before the step."""
+
+    params: Any
+    optimizer: Any
+    dynamics: Any
+    losses: Any
+
+
+def check(task: Task, collector: Collector, params: Any, data: Any) -> None:
+    """Refuse a task that cannot give what is collected, before anything is compiled.
+
+    Raises:
+        UsageError: no outputs or no label. MismatchError: `nll` of `outputs` is not the `loss`. As `graded`.
+    """
+    if needs_logits(collector):
+        if task.outputs is None or task.label is None:
+            raise UsageError(
+                f"{', '.join(collector.what)} are collected of logits and classes: give the task outputs(params, "
+                "example) and label(example), or collect loss (and grand) alone: Collector(N, ('loss',))"
+            )
+        if task.trained is None:
+            example = row.example_spec(data)
+            shape = jax.eval_shape(task.outputs, params, example).shape
+            check_nll(task, params, data, shape)
+    if "grand" in collector.what:
+        jax.eval_shape(lambda p, r: graded(task, p, r), params, jax.tree.map(lambda x: x[:1], data))
+
+
+def needs_logits(collector: Collector) -> bool:
+    return bool({"margin", "probability", "correct", "el2n"} & set(collector.what))
+
+
+def step(
+    task: Task, collector: Collector, update: Callable[..., Any], params: Any, optimizer: Any, dynamics: Any,
+    rows: Any, weight: Any, ids: Any, epoch: Any, keys: Any = None,
+) -> Stepped:  # fmt: skip
+    """As `steps.step`; rows of weight 0 (padding, left out) are not met.
+
+    The logits are those that the loss was made of. A loss with noise of its own (`task.trained`) has none to show:
+    they are then of a forward pass without it, which costs a third of a step.
+    """
+    logits, norms = None, None
+    if "grand" in collector.what:
+        gradient, losses, norms, logits = _graded(task, params, rows, weight, keys, needs_logits(collector))
+    elif needs_logits(collector) and task.trained is None:
+        gradient, (losses, logits) = jax.grad(lambda p: _composed(task, p, rows, weight), has_aux=True)(params)
+    else:
+        gradient, losses = jax.grad(lambda p: steps.batch_loss(task, p, rows, weight, keys=keys), has_aux=True)(params)
+        logits = _clean(task, params, rows) if needs_logits(collector) else None
+    labels = None if logits is None else jax.vmap(task.label)(rows)  # type: ignore[arg-type]  # checked before
+    dynamics = collector.update(
+        dynamics, ids, logits=logits, labels=labels, losses=losses, norms=norms, mask=weight > 0, epoch=epoch
+    )
+    updates, optimizer = update(gradient, optimizer, params)
+    return Stepped(optax.apply_updates(params, updates), optimizer, dynamics, losses)
+
+
+def _composed(task: Task, params: Any, rows: Any, weight: Any) -> tuple[Any, tuple[Any, Any]]:
+    """(the weighted mean loss, (each row's, its logits)): the loss made of the outputs, both of one pass."""
+    nll = nll_of(task)
+
+    def one(example: Any) -> tuple[Any, Any]:
+        made = task.outputs(params, example)  # type: ignore[misc]  # checked before
+        return jnp.sum(nll(made, example)), made
+
+    losses, logits = jax.vmap(one)(rows)
+    total = jnp.sum(weight)
+    return jnp.sum(losses * weight) / jnp.where(total > 0, total, 1.0), (losses, jax.lax.stop_gradient(logits))
+
+
+def _graded(task: Task, params: Any, rows: Any, weight: Any, keys: Any, logits: bool) -> Any:
+    if task.trained is None:
+        return graded(task, params, rows, weight, outputs=logits)
+    trained = task.trained
+    noisy = dataclasses.replace(
+        task, loss=lambda p, e: jnp.sum(trained(p, e[0], e[1])), outputs=None, nll=None, sample=None, trained=None,
+        batch_loss=None,
+    )  # fmt: skip
+    found = graded(noisy, params, (rows, keys), weight)
+    return found._replace(outputs=_clean(task, params, rows) if logits else None)
+
+
+def _clean(task: Task, params: Any, rows: Any) -> Any:
+    """Logits without the noise that a training draws."""
+    return jax.vmap(lambda r: task.outputs(params, r))(rows)  # type: ignore[misc]  # checked before
