@@ -76,13 +76,14 @@ INSIDE = {
     ],
     "uimjax.commands": ["base", "ask", "failures", "index", "judge", "plan", "story"],
     "uimjax.workflow": ["base", "vision", "text"],
-    "uimjax.understand.dynamics": ["signals", "collector", "gradients", "scores", "table", "elsewhere", "reading"],
+    "uimjax.understand.dynamics": ["signals", "collector", "gradients", "stepping", "scores", "table", "elsewhere",
+                                    "reading"],
     "uimjax.understand.representation": [
         "base", "moments", "spectrum", "similarity", "dimension", "hessian", "series",
     ],
     "uimjax.understand.scaling": [
         "base", "forms", "engine", "table", "design", "fits", "intervals", "using", "isoflop", "ladder", "saved",
-        "sweep",
+        "runs", "ledger", "networks", "together", "sweep",
     ],
 }  # fmt: skip
 

@@ -176,7 +176,9 @@ def _per_token(task: Task) -> Task:
     def loss(params: Any, example: Any) -> Any:
         return jnp.sum(task.loss(params, row(example))) / (example["tokens"].shape[0] - 1)
 
-    return Task(loss=loss, outputs=lambda params, example: task.outputs(params, row(example)))  # type: ignore[misc]  # has
+    outputs = task.outputs
+    assert outputs is not None
+    return Task(loss=loss, outputs=lambda params, example: outputs(params, row(example)))
 
 
 def _right_class(logits: Any, example: Any) -> Any:

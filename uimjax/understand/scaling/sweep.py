@@ -1,7 +1,16 @@
 """Sweeps: many trainings over a grid of sizes, data, noise and seeds, as one table that scaling laws are fitted to.
 
-A sweep that was killed goes on where it was: what is finished stands in a journal, under a digest of all it follows
-from. Several processes may share the runs of one folder.
+`runs.parquet` and `runs.csv` have a row a run, which `uimjax.scaling.fit` reads as it is: all settings; N, the
+parameters; D = steps x batch_size, the examples met in all (of token rows: the predicted tokens); U, the different ones
+among them; C = 6 N D operations; noise; loss, held out, and train_loss, in nats an example (a predicted token);
+error_rate, accuracy; seconds. `left_out.csv` lists the runs that diverged or failed, and why; `columns.json` says what
+each column means.
+
+*Guarantees*: a run's result depends neither on what ran beside it nor on the number of devices, up to rounding. A sweep
+that was stopped and started again on the same devices gives the same table to the bit, but for the seconds of what was
+repeated. What is finished stands in a journal under a digest of all that it follows from: it is not repeated, and one
+with any other setting, or other data, is another run. (What your own function computes is not looked into: when you
+change it, take another folder.)
 """
 
 import math
@@ -43,33 +52,20 @@ def sweep(
     recorder: Recording | None = None,
     progress: Progress = quiet,
 ) -> Swept:
-    """Train every run of a grid and write the table of what came of them: `runs.parquet` and `runs.csv`, which
-    `uimjax.scaling.fit` reads.
+    """Train every run of a grid: `axes` `{name: values}`, all combinations, or `runs`, a list of settings.
 
-    `axes`: `{name: values}`, all combinations; or `runs`, a list of settings. What is not named has its default
-    (`runs.AXES`): `width`, `depth`, `data` (training examples that a run has), `epochs` over them or `steps`,
-    `batch_size`, `seed`, `learning_rate`, `corruption` (share of the labels, or tokens, replaced by another), and the
-    choices of a `Recipe`.
+    What is not named has its default (`runs.AXES`): `width`, `depth`, `data` (training examples that a run has),
+    `epochs` over them or `steps`, `batch_size`, `seed`, `learning_rate`, `corruption` (share of the labels, or tokens,
+    replaced by another), and the choices of a `Recipe`.
 
     `train`: "mlp", a perceptron of `depth` hidden layers of `width` on `Labelled` rows (default: the digits);
     "decoder", a causal transformer of `depth` layers on `Tokens`; or `pkg.module:fn`, your own `fn(settings) -> {name:
     number}` with the loss among them, of any axes. Where it knows them, it should give N, D, U and noise too.
 
-    A row holds all settings; N, the parameters; D = steps x batch_size, the examples met in all (of token rows: the
-    predicted tokens); U, the different ones; C = 6 N D operations; noise; loss, held out, and train_loss, in nats an
-    example (a predicted token); error_rate, accuracy; seconds. A run has diverged where its training loss is not
-    finite, or above `diverged_at` times that of a uniform guess for a tenth of its steps (10 at least). Those, and runs
-    of your own that raise, are listed in `left_out.csv`.
-
-    Runs that differ in nothing but seed, learning rate, corruption and data are trained side by side, `at_once` in one
-    program, over the `devices` (default: all local ones). With `processes`, process number `process` trains its share;
-    all write to one folder, and the last to finish writes the table. `recorder(run)` gives a sink for a run's settings
-    and results, or None.
-
-    *Guarantees*: a run's result depends neither on what ran beside it nor on the number of devices, up to rounding. A
-    sweep that was stopped and started again on the same devices gives the same table to the bit, but for the seconds of
-    what was repeated. A run that is finished is not repeated; one with any other setting, or other data, is another run. (What your own
-    function computes is not looked into: when you change it, take another folder.)
+    A run has diverged where its training loss is not finite, or above `diverged_at` times that of a uniform guess for a
+    tenth of its steps (10 at least). At most `at_once` runs are in one program, over the `devices` (default: all local
+    ones). With `processes`, process number `process` trains its share; all write to one folder, and the last to finish
+    writes the tables. `recorder(run)` gives a sink for a run's settings and results, or None.
 
     Raises:
         UsageError, UnknownNameError: axes, values or choices that are none. ShapeError, NonFiniteError: of the data.

@@ -20,7 +20,7 @@ KNOWN = {  # how tables spell what the forms call by a letter; compared without 
 }
 FLOPS = 6.0  # C = 6 N D, Kaplan et al. 2020, arXiv 2001.08361, section 2.1
 Columns = dict[str, list[Any]]
-Table = str | Path | Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Any]]
+Table = str | Path | Mapping[str, Any] | Sequence[Mapping[str, Any]]
 
 
 def read(table: Table) -> Columns:
