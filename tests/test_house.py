@@ -43,7 +43,7 @@ FLOORS = [
     ["uimjax.cli"],
 ]
 INSIDE = {
-    "uimjax.config": ["base", "stories", "own", "kinds"],
+    "uimjax.config": ["base", "stories", "own", "studies", "kinds"],
     "uimjax.taps": ["_compat", "base", "views", "follow", "plan", "run", "layouts", "capture", "parts", "proof"],
     "uimjax.store": ["base", "remote", "coding", "digest", "manifest", "journal", "shards", "stage"],
     "uimjax.interpret": [
@@ -74,10 +74,13 @@ INSIDE = {
         "base", "identity", "damping", "projected", "blocks", "statistics", "source", "rotated", "separable",
         "kronecker", "products", "lanczos", "operator", "harmonic", "adam",
     ],
-    "uimjax.commands": ["base", "ask", "failures", "index", "judge", "plan", "story"],
+    "uimjax.commands": [
+        "base", "ask", "curves", "dynamics", "failures", "index", "judge", "plan", "representation", "scaling", "story",
+    ],
     "uimjax.workflow": ["base", "vision", "text"],
-    "uimjax.understand.dynamics": ["signals", "collector", "gradients", "stepping", "scores", "table", "elsewhere",
-                                    "reading"],
+    "uimjax.understand.dynamics": [
+        "signals", "collector", "gradients", "stepping", "scores", "table", "logs", "elsewhere", "labels", "reading",
+    ],
     "uimjax.understand.representation": [
         "base", "moments", "spectrum", "similarity", "dimension", "hessian", "series",
     ],

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from uimjax import __version__
-from uimjax.commands import index, judge, plan, story
+from uimjax.commands import index, judge, plan, scaling, story
 from uimjax.commands.story import PARTS, STAGES
 from uimjax.compiler import compile_sooner
 from uimjax.errors import OutputError, UimError, UnknownNameError
@@ -49,10 +49,11 @@ def parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
     planned.add_argument("--count", type=int, help="rows of the whole job, where the config's are some of them")
     planned.add_argument("--devices", type=int, help="so many of them, for an index (default: this one)")
     planned.add_argument("--chip", help="of another kind than here: h100, h200, tpu-v5e ... (an index)")
+    _scaling(commands)
     check = _command(commands, "check", "judge attribution methods by retraining your own small task", out=None)
     check.add_argument("target", help="a YAML config (`uimjax new check`)")
     new = commands.add_parser("new", help="write a commented config into this folder")
-    new.add_argument("kind", help="run, text, index, trace, check, failures or classified")
+    new.add_argument("kind", help="run, text, index, trace, check, failures, classified or sweep")
     topic = commands.add_parser("help", help="print a page of the shipped docs")
     topic.add_argument("topic", nargs="?", help="the page; without it, the list")
     return top
@@ -85,6 +86,43 @@ def _indexes(commands: Any) -> None:
     near.add_argument("target", help="the folder of a finished index")
     near.add_argument("--connectivity", type=int, default=32, help="neighbours of a node (default 32)")
     near.add_argument("--expansion", type=int, default=256, help="nodes looked at (default 256)")
+
+
+def _scaling(commands: Any) -> None:
+    """What is done with scaling laws."""
+    law = commands.add_parser("scaling", help="scaling laws: fit, predict, allocate, and sweeps of small trainings")
+    actions = law.add_subparsers(dest="action", metavar="ACTION", required=True)
+    fit = _command(actions, "fit", "fit a law to a table of runs, with every optimum and intervals", out="runs/law")
+    fit.add_argument("target", help="the table: .csv, .tsv, .parquet or .jsonl, a row a run")
+    fit.add_argument("--form", default="chinchilla", help="chinchilla, kaplan, power, data_constrained, corrupted, "
+                     "overtraining, broken1, trend ..., or your own pkg.module:name")  # fmt: skip
+    fit.add_argument("--objective", default="huber", help="huber, lad, least_squares or asymmetric")
+    fit.add_argument("--delta", type=float, help="of Huber's (default 1e-3)")
+    fit.add_argument("--over", type=float, help="asymmetric: how much more a prediction above the loss weighs")
+    fit.add_argument("--residual", choices=("log", "linear"), help="of logarithms, or of the values themselves")
+    fit.add_argument("--loss", default="loss", help="the fitted column, any measurement (default loss)")
+    fit.add_argument("--columns", nargs="+", metavar="INPUT=COLUMN", help="where names do not tell: N=params D=tokens")
+    fit.add_argument("--group", help="the column of the run, where rows are checkpoints of one")
+    fit.add_argument("--fix", nargs="+", metavar="NAME=VALUE", help="parameters that are known")
+    fit.add_argument("--starts", type=int, default=512, help="descents (default 512)")
+    fit.add_argument("--draws", type=int, default=1000, help="resamples for the intervals (default 1000)")
+    fit.add_argument("--seed", type=int, default=0)
+    fit.add_argument("--holdout", choices=("largest",), help="fit without that run as well, and predict it")
+    fit.add_argument("--profile", action="store_true", help="the least objective along each parameter")
+    predict = _command(actions, "predict", "what a fitted law says, with intervals", out="")
+    predict.add_argument("target", help="the folder of a law")
+    predict.add_argument(
+        "--at", nargs="+", required=True, metavar="INPUT=VALUE", help="N=7e10 D=1.4e12; N=1e9,1e10 ..."
+    )
+    allocate = _command(actions, "allocate", "the best size and amount of data for a budget", out="")
+    allocate.add_argument("target", help="the folder of a law")
+    allocate.add_argument("--compute", type=float, required=True, help="operations")
+    allocate.add_argument("--flops", type=float, default=6.0, help="per parameter and token (default 6: C = 6 N D)")
+    allocate.add_argument("--given", nargs="+", metavar="INPUT=VALUE", help="the form's further inputs: U=2.5e10")
+    sweep = _command(actions, "sweep", "train a grid of small runs, continue it, and fit a law to the table", out=None)
+    sweep.add_argument("target", help="a YAML config (`uimjax new sweep`)")
+    sweep.add_argument("--processes", type=int, default=1, help="how many processes share the runs")
+    sweep.add_argument("--process", type=int, default=0, help="which of them this is, from 0")
 
 
 def _command(commands: Any, name: str, what: str, out: str | None) -> argparse.ArgumentParser:
@@ -192,6 +230,7 @@ _COMMANDS = {
     "help": _help,
     "plan": plan.plan,
     "report": story.report,
+    "scaling": scaling.scaling,
 }
 _COMMANDS |= dict.fromkeys(("run", *STAGES), story.run)
 

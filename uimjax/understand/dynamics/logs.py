@@ -1,0 +1,169 @@
+"""Rows of logs as numbers: files read, and every row that cannot be used named."""
+
+import gzip
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from uimjax.errors import DataError, MalformedRowError, MissingFileError, NonFiniteError, UnknownNameError, UsageError
+
+SUM = 1e-3  # how far a row of probabilities may sum from 1: they are often written with few digits
+
+
+def _opened(path: Path) -> Any:
+    return gzip.open(path, "rt") if path.suffix == ".gz" else path.open()
+
+
+def lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(number, object) of each line of JSON lines that is not blank. Raises MissingFileError, MalformedRowError."""
+    if not path.is_file():
+        raise MissingFileError(f"{path} is not a file")
+    with _opened(path) as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise MalformedRowError(path, number, f"no JSON ({error})") from error
+            if not isinstance(row, dict):
+                raise MalformedRowError(path, number, "no object with named fields")
+            yield number, row
+
+
+def check_fields(path: Path, line: int, row: dict[str, Any], wanted: Sequence[str]) -> None:
+    """Raises MalformedRowError: one is not there; the nearest is named."""
+    for name in wanted:
+        if name not in row:
+            raise MalformedRowError(path, line, str(UnknownNameError("field", name, row)).rstrip("."))
+
+
+def columns_of(source: Any, renamed: dict[str, str]) -> dict[str, list[Any]]:
+    """Columns of a file or mapping, some of them under names of ours. Raises as `elsewhere.steps_log`."""
+    if isinstance(source, (str, Path)):
+        held = _file(Path(source))
+    else:
+        held = {name: list(values) for name, values in source.items()}
+        if len({len(values) for values in held.values()}) > 1:
+            raise DataError("columns of several lengths arrived; all should have as many rows")
+    for name, theirs in renamed.items():
+        if theirs not in held:
+            raise UnknownNameError("column", theirs, held)
+        held[name] = held[theirs]
+    return held
+
+
+def _file(path: Path) -> dict[str, list[Any]]:
+    from pyarrow import ArrowInvalid, csv, parquet
+
+    if not path.is_file():
+        raise MissingFileError(f"{path} is not a file; a log of training (.csv, .tsv, .parquet, .jsonl) was wanted")
+    ending, odd = path.name.removesuffix(".gz").rsplit(".", 1)[-1].lower(), []
+    handler: Any = lambda row: odd.append(row) or "error"  # noqa: E731  # what it raises itself is lost in C
+    try:
+        if ending == "parquet":
+            return parquet.read_table(path).to_pydict()
+        if ending in ("jsonl", "ndjson"):
+            rows = [row for _, row in lines(path)]
+            return {name: [row.get(name) for row in rows] for name in dict.fromkeys(n for row in rows for n in row)}
+        if ending in ("csv", "tsv"):
+            parse = csv.ParseOptions(delimiter="\t" if ending == "tsv" else ",", invalid_row_handler=handler)
+            return csv.read_csv(path, csv.ReadOptions(use_threads=False), parse).to_pydict()
+    except ArrowInvalid as error:
+        if odd:
+            fields = f"{odd[0].actual_columns} fields for {odd[0].expected_columns} columns"
+            raise MalformedRowError(path, odd[0].number or 0, fields) from error
+        raise DataError(f"{path} cannot be read as a table: {error}") from error
+    raise UsageError(f"{path}: logs end in .csv, .tsv, .parquet or .jsonl, not in .{ending}")
+
+
+def arrays(path: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """(the logits, every array of the file). Raises as `elsewhere.logits_log`."""
+    if not path.is_file():
+        raise MissingFileError(f"{path} is not a file; a .npy or .npz of logits [T, N, C] was wanted")
+    try:
+        held = np.load(path, allow_pickle=False)
+        found = {"logits": held} if isinstance(held, np.ndarray) else {name: held[name] for name in held.files}
+    except (ValueError, OSError, EOFError) as error:
+        raise DataError(f"{path} is no NumPy file of plain numbers: {error}") from error
+    if "logits" not in found:
+        raise UnknownNameError("array", "logits", found)
+    return found["logits"], found
+
+
+def seen(held: dict[str, list[Any]], floor: float, where: Any) -> np.ndarray | None:
+    """Logits `[M, C]`, or logarithms of probabilities."""
+    if "logits" in held:
+        return matrix("logits", held["logits"], where)
+    for kind in ("logits", "p"):
+        places = sorted(int(m[1]) for name in held if (m := re.fullmatch(rf"{kind}_(\d+)", name)))
+        if not places:
+            continue
+        absent = sorted(set(range(places[-1] + 1)) - set(places))
+        if absent:
+            raise UnknownNameError("column", f"{kind}_{absent[0]}", held)
+        found = np.stack([numbers(f"{kind}_{k}", held[f"{kind}_{k}"], where) for k in places], axis=1)
+        return found if kind == "logits" else _logarithms(found, floor, where)
+    return None
+
+
+def _logarithms(p: np.ndarray, floor: float, where: Any) -> np.ndarray:
+    odd = np.flatnonzero((p < 0).any(1) | (p > 1).any(1) | (np.abs(p.sum(1) - 1) > SUM))
+    if len(odd):
+        raise DataError(f"{where(int(odd[0]))}: {p[odd[0]].tolist()} are no probabilities: in 0..1, with sum 1")
+    p = np.maximum(p, floor)
+    if (p == 0).any():
+        at, k = (int(x[0]) for x in np.nonzero(p == 0))
+        raise DataError(
+            f"{where(at)}: p_{k} is 0, which has no logarithm; say what it stands for: floor=1e-7, or log logits"
+        )
+    return np.log(p)
+
+
+def matrix(name: str, rows: Sequence[Any], where: Any) -> np.ndarray:
+    """Lists of as many numbers each, `[M, C]`. Raises DataError, NonFiniteError."""
+    width = len(rows[0]) if len(rows) and isinstance(rows[0], (list, tuple, np.ndarray)) else 0
+    for k, row in enumerate(rows):
+        if not isinstance(row, (list, tuple, np.ndarray)) or len(row) != width or not len(row):
+            what = f"{len(row)} numbers" if isinstance(row, (list, tuple, np.ndarray)) else repr(row)
+            raise DataError(f"{where(k)}: {what} as {name}; row 1 has {width}, and every row should have as many")
+    found = numbers(name, [x for row in rows for x in row], lambda k: where(k // max(width, 1)))
+    return found.reshape(len(rows), width)
+
+
+def numbers(name: str, values: Any, where: Any) -> np.ndarray:
+    """In float64, finite. Raises DataError, NonFiniteError."""
+    try:
+        found = np.array([np.nan if x is None else x for x in values], np.float64)
+    except (TypeError, ValueError):
+        at = next(k for k, x in enumerate(values) if not isinstance(x, (int, float, np.number)))
+        raise DataError(f"{where(at)}: {name} is {values[at]!r}; a number was wanted") from None
+    check_finite(name, found, where)
+    return found
+
+
+def check_finite(name: str, found: np.ndarray, where: Any) -> None:
+    """Raises NonFiniteError."""
+    if not np.isfinite(found).all():
+        at = int(np.argwhere(~np.isfinite(found))[0][0])
+        raise NonFiniteError(f"{where(at)}: {name} is NaN, infinite or missing; a number was wanted")
+
+
+def whole(name: str, values: Any, where: Any) -> np.ndarray:
+    """In int64. Raises DataError, NonFiniteError."""
+    found = numbers(name, values, where)
+    if (found != np.round(found)).any():
+        at = int(np.flatnonzero(found != np.round(found))[0])
+        raise DataError(f"{where(at)}: {name} is {found[at]:g}; a whole number was wanted")
+    return found.astype(np.int64)
+
+
+def named(values: Any) -> np.ndarray:
+    """Ids as integers where all are, else as strings."""
+    found = list(values)
+    whole = all(isinstance(x, (int, np.integer)) and not isinstance(x, bool) for x in found)
+    return np.array(found, np.int64) if whole else np.array([str(x) for x in found])
