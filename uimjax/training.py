@@ -31,6 +31,7 @@ from uimjax.taps import _compat
 from uimjax.task import Task
 from uimjax.understand.dynamics import stepping
 from uimjax.understand.dynamics.collector import Collector, Statistics
+from uimjax.understand.dynamics.table import write as write_dynamics
 
 
 class Fitted(NamedTuple):
@@ -74,7 +75,8 @@ def fit(
 
     `weights` `[N]` (default ones): a row of weight 0 is met by nothing. With `folder`, a checkpoint is kept every
     `save_every` epochs and a run found there is continued; the parameters after each of the `snapshots` (numbers of
-    finished epochs) stay there for good (`snapshot` reads them). `dynamics` collects its statistics in the same steps.
+    finished epochs) stay there for good (`snapshot` reads them). `dynamics` collects its statistics in the same steps,
+    and their table is written there too, for `uimjax dynamics FOLDER`.
 
     Raises:
         NonFiniteError: parameters, rows or the loss are not finite. UsageError: weights of another length.
@@ -112,7 +114,19 @@ def fit(
                 checkpoint.save(folder, number + 1, state)
         curve.append(_mean(state.example_loss[number], weights))
     seen = None if dynamics is None else dynamics.finish(state.dynamics)
+    if folder is not None and dynamics is not None and seen is not None:
+        _write(folder, task, data, recipe, dynamics, seen)
     return Fitted(state.params, np.asarray(curve), np.asarray(state.example_loss), np.asarray(state.margin), seen)
+
+
+def _write(folder: Path, task: Task, data: Any, recipe: Recipe, dynamics: Collector, seen: Statistics) -> None:
+    """The table that `uimjax dynamics` reads, at the run's last step."""
+    labels = None if task.label is None else np.asarray(jax.vmap(task.label)(jax.tree.map(jnp.asarray, data)))
+    write_dynamics(
+        folder, seen, run=folder.name, step=recipe.epochs * recipe.steps_per_epoch(row.count(data)),
+        labels=labels if labels is not None and labels.ndim == 1 else None, margins=dynamics.margins,
+        digests={"rows": digest_tree(data), "recipe": stage_key(str(recipe))}, replace=True,
+    )  # fmt: skip
 
 
 def _checked(task: Task, params: Any, data: Any, weights: Any, dynamics: Collector | None) -> np.ndarray:

@@ -77,6 +77,10 @@ def test_a_stopped_and_resumed_run_has_the_same_statistics_to_the_bit(setting, t
     again = training.fit(TASK, params, rows, RECIPE, dynamics=collector, folder=tmp_path, save_every=2)
     for mine, theirs in zip(jax.tree.leaves(again.dynamics), jax.tree.leaves(whole.dynamics), strict=True):
         np.testing.assert_array_equal(mine, theirs)
+    told = uj.dynamics.read(tmp_path)
+    np.testing.assert_array_equal(told.scores["aum"].values, whole.dynamics.margin)
+    assert told.labels.tolist() == rows["y"].tolist()
+    assert told.metadata["step"] == 20
     with pytest.raises(MismatchError, match="another run"):
         training.fit(TASK, params, rows, RECIPE, folder=tmp_path)
 
