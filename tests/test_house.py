@@ -66,7 +66,7 @@ INSIDE = {
     "uimjax.mitigate": ["unlearning", "edit", "oracle", "proof"],
     "uimjax.report": [
         "tables", "summary", "judgements", "markup", "rendering", "charts", "figures", "figures_dynamics",
-        "figures_representation", "figures_scaling", "page", "answers", "mistakes",
+        "figures_representation", "figures_scaling", "understood", "page", "answers", "mistakes",
     ],
     "uimjax.audit": ["base", "backdoor", "behaviour", "leak", "scorecard"],
     "uimjax.sketch": ["base", "kronecker", "dense", "sparse", "truncated", "unsketched"],
@@ -76,8 +76,9 @@ INSIDE = {
     ],
     "uimjax.commands": [
         "base", "ask", "curves", "dynamics", "failures", "index", "judge", "plan", "representation", "scaling", "story",
+        "understand",
     ],
-    "uimjax.workflow": ["base", "vision", "text"],
+    "uimjax.workflow": ["base", "vision", "text", "noise"],
     "uimjax.understand.dynamics": [
         "signals", "collector", "gradients", "stepping", "scores", "table", "logs", "elsewhere", "labels", "reading",
     ],

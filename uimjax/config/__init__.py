@@ -4,11 +4,11 @@ from uimjax.config.base import LOCK, TrainChoice, parse, read_yaml
 from uimjax.config.kinds import KINDS, OWN, STORIES, commented, kind_of
 from uimjax.config.own import CheckConfig, ClassifiedConfig, FailuresConfig, IndexConfig, TraceConfig
 from uimjax.config.stories import DemoConfig, MitigateChoice, RunConfig, TextConfig, TraceChoice
-from uimjax.config.studies import SweepConfig
+from uimjax.config.studies import NoiseConfig, SweepConfig
 
 __all__ = [
     "ClassifiedConfig",
     "KINDS", "LOCK", "OWN", "STORIES", "CheckConfig", "DemoConfig", "FailuresConfig", "IndexConfig", "MitigateChoice",
-    "RunConfig", "SweepConfig", "TextConfig", "TraceChoice", "TraceConfig", "TrainChoice", "commented", "kind_of",
-    "parse", "read_yaml",
+    "NoiseConfig", "RunConfig", "SweepConfig", "TextConfig", "TraceChoice", "TraceConfig", "TrainChoice", "commented",
+    "kind_of", "parse", "read_yaml",
 ]  # fmt: skip

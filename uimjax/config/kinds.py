@@ -9,12 +9,12 @@ from pydantic import BaseModel
 from uimjax.config.base import Strict
 from uimjax.config.own import CheckConfig, ClassifiedConfig, FailuresConfig, IndexConfig, TraceConfig
 from uimjax.config.stories import RunConfig, TextConfig
-from uimjax.config.studies import SweepConfig
+from uimjax.config.studies import NoiseConfig, SweepConfig
 from uimjax.errors import ConfigError
 
 KINDS: dict[str, type[Strict]] = {
     "run": RunConfig, "text": TextConfig, "index": IndexConfig, "trace": TraceConfig, "check": CheckConfig,
-    "failures": FailuresConfig, "classified": ClassifiedConfig, "sweep": SweepConfig,
+    "failures": FailuresConfig, "classified": ClassifiedConfig, "sweep": SweepConfig, "noise": NoiseConfig,
 }  # fmt: skip
 COMMANDS = {
     "index": "index build",
@@ -23,11 +23,14 @@ COMMANDS = {
     "failures": "trace",
     "classified": "trace",
     "sweep": "scaling sweep",
+    "noise": "understand",
 }  # of a kind; the others are run
 
 
 STORIES: dict[str, type[Strict]] = {"vision": RunConfig, "text": TextConfig}
-OWN: dict[str, type[Strict]] = {name: KINDS[name] for name in COMMANDS if name != "sweep"}  # of the reader's own model
+OWN: dict[str, type[Strict]] = {
+    name: KINDS[name] for name in COMMANDS if name not in ("sweep", "noise")
+}  # of the reader's own model
 
 
 def kind_of(values: dict[str, Any], kinds: dict[str, type[Strict]] = STORIES) -> type[Strict]:

@@ -26,3 +26,24 @@ class SweepConfig(Strict):
     draws: int = Field(1000, ge=2, description="resamples for the intervals")
     tensorboard: bool = Field(False, description="settings and results of each run as well")
     out: str = "runs/sweep"
+
+
+class NoiseConfig(Strict):
+    """A study of label noise: what finds wrong labels, what noise does to representations, what it costs in data."""
+
+    kind: Literal["noise"] = "noise"
+    data: str = Field("digits", description="digits, or an .npz of image, given, true, test_image, test_label")
+    rate: float = Field(0.1, gt=0, lt=1, description="share of the digits' labels that is flipped")
+    model: Literal["mlp", "cnn"] = "mlp"
+    seeds: int = Field(5, ge=2)
+    epochs: int = Field(40, ge=1)
+    batch_size: int = Field(64, ge=1)
+    learning_rate: float = Field(1e-3, gt=0)
+    rates: tuple[float, ...] = Field((0.0, 0.1, 0.2, 0.4), description="of noise, for the representations")
+    widths: tuple[int, ...] = Field((32,), description="of the sweep, as the following")
+    amounts: tuple[int, ...] = (150, 300, 600, 1000, 1500)
+    corruptions: tuple[float, ...] = (0.0, 0.1, 0.2, 0.4)
+    law_seeds: int = Field(3, ge=1)
+    law_epochs: int = Field(40, ge=1)
+    fitted: Literal["loss", "error_rate"] = Field("loss", description="the held-out value that the law is fitted to")
+    out: str = "runs/noise"

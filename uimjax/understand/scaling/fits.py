@@ -27,6 +27,7 @@ from uimjax.understand.scaling.table import Table, rows_of
 
 STARTS = 512
 SAME = 5e-3  # of a coordinate's range: two ends that are one optimum
+ALIKE, SAID = 1e-6, 1e-5  # or: objectives so near, relatively, and residuals so near
 TOLD = 20  # optima listed at most
 NARROWER = 8  # times Huber's zone is narrowed tenfold on the way to absolute deviations
 VALLEY = (
@@ -109,7 +110,7 @@ def fit_rows(
     begun = design.starts(form, rows, objective, starts, seed)
     begun[:, ~free] = _held(form, fixed, centre)[~free]
     found = minima(form, objective, rows, centre, begun, free, dtype)
-    optima = clustered(form, found, centre)
+    optima = clustered(form, objective, rows, found, centre)
     if not optima:
         raise NonFiniteError(f"none of {starts} starts of {form.name} reached an optimum; are these losses of one law?")
     if objective.kind == "lad":
@@ -160,17 +161,28 @@ def _at_vertex(
     return optimum
 
 
-def clustered(form: Form, found: engine.Found, centre: Mapping[str, float]) -> list[Optimum]:
+def clustered(
+    form: Form, objective: Objective, rows: Rows, found: engine.Found, centre: Mapping[str, float]
+) -> list[Optimum]:
     """The optima among the ends, best first. Ends that did not settle within the steps belong to none, unless none did:
-    then the objective is a valley, and they lie along it."""
+    then the objective is a valley, and they lie along it. Two ends are one optimum if their coordinates are, or if they
+    say the same of every row: of a term that went to 0 the coordinates mean nothing."""
     reach = np.array([p.high - p.low for p in form.parameters]) * SAME
     settled = np.isfinite(found.value) & (found.steps < engine.STEPS)
     settled = settled if settled.any() else np.isfinite(found.value)
     order = [k for k in np.argsort(found.value, kind="stable") if settled[k]]
+    said = engine.left(form, objective, found.theta, prepared(form, rows.x, centre), target(objective, rows.y))
+
+    def same(k: int, head: int) -> bool:
+        if (np.abs(found.theta[k] - found.theta[head]) <= reach).all():
+            return True
+        near = found.value[k] <= found.value[head] * (1 + ALIKE)
+        return bool(near and np.abs(said[k] - said[head]).max() <= SAID)
+
     heads: list[int] = []
     counts: list[int] = []
     for k in order:
-        near = [h for h, head in enumerate(heads) if (np.abs(found.theta[k] - found.theta[head]) <= reach).all()]
+        near = [h for h, head in enumerate(heads) if same(k, head)]
         if near:
             counts[near[0]] += 1
         elif len(heads) < TOLD:
