@@ -64,10 +64,10 @@ def objective(theta: np.ndarray, u: np.ndarray, v: np.ndarray, y: np.ndarray, w:
 
 
 def descents(
-    starts: np.ndarray, u: Any, v: Any, y: Any, weights: np.ndarray, scale: float = 1.0
+    starts: np.ndarray, u: Any, v: Any, y: Any, weights: np.ndarray, scale: float = 1.0, **options: float
 ) -> tuple[np.ndarray, np.ndarray, float]:
-    """(ends, objectives, seconds) of SciPy's L-BFGS with its own tolerances, one descent after the other, the objective
-    divided by `scale`."""
+    """(ends, objectives, seconds) of SciPy's L-BFGS, one descent after another, the objective divided by `scale`; with
+    its own tolerances unless `options` say others."""
     ends, values, begun = [], [], time.perf_counter()
     for start, w in zip(starts, weights, strict=True):
 
@@ -75,7 +75,7 @@ def descents(
             value, gradient = objective(t, u, v, y, w)
             return value / scale, gradient / scale
 
-        found = minimize(scaled, start, jac=True, method="L-BFGS-B", options={"maxiter": 1000})
+        found = minimize(scaled, start, jac=True, method="L-BFGS-B", options={"maxiter": 1000} | options)
         ends.append(found.x)
         values.append(found.fun * scale)
     return np.stack(ends), np.array(values), time.perf_counter() - begun
@@ -118,7 +118,9 @@ def resamples_of(law: Any, count: int) -> dict[str, Any]:
     u, v = (np.log(law.rows.x[n] / law.centre[n]) for n in ("N", "D"))
     weights = np.stack([np.bincount(each, minlength=len(law.rows.y)) for each in drawn]).astype(float)
     scale = len(law.rows.y) * DELTA
-    ends, _, baseline = descents(np.tile(law.theta, (count, 1)), u, v, np.log(law.rows.y), weights, scale)
+    ends, _, baseline = descents(
+        np.tile(law.theta, (count, 1)), u, v, np.log(law.rows.y), weights, scale, ftol=1e-13, gtol=1e-9
+    )
     errors = {
         "A": np.exp(ends[:, 0] + ends[:, 3] * np.log(law.centre["N"])),
         "B": np.exp(ends[:, 1] + ends[:, 4] * np.log(law.centre["D"])),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from uimjax import __version__
-from uimjax.commands import index, judge, plan, scaling, story
+from uimjax.commands import dynamics, index, judge, plan, representation, scaling, story, understand
 from uimjax.commands.story import PARTS, STAGES
 from uimjax.compiler import compile_sooner
 from uimjax.errors import OutputError, UimError, UnknownNameError
@@ -20,7 +20,8 @@ CODES = (
 
 def parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
     """Every command; their settings are config keys, given as `--key.sub value`. `argv`: what was typed; `trace` begins
-    with a config or with a flag, and has no place for a config where it begins with a flag."""
+    with a config or with a flag, and has no place for a config where it begins with a flag; `dynamics` begins with an
+    action or with a run."""
     top = argparse.ArgumentParser(
         prog="uimjax",
         description="Understand, interpret and mitigate what models inherit from their training data.",
@@ -50,10 +51,16 @@ def parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
     planned.add_argument("--devices", type=int, help="so many of them, for an index (default: this one)")
     planned.add_argument("--chip", help="of another kind than here: h100, h200, tpu-v5e ... (an index)")
     _scaling(commands)
+    _dynamics(commands, argv[1] if len(argv) > 1 and argv[0] == "dynamics" else "")
+    _representation(commands)
     check = _command(commands, "check", "judge attribution methods by retraining your own small task", out=None)
     check.add_argument("target", help="a YAML config (`uimjax new check`)")
+    study = _command(commands, "understand", "a study of label noise: scores, representations, what it costs", out=None)
+    study.set_defaults(target=None)
+    if argv[1:2] and not argv[1].startswith("-"):  # a value of a flag would be taken for it
+        study.add_argument("target", nargs="?", help="a YAML config (`uimjax new noise`); without it, the digits")
     new = commands.add_parser("new", help="write a commented config into this folder")
-    new.add_argument("kind", help="run, text, index, trace, check, failures, classified or sweep")
+    new.add_argument("kind", help="run, text, index, trace, check, failures, classified, sweep or noise")
     topic = commands.add_parser("help", help="print a page of the shipped docs")
     topic.add_argument("topic", nargs="?", help="the page; without it, the list")
     return top
@@ -125,6 +132,67 @@ def _scaling(commands: Any) -> None:
     sweep.add_argument("--process", type=int, default=0, help="which of them this is, from 0")
 
 
+def _dynamics(commands: Any, first: str) -> None:
+    """What is done with training dynamics: of one run, or by the action that is the first word."""
+    what = "what each example did in training: scores, suspicious ones, the data map; logs, two runs, spikes"
+    actions = ", ".join(dynamics.ACTIONS)
+    if first not in dynamics.ACTIONS:
+        run = _command(commands, "dynamics", what, out="")
+        run.epilog = (
+            f"instead of a run an action: {actions} (uimjax dynamics compare --help); a folder of that name: ./compare"
+        )
+        run.add_argument("target", help="the folder of a run with dynamics/*.parquet, one such file, or a finished "
+                         "data map (.jsonl)")  # fmt: skip
+        run.add_argument("--out", help="where pictures go (default RUN/understood)")
+        _of_dynamics(run)
+        return
+    made = commands.add_parser("dynamics", help=what, description=what)
+    kinds = made.add_subparsers(dest="action", metavar="ACTION", required=True)
+    taken = _command(kinds, "import", "the log of another tool, as tables that `uimjax dynamics RUN` reads", out="")
+    taken.add_argument("source", help="a folder of dynamics_epoch_N.jsonl; a .csv, .tsv, .parquet or .jsonl with a row "
+                       "an example and step; a .npy or .npz of logits [T, N, C]")  # fmt: skip
+    taken.add_argument("--out", required=True, help="the folder of the run to write")
+    taken.add_argument("--from", dest="kind", choices=dynamics.KINDS, help="what the log is (default: by its name)")
+    taken.add_argument("--labels", help="of logits: .npy, .npz, or a whole number a line")
+    taken.add_argument("--columns", nargs="+", metavar="NAME=COLUMN", help="of steps: id=guid loss=nll ...")
+    taken.add_argument("--run", help="the run's name in the table (default: the log's)")
+    two = _command(kinds, "compare", "two runs by the examples that both have", out="")
+    two.add_argument("a", help="a run")
+    two.add_argument("b", help="the other")
+    two.add_argument("--score", help="whose movers are shown (default aum)")
+    two.add_argument("--count", type=int, default=20, help="examples shown (default 20)")
+    curve = _command(kinds, "spikes", "steps whose loss spikes, and the documents of these steps", out="")
+    curve.add_argument("metrics", help='metrics.jsonl, lines {"step": ..., "loss": ...}')
+    curve.add_argument("--window", type=int, default=50, help="steps before, whose median counts (default 50)")
+    curve.add_argument("--threshold", type=float, default=10.0, help="median absolute deviations above (default 10)")
+    curve.add_argument("--batches", help="a .npy of ids [steps, B]; row s is the batch of step s, negative: padding")
+
+
+def _of_dynamics(run: argparse.ArgumentParser) -> None:
+    run.add_argument("--step", type=int, help="of several (default: the newest)")
+    run.add_argument("--seed", type=int, help="of several (default: the mean over all)")
+    run.add_argument("--score", help="that examples are ranked by (default aum, or what there is)")
+    run.add_argument("--count", type=int, default=20, help="examples shown (default 20)")
+    run.add_argument("--bad", metavar="FILE", help="ids of known bad examples: a line each, or JSON lines of `id`")
+    run.add_argument(
+        "--probabilities", metavar="FILE", help="out-of-sample probabilities [N, C] (.npy, .npz): label issues"
+    )
+    run.add_argument("--clusters", type=int, metavar="K", help="of loss trajectories (default: by silhouette)")
+    run.add_argument("--export", metavar="FILE", help="the ids shown, as .txt or .jsonl")
+
+
+def _representation(commands: Any) -> None:
+    what = "features of checkpoints or layers: spectra, ranks, CKA, angles, intrinsic dimension"
+    made = _command(commands, "representation", what, out="runs/representation")
+    made.add_argument("files", nargs="*", help="features [N, d], one a checkpoint or layer: .npy, .npz, .parquet or "
+                      ".jsonl, or a folder of them; or instead --model and --corpus")  # fmt: skip
+    made.add_argument("--centred", action="store_true", help="take the mean off before spectra and angles")
+    made.add_argument("--names", nargs="+", help="one a file (default: names of files)")
+    made.add_argument("--model", nargs="+", metavar="DIR", help="checkpoint folders of language models, in order")
+    made.add_argument("--corpus", nargs="+", metavar="FILE", help="documents whose features are taken")
+    made.add_argument("--limit", type=int, default=1000, help="rows of the corpus, evenly spaced (default 1000)")
+
+
 def _command(commands: Any, name: str, what: str, out: str | None) -> argparse.ArgumentParser:
     made = commands.add_parser(name, help=what, description=what)
     made.add_argument("--json", action="store_true", help="one JSON object on stdout, nothing else")
@@ -164,7 +232,7 @@ def main(argv: list[str] | None = None) -> None:
     """Entry point; ends the process with the exit code of what happened."""
     argv = sys.argv[1:] if argv is None else argv
     args, rest = parser(argv).parse_known_args(argv)
-    takes_settings = args.command in ("demo", "run", "check", "plan", *STAGES)
+    takes_settings = args.command in ("demo", "run", "check", "plan", "understand", *STAGES)
     takes_settings |= getattr(args, "action", "") in ("build", "repair", "append")
     if rest and not takes_settings:
         parser().error(f"unrecognised: {' '.join(rest)}")
@@ -224,13 +292,16 @@ def _help(args: argparse.Namespace, _rest: list[str]) -> int:
 _COMMANDS = {
     "check": judge.check,
     "demo": story.demo,
+    "dynamics": dynamics.dynamics,
     "doctor": judge.doctor,
     "index": index.index,
     "new": _new,
     "help": _help,
     "plan": plan.plan,
     "report": story.report,
+    "representation": representation.representation,
     "scaling": scaling.scaling,
+    "understand": understand.understand,
 }
 _COMMANDS |= dict.fromkeys(("run", *STAGES), story.run)
 

@@ -1,0 +1,190 @@
+"""`uimjax dynamics` in this process: a log becomes a run, the run is read, two are compared, spikes are found."""
+
+import contextlib
+import json
+
+import numpy as np
+import pytest
+
+import uimjax as uj
+from uimjax.cli import parser
+from uimjax.commands.dynamics import dynamics
+from uimjax.errors import UimError
+from uimjax.understand.dynamics import elsewhere
+
+T, N, C = 6, 60, 3
+
+
+def called(folder, monkeypatch, *args):
+    monkeypatch.chdir(folder)
+    words = ["dynamics", *args]
+    return dynamics(parser(words).parse_args(words), [])
+
+
+def answer(capsys):
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Examples that are learned, but for the first twelve, whose label is another than what the logits say."""
+    at, rng = tmp_path_factory.mktemp("dynamics"), np.random.default_rng(0)
+    true, labels = np.arange(N) % C, np.arange(N) % C
+    labels[:12] = (true[:12] + 1) % C
+    logits = rng.normal(size=(T, N, C)) * 0.3
+    logits[:, np.arange(N), true] += np.linspace(0, 4, T)[:, None]
+    np.savez(at / "log.npz", logits=logits, labels=labels)
+    np.save(at / "logits.npy", logits)
+    (at / "labels.txt").write_text("".join(f"{k}\n" for k in labels))
+    (at / "bad.txt").write_text("".join(f"{k}\n" for k in range(12)))
+    (at / "bad.jsonl").write_text("".join(json.dumps({"id": k}) + "\n" for k in range(12)))
+    p = np.exp(logits[-1]) / np.exp(logits[-1]).sum(1, keepdims=True)
+    np.save(at / "p.npy", p)
+    np.savez(at / "p.npz", probs=p[::-1], ids=np.arange(N)[::-1])
+    words = ["dynamics", "import", str(at / "log.npz"), "--out", str(at / "run"), "--json"]
+    with (at / "import.json").open("w") as file, contextlib.redirect_stdout(file):
+        dynamics(parser(words).parse_args(words), [])
+    for seed in range(2):
+        table = uj.dynamics.logits_log(logits + rng.normal(size=logits.shape), labels)
+        uj.dynamics.write(at / "seeds", table.statistics, run="r", step=5, labels=labels, seed=seed)
+    return at
+
+
+def test_a_log_is_taken_for_what_it_is_and_becomes_the_same_table(folder, monkeypatch, capsys):
+    said = json.loads((folder / "import.json").read_text())
+    assert (said["kind"], said["guessed"], said["examples"], said["losses"]) == ("logits", True, N, T)
+    mine = uj.dynamics.logits_log(folder / "log.npz")
+    assert np.array_equal(uj.dynamics.read(folder / "run").scores["aum"].values, mine.scores["aum"].values)
+    called(folder, monkeypatch, "import", "logits.npy", "--labels", "labels.txt", "--out", "again", "--run", "mine")
+    assert "read as logits (guessed" in capsys.readouterr().out
+    again = uj.dynamics.read(folder / "again")
+    assert again.metadata["run"] == "mine"
+    assert np.array_equal(again.scores["aum"].values, mine.scores["aum"].values)
+
+
+def test_steps_with_other_names_of_columns_and_cartographys_files(folder, monkeypatch, capsys):
+    (folder / "log.csv").write_text("guid,epoch,nll\n" + "".join(f"a{k},{e},{k + e}\n" for e in (0, 1) for k in (0, 1)))
+    called(folder, monkeypatch, "import", "log.csv", "--columns", "id=guid", "loss=nll", "--out", "csv", "--json")
+    assert answer(capsys)["kind"] == "steps"
+    assert uj.dynamics.read(folder / "csv").losses.tolist() == [[0, 1], [1, 2]]
+    (folder / "maps").mkdir()
+    for epoch in (0, 1):
+        rows = [{"guid": f"g{k}", f"logits_epoch_{epoch}": [0.1 * k, 0.5], "gold": k % 2} for k in range(5)]
+        (folder / "maps" / f"dynamics_epoch_{epoch}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    called(folder, monkeypatch, "import", "maps", "--out", "carto", "--json")
+    assert answer(capsys)["kind"] == "cartography"
+    called(folder, monkeypatch, "carto", "--json")
+    assert answer(capsys)["most_suspicious"][0]["id"].startswith("g")
+
+
+def test_a_run_is_read_with_all_that_it_holds(folder, monkeypatch, capsys):
+    args = ("--bad", "bad.txt", "--probabilities", "p.npy", "--count", "12", "--export", "ids.jsonl", "--json")
+    called(folder, monkeypatch, "run", *args)
+    found = answer(capsys)
+    assert sorted(row["id"] for row in found["most_suspicious"]) == list(range(12))
+    assert sum(found["regions"].values()) == N
+    assert sorted(found["clusters"]["ids"][-1]) == list(range(12))
+    assert found["detection"]["scores"]["aum"]["auroc"] == 1
+    assert found["label_issues"]["flagged_bad"] == found["label_issues"]["flagged"] == 12
+    out = folder / "run" / "understood"
+    for name in ("data_map", "trajectories", "detection"):
+        assert {(out / f"{name}.{e}").exists() for e in ("svg", "csv", "txt")} == {True}
+    assert json.loads((out / "dynamics.json").read_text())["regions"] == found["regions"]
+    rows = [json.loads(line) for line in (folder / "ids.jsonl").read_text().splitlines()]
+    assert [row["aum"] for row in rows] == [row["value"] for row in found["most_suspicious"]]
+    called(
+        folder, monkeypatch, "run", "--bad", "bad.jsonl", "--probabilities", "p.npz", "--out", "else", "--clusters", "2"
+    )
+    text = capsys.readouterr().out
+    assert "12 flagged, about 12 labels wrong (rows by their ids); 12 of the flagged are known bad" in text
+    assert "aum                     small       mean of z_y - max_{k != y} z_k" in text
+    assert "wrote data_map.svg, trajectories.svg, detection.svg to else" in text
+
+
+def test_seeds_are_averaged_and_detection_is_over_all_of_them(folder, monkeypatch, capsys):
+    called(folder, monkeypatch, "seeds", "--bad", "bad.txt", "--json")
+    found = answer(capsys)
+    assert found["seeds"] == [0, 1]
+    assert found["detection"]["band"] == "95% interval over 2 seeds"
+    called(folder, monkeypatch, "seeds", "--bad", "bad.txt", "--seed", "1", "--step", "5", "--score", "loss_mean")
+    text = capsys.readouterr().out
+    assert "step 5, seed 1" in text
+    assert "95% bootstrap interval" in text
+    assert "most suspicious by loss_mean" in text
+
+
+def test_a_finished_map_is_read_as_it_is(folder, monkeypatch, capsys):
+    elsewhere.write_cartography(uj.dynamics.read(folder / "run"), folder / "map.jsonl")
+    called(folder, monkeypatch, "map.jsonl", "--out", "mapped", "--json")
+    found, text = answer(capsys), (folder / "run" / "understood" / "dynamics.json").read_text()
+    assert found["regions"] == json.loads(text)["regions"]
+    called(folder, monkeypatch, "compare", "run", "map.jsonl", "--json")
+    assert answer(capsys)["spearman"]["confidence"] == pytest.approx(1)
+
+
+def test_two_runs_are_compared_by_what_both_have(folder, monkeypatch, capsys):
+    table = uj.dynamics.read(folder / "run")
+    kept = np.r_[5:N]
+    cut = uj.dynamics.logits_log(np.load(folder / "logits.npy")[:, kept], table.labels[kept], ids=kept)
+    uj.dynamics.write(folder / "part", cut.statistics, run="p", step=5, ids=kept)
+    called(folder, monkeypatch, "compare", "run", "part", "--json")
+    found = answer(capsys)
+    assert (found["both"], found["only_a"], found["only_b"]) == (N - 5, [0, 1, 2, 3, 4], [])
+    assert found["spearman"]["aum"] == pytest.approx(1)
+    called(folder, monkeypatch, "compare", "run", "seeds", "--score", "el2n", "--count", "3")
+    text = capsys.readouterr().out
+    assert "moved most by el2n" in text
+    assert f"{N} examples are in both" in text
+
+
+def test_spikes_name_their_documents(folder, monkeypatch, capsys):
+    from uimjax.sinks import JsonLines
+
+    sink, losses = JsonLines(folder / "metrics.jsonl"), 1 + 0.01 * np.random.default_rng(0).normal(size=100)
+    losses[70] = 5
+    for step, loss in enumerate(losses):
+        sink.write(step, {"loss": loss})
+    np.save(folder / "batches.npy", np.arange(400).reshape(100, 4))
+    called(folder, monkeypatch, "spikes", "metrics.jsonl", "--window", "20", "--batches", "batches.npy", "--json")
+    found = answer(capsys)
+    assert [(row["step"], row["ids"]) for row in found["spikes"]] == [(70, [280, 281, 282, 283])]
+    assert [row["id"] for row in found["documents"]] == [280, 281, 282, 283]
+    called(folder, monkeypatch, "spikes", "metrics.jsonl")
+    assert "1 of 100 steps spike" in capsys.readouterr().out
+
+
+def test_a_run_that_is_called_like_an_action(folder, monkeypatch, capsys):
+    uj.dynamics.write(folder / "compare", uj.dynamics.read(folder / "run").statistics, run="r", step=0)
+    called(folder, monkeypatch, "./compare", "--json")
+    assert answer(capsys)["examples"] == N
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "match"),
+    [
+        (("nowhere",), 3, "uimjax dynamics import"),
+        (("run", "--score", "amu"), 2, "Did you mean 'aum'"),
+        (("run", "--score", "variability"), 2, "no detector"),
+        (("run", "--step", "3"), 2, "the nearest is 5"),
+        (("run/dynamics/step-00000005.parquet", "--step", "5"), 2, "leave --step and --seed out"),
+        (("run", "--bad", "none.txt"), 3, "is not a file"),
+        (("run", "--bad", "log.csv"), 3, "line 1: 'guid,epoch,nll' is no whole number"),
+        (("run", "--probabilities", "logits.npy"), 3, "probabilities arrived for 60 examples"),
+        (("./compare", "--probabilities", "p.npy"), 3, "holds no labels"),
+        (("csv", "--clusters", "9"), 2, "k in 1..2 fits"),
+        (("import", "none.csv", "--out", "x"), 3, "is not there"),
+        (("import", "map.jsonl", "--out", "x"), 2, "uimjax dynamics map.jsonl"),
+        (("import", "log.csv", "--labels", "labels.txt", "--out", "x"), 2, "--labels is for --from logits"),
+        (("import", "log.csv", "--columns", "id", "--out", "x"), 2, "NAME=COLUMN was wanted"),
+        (("import", "logits.npy", "--out", "x"), 2, "no labels arrived"),
+        (("compare", "run", "seeds", "--score", "amu"), 2, "Did you mean 'aum'"),
+        (("compare", "run", "carto"), 3, "share no id"),
+        (("spikes", "bad.jsonl"), 3, "holds no losses"),
+        (("spikes", "metrics.jsonl", "--window", "500"), 2, "2 <= window < T"),
+        (("spikes", "metrics.jsonl", "--window", "20", "--batches", "logits.npy"), 3, "ids \\[steps, B\\]"),
+    ],
+)  # fmt: skip
+def test_wrong_input_ends_with_its_code_and_its_cure(folder, monkeypatch, args, code, match):
+    with pytest.raises(UimError, match=match) as caught:
+        called(folder, monkeypatch, *args)
+    assert caught.value.exit_code == code

@@ -1,0 +1,321 @@
+"""Representations at the command line: features of checkpoints or layers, from files or from models over a corpus."""
+
+import argparse
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from uimjax.commands.dynamics import columns, plain
+from uimjax.errors import DataError, MissingFileError, ShapeError, UimError, UnsupportedModelError, UsageError
+
+ENDINGS = (".npy", ".npz", ".parquet", ".jsonl")
+WHOLE = 256 << 20  # bytes of a .npy that are loaded at once; larger ones are streamed
+SIDE = 1 << 31  # bytes of sums that CKA may take for all files side by side; beyond, a pair at a time
+ROWS = 10_000  # that TwoNN is of, evenly spaced
+ANGLES = 10
+ASIDE = ("id", "guid", "label")  # columns that are no features
+LENGTH, BATCH = 256, 16  # tokens of a row, rows at once
+NUMBERS = ("sve", "lsvr", "effective_rank", "rankme", "participation_ratio", "stable_rank", "skewness", "kurtosis",
+           "two_nn")  # fmt: skip
+
+
+class Set(NamedTuple):
+    """`features` `[N, d]`, mapped where `streamed`; `columns`: of a table, those that were taken."""
+
+    name: str
+    path: Path
+    features: np.ndarray
+    streamed: bool
+    columns: list[str]
+
+
+def representation(args: argparse.Namespace, _rest: list[str]) -> int:
+    from uimjax.progress import quiet, shown
+    from uimjax.store import write_json
+    from uimjax.store.base import make_folder
+
+    progress = quiet if args.json else shown
+    out = make_folder(Path(args.out))
+    files = _of_models(args, out, progress) if _asks_models(args) else _files(args.files)
+    sets = [_opened(path, name) for path, name in zip(files, _names(files, args.names), strict=True)]
+    lines_of: list[dict[str, Any]] = []
+    spectra: dict[str, np.ndarray] = {}
+    for its in progress(sets, "spectra", unit="files"):
+        numbers, spectra[its.name] = _numbers(its, args.centred)
+        lines_of.append(numbers)
+    found: dict[str, Any] = {"centred": args.centred, "files": lines_of}
+    if len(sets) > 1:
+        found["cka"], found["angles"] = _similar(sets), _angles(sets, spectra, args.centred)
+    pictures, readings = _pictures(sets, spectra, found, out)
+    found |= {"out": str(out), "pictures": pictures}
+    write_json(out / "representation.json", plain(found | {"singular_values": spectra}))
+    print(json.dumps(plain(found), allow_nan=False) if args.json else "\n".join([*_told(found), "", *readings]))
+    return 0
+
+
+# ---------------------------------------------------------------- what arrives
+
+
+def _asks_models(args: argparse.Namespace) -> bool:
+    if args.files and (args.model or args.corpus):
+        raise UsageError("files of features and --model arrived; one of the two fits")
+    if bool(args.model) != bool(args.corpus):
+        raise UsageError("--model DIR and --corpus FILES go together: features are of a model's rows")
+    if not args.files and not args.model:
+        raise UsageError("no features arrived: `uimjax representation FILES...`, or --model DIR --corpus FILES")
+    return bool(args.model)
+
+
+def _files(given: Sequence[str]) -> list[Path]:
+    """Files as they are given; those of a folder by name, numbers in it by size."""
+    found: list[Path] = []
+    for path in map(Path, given):
+        inside = [p for p in path.iterdir() if p.suffix in ENDINGS and p.is_file()] if path.is_dir() else [path]
+        if not inside:
+            raise MissingFileError(f"{path} holds no features; files in {', '.join(ENDINGS)} were wanted")
+        found += sorted(inside, key=lambda p: [int(x) if x.isdecimal() else x for x in re.split(r"(\d+)", p.name)])
+    for path in found:
+        if not path.is_file():
+            raise MissingFileError(f"{path} is not a file; features [N, d] in {', '.join(ENDINGS)} were wanted")
+        if path.suffix not in ENDINGS:
+            raise UsageError(f"{path}: features end in {', '.join(ENDINGS)}, not in {path.suffix or 'nothing'}")
+    return found
+
+
+def _names(files: Sequence[Path], given: Sequence[str] | None) -> list[str]:
+    from uimjax.report.figures import labels
+
+    if given is not None and len(given) != len(files):
+        raise UsageError(f"{len(given)} --names arrived for {len(files)} files; one each was wanted")
+    stems = [path.stem for path in files]
+    whole = [f"{path.parent.name}/{path.stem}" for path in files]
+    return labels("names", given or (stems if len(set(stems)) == len(stems) else whole), len(files))
+
+
+def _opened(path: Path, name: str) -> Set:
+    if path.suffix in (".parquet", ".jsonl"):
+        features, taken = _table(path)
+        return Set(name, path, features, False, taken)
+    try:
+        held = np.load(path, mmap_mode="r", allow_pickle=False)
+        if not isinstance(held, np.ndarray):
+            if len(held.files) != 1:
+                raise DataError(
+                    f"{path} holds {', '.join(held.files) or 'nothing'}; one array was wanted: save it alone"
+                )
+            held = held[held.files[0]]
+    except (ValueError, OSError, EOFError) as error:
+        raise DataError(f"{path} is no NumPy file of plain numbers: {error}") from error
+    if held.ndim != 2 or 0 in held.shape or held.dtype.kind not in "fiub":
+        raise ShapeError(
+            f"{path} holds {held.dtype} of shape {list(held.shape)}; numbers [N, d] were wanted: flatten or pool what "
+            "lies between"
+        )
+    streamed = path.suffix == ".npy" and held.nbytes > WHOLE
+    return Set(name, path, held if streamed else np.array(held), streamed, [])
+
+
+def _table(path: Path) -> tuple[np.ndarray, list[str]]:
+    """The only column of lists, or all columns of numbers."""
+    import pyarrow as pa
+    from pyarrow import ArrowException, parquet
+
+    from uimjax.understand.dynamics import logs
+
+    try:
+        table: Any = parquet.read_table(path) if path.suffix == ".parquet" else pa.Table.from_pylist(
+            [row for _, row in logs.lines(path)])  # fmt: skip
+    except (ArrowException, OSError) as error:
+        raise DataError(f"{path} cannot be read as a table: {error}") from error
+    kinds = {field.name: field.type for field in table.schema if field.name not in ASIDE}
+    lists = [n for n, t in kinds.items() if pa.types.is_list(t) or pa.types.is_fixed_size_list(t)]
+    if len(lists) > 1:
+        raise DataError(f"{path} has several columns of lists: {', '.join(lists)}; keep one")
+    if lists:
+        rows = table[lists[0]].to_pylist()
+        widths = {len(row) if row is not None else 0 for row in rows}
+        if len(widths) != 1:
+            raise ShapeError(f"{path}: lists of {sorted(widths)} numbers in {lists[0]}; one width was wanted")
+        return np.array(rows, np.float64), lists
+    odd = [n for n, t in kinds.items() if not (pa.types.is_floating(t) or pa.types.is_integer(t))]
+    if odd or not kinds:
+        raise DataError(f"{path}: column {odd[0] if odd else '(none)'} holds no numbers; columns of numbers or one of "
+                        f"lists were wanted (left out: {', '.join(ASIDE)})")  # fmt: skip
+    return np.stack([table[n].to_numpy().astype(np.float64) for n in kinds], axis=1), list(kinds)
+
+
+def _of_models(args: argparse.Namespace, out: Path, progress: Any) -> list[Path]:
+    """Features of each model over the same rows, a .npy each in `out`/features."""
+    from uimjax import rows as row
+    from uimjax.corpora.preparing import corpus_files, prepare
+    from uimjax.models.blocks import Shape
+    from uimjax.pretrained.loading import load
+    from uimjax.pretrained.words import need_tokenizer
+    from uimjax.store.base import make_folder
+
+    corpus_files(args.corpus)  # what is not there is said before a model is read
+    if args.limit < 1:
+        raise UsageError(f"--limit {args.limit} arrived; 1 row or more was wanted")
+    made, words, data = [], "", None
+    stems = [Path(where).name for where in args.model]
+    for k, where in enumerate(args.model):
+        its = load(where)
+        if not isinstance(its.choice, Shape) or its.task.features is None:
+            raise UnsupportedModelError(
+                f"{where} is a {its.family.types[0]}; features of documents are taken of decoders. Save features of "
+                "others as .npy [N, d], and name the files"
+            )
+        tokenizer = need_tokenizer(its.tokenizer, Path(where))
+        if data is None:
+            words, length = tokenizer.to_str(), min(its.choice.length or LENGTH, LENGTH)
+            data = row.spread(prepare(args.corpus, tokenizer, out / "corpus", length=length, progress=progress).rows,
+                              args.limit)  # fmt: skip
+        if tokenizer.to_str() != words:
+            raise UsageError(f"{where} has another tokenizer than {args.model[0]}; checkpoints of one model fit")
+        name = stems[k] if stems.count(stems[k]) == 1 else f"{k}-{stems[k]}"
+        made.append(make_folder(out / "features") / f"{name}.npy")
+        _write_features(its, data, made[-1], progress)
+    return made
+
+
+def _write_features(its: Any, data: Any, path: Path, progress: Any) -> None:
+    """`[N, d]` float32, a batch at a time."""
+    import jax
+
+    from uimjax import rows as row
+    from uimjax.store.base import atomic
+
+    features: Callable[[Any, Any], Any] = jax.jit(jax.vmap(its.task.features, (None, 0)))
+    count, held = row.count(data), None
+    with atomic(path) as temporary:
+        for first in progress(range(0, count, BATCH), f"features of {path.stem}", unit="batches"):
+            batch = next(iter(row.batches(data, BATCH, first, min(first + BATCH, count))))
+            found = np.asarray(features(its.params, batch.rows), np.float32)[np.asarray(batch.mask)]
+            if held is None:
+                held = np.lib.format.open_memmap(temporary, "w+", np.float32, (count, found.shape[1]))
+            held[first : first + len(found)] = found
+        if held is not None:
+            held.flush()
+
+
+# ---------------------------------------------------------------- what is found
+
+
+def _numbers(its: Set, centred: bool) -> tuple[dict[str, Any], np.ndarray]:
+    """(numbers of one file, its singular values)."""
+    from uimjax.understand.representation import dimension, moments, spectrum
+
+    x = its.features
+    made = (
+        spectrum.spectrum_of_moments(moments.moments_of(x), centred)
+        if its.streamed
+        else spectrum.spectrum_of(x, centred)
+    )
+    numbers = made._asdict()
+    values = numbers.pop("singular_values")
+    kept = np.unique(np.linspace(0, len(x) - 1, min(len(x), ROWS)).round().astype(int))
+    told: dict[str, Any] = {"name": its.name, "file": str(its.path), "rows": len(x), "width": x.shape[1],
+                            "streamed": its.streamed, **numbers}  # fmt: skip
+    try:
+        found = dimension.two_nn(x[kept])
+        told |= {"two_nn": found.regression, "two_nn_likelihood": found.likelihood, "two_nn_rows": found.rows}
+    except UimError as error:  # the other numbers stand
+        told |= {"two_nn": float("nan"), "two_nn_left_out": str(error)}
+    return told | ({"columns": its.columns} if its.columns else {}), values
+
+
+def _similar(sets: Sequence[Set]) -> dict[str, Any]:
+    """CKA of each with each, of files of equal rows."""
+    from uimjax.understand.representation import similarity
+
+    counts = [len(its.features) for its in sets]
+    if len(set(counts)) > 1:
+        return {"left_out": f"files hold {counts} rows; CKA takes the same rows of each"}
+    kind = "unbiased" if counts[0] >= similarity.FEWEST else "biased"
+    features = [its.features for its in sets]
+    try:
+        if 4 * sum(x.shape[1] for x in features) ** 2 <= SIDE:
+            matrix = similarity.cka_matrix(features, kind)
+        else:
+            matrix = np.eye(len(sets))
+            for i in range(len(sets)):
+                for j in range(i):
+                    matrix[i, j] = matrix[j, i] = similarity.cka(features[i], features[j], kind)
+    except UimError as error:  # features without any spread
+        return {"left_out": str(error)}
+    return {"kind": kind, "matrix": matrix.tolist()}
+
+
+def _angles(sets: Sequence[Set], spectra: dict[str, np.ndarray], centred: bool) -> dict[str, Any]:
+    """Between the leading directions of the first file and of the last."""
+    from uimjax.understand.representation.similarity import principal_angles
+
+    first, last = sets[0], sets[-1]
+    if first.streamed or last.streamed:
+        return {"left_out": f"a file of more than {WHOLE >> 20} MiB is streamed, and angles take it whole"}
+    of = lambda its: spectra[its.name]  # noqa: E731  # twice
+    eps = np.finfo(np.float64).eps
+    ranks = [int((of(its) > of(its)[0] * max(its.features.shape) * eps).sum()) for its in (first, last)]
+    place = 1 if first.features.shape[1] == last.features.shape[1] else 0
+    k = min(ANGLES, *ranks, max(first.features.shape[place] // 2, 1))  # of all directions the angles are all 0
+    try:
+        found = principal_angles(first.features, last.features, k, centred)
+    except UimError as error:  # neither widths nor rows fit
+        return {"left_out": str(error)}
+    return {"between": [first.name, last.name], "space": found.space, "radians": found.radians.tolist()}
+
+
+def _pictures(sets: Sequence[Set], spectra: dict[str, np.ndarray], found: dict[str, Any], out: Path) -> tuple[Any, Any]:
+    from uimjax.report import figures_representation as figures
+    from uimjax.report.figures import write
+
+    made = {"spectrum": figures.spectrum(spectra)}
+    names = [its.name for its in sets]
+    matrix = np.array(found.get("cka", {}).get("matrix", []))
+    if matrix.size and np.isfinite(matrix).all() and matrix.size <= 5000:
+        made["cka"] = figures.matrix(matrix, names, title=f"{found['cka']['kind']} CKA")
+    if len(sets) > 1:
+        x, title = _axis(names)
+        values = {n: np.array([line[n] for line in found["files"]]) for n in NUMBERS}
+        made["series"] = figures.against(
+            x, {n.replace("_", " "): (v, v, v) for n, v in values.items() if np.isfinite(v).all()}, title
+        )
+    return {name: str(write(each, out, name)[0]) for name, each in made.items()}, [f.reading for f in made.values()]
+
+
+def _axis(names: Sequence[str]) -> tuple[list[int], str]:
+    """The number that each name holds, if they rise; else the place of the file."""
+    held = [re.findall(r"\d+", name) for name in names]
+    numbers = [int(each[-1]) if each and len(each[-1]) < 16 else -1 for each in held]
+    rising = all(b > a for a, b in zip(numbers, numbers[1:], strict=False)) and numbers[0] >= 0
+    return (numbers, "number in the file's name") if rising else (list(range(1, len(names) + 1)), "place of the file")
+
+
+def _told(found: dict[str, Any]) -> list[str]:
+    heads = ["name", "rows", "width", *NUMBERS]
+    cells = [[line["name"], str(line["rows"]), str(line["width"]), *(f"{line[n]:.4g}" for n in NUMBERS)]
+             for line in found["files"]]  # fmt: skip
+    lines = columns(heads, cells)
+    for line in found["files"]:
+        if "two_nn_left_out" in line:
+            lines.append(f"  {line['name']}: no TwoNN: {line['two_nn_left_out']}")
+        if line["streamed"] or "columns" in line:
+            how = "streamed" if line["streamed"] else f"columns {', '.join(line['columns'][:8])}"
+            lines.append(f"  {line['name']}: {how}")
+    cka, angles = found.get("cka"), found.get("angles")
+    if cka is not None and "matrix" in cka:
+        names = [line["name"] for line in found["files"]]
+        rows = [[name, *(f"{v:.4f}" for v in row)] for name, row in zip(names, cka["matrix"], strict=True)]
+        lines += ["", f"CKA ({cka['kind']}):", *columns(["", *names], rows)]
+    elif cka is not None:
+        lines += ["", f"no CKA: {cka['left_out']}"]
+    if angles is not None and "radians" in angles:
+        told = ", ".join(f"{v:.3f}" for v in angles["radians"])
+        lines += ["", f"principal angles between {' and '.join(angles['between'])} ({angles['space']}): {told} radians"]
+    elif angles is not None:
+        lines += ["", f"no principal angles: {angles['left_out']}"]
+    return [*lines, "", f"wrote {found['out']}"]
