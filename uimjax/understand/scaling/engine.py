@@ -137,7 +137,7 @@ def _program(form: Form, objective: Objective, lanes: int, weighted: bool, free:
         def r(part: Any) -> Any:
             return residuals(form, objective, _put(theta, free, part), x, y)
 
-        before, gradient, newton, reweighted = _derivatives(r, objective, jnp.stack([theta[k] for k in free]), w, delta)
+        before, gradient, newton, reweighted = _derivatives(r, objective, _taken(theta, free), w, delta)
         one, two = (_within(_solved(matrix, gradient, damping), reach) for matrix in (newton, reweighted))
         found, now = theta, before
         for step in (one, two, 2 * two):
@@ -172,8 +172,14 @@ def _program(form: Form, objective: Objective, lanes: int, weighted: bool, free:
     return run
 
 
+def _taken(theta: Any, free: tuple[int, ...]) -> Any:
+    return theta if len(free) == theta.shape[0] else jnp.stack([theta[k] for k in free])
+
+
 def _put(theta: Any, free: tuple[int, ...], part: Any) -> Any:
     """`theta` with `part` in the free places, by slices alone: index arrays change their type with the precision."""
+    if len(free) == theta.shape[0]:
+        return part
     return jnp.stack([part[free.index(k)] if k in free else theta[k] for k in range(theta.shape[0])])
 
 

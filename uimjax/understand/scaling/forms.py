@@ -17,14 +17,12 @@ from uimjax.understand.scaling.base import Form, Inputs, Natural, Parameter
 
 LEVEL = (-3.0, 0.0)  # of a term's logarithm, relative to that of the losses
 EXPONENT = (0.05, 1.0)
-NOTHING = -60.0  # a term this far below the largest is none; exp would make numbers that processors are slow with
 
 
 def _lse(*terms: Any) -> Any:
     """log of a sum of exponentials; terms `[n]` or scalars. Twice as fast here as a chain of logaddexp."""
     most = jax.lax.stop_gradient(functools.reduce(jnp.maximum, terms))
-    parts = (jnp.exp(jnp.maximum(term - most, NOTHING)) for term in terms)
-    return most + jnp.log(functools.reduce(operator.add, parts))
+    return most + jnp.log(functools.reduce(operator.add, (jnp.exp(term - most) for term in terms)))
 
 
 def _level(theta: Any, exponent: Any, centre: float) -> Any:
