@@ -88,8 +88,8 @@ def leaf_norms(found: Sites, factors: Factors) -> Gradients:
         uses = factors[leaf.path]
         if not uses:
             continue
-        pairs = _overlaps(leaf, uses)
-        if pairs is not None and sum(_gram_cost(x, y) for x, y, _ in pairs) <= _form_cost(leaf, uses):
+        pairs = _cheaper_pairs(leaf, uses)
+        if pairs is not None:
             out[leaf.path] = functools.reduce(jnp.add, (times * _gram(x, y) for x, y, times in pairs))
         else:
             gradient = form(leaf, uses)
@@ -105,10 +105,9 @@ def norms_and_sum(found: Sites, factors: Factors, weights: Any) -> tuple[Any, Gr
         uses = factors[leaf.path]
         if not uses:
             continue
-        pairs = _overlaps(leaf, uses)
-        if pairs is not None and sum(_gram_cost(x, y) for x, y, _ in pairs) <= _form_cost(leaf, uses):
+        pairs = _cheaper_pairs(leaf, uses)
+        if pairs is not None:
             squares.append(functools.reduce(jnp.add, (times * _gram(x, y) for x, y, times in pairs)))
-            scale: Any = weights.reshape(-1, 1, 1, 1)
             scale: Any = weights.reshape(-1, 1, 1, 1)
             heavy: Any = tuple(use._replace(g=use.g * scale.astype(use.g.dtype)) for use in uses)  # type: ignore[union-attr]
             total[leaf.path] = form(leaf, pool({leaf.path: heavy}, len(weights))[leaf.path])[0]
@@ -118,6 +117,13 @@ def norms_and_sum(found: Sites, factors: Factors, weights: Any) -> tuple[Any, Gr
             squares.append(jnp.sum(jnp.square(_wide(flat)), 1))
             total[leaf.path] = _einsum("b,bp->p", weights, flat).reshape(gradient.shape[1:]).astype(gradient.dtype)
     return jnp.sqrt(functools.reduce(jnp.add, squares)), total
+
+
+def _cheaper_pairs(leaf: Leaf, uses: tuple[Factor, ...]) -> list[tuple[Any, Any, float]] | None:
+    """The pairs of Gram matrices that give a norm; None where forming the gradient takes fewer multiplications."""
+    pairs = _overlaps(leaf, uses)
+    cheaper = pairs is not None and sum(_gram_cost(x, y) for x, y, _ in pairs) <= _form_cost(leaf, uses)
+    return pairs if cheaper else None
 
 
 def _overlaps(leaf: Leaf, uses: tuple[Factor, ...]) -> list[tuple[Any, Any, float]] | None:
