@@ -44,7 +44,7 @@ FLOORS = [
 ]
 INSIDE = {
     "uimjax.config": ["base", "stories", "own", "studies", "kinds"],
-    "uimjax.taps": ["_compat", "base", "views", "follow", "plan", "run", "layouts", "capture", "parts", "proof"],
+    "uimjax.taps": ["_compat", "base", "views", "follow", "plan", "run", "layouts", "captures", "parts", "proof"],
     "uimjax.store": ["base", "remote", "coding", "digest", "manifest", "journal", "shards", "stage"],
     "uimjax.interpret": [
         "base", "trajectory", "lexical", "representation", "baselines", "resume", "curved", "sketched", "solved",
@@ -56,7 +56,7 @@ INSIDE = {
     "uimjax.answers": ["measures", "failures", "overlap", "folding", "engines", "evidence", "subject", "story",
                        "classifiers", "mistakes", "examples"],
     "uimjax.corpora": [
-        "base", "truth", "digits", "files", "plants", "tokenizer", "documents", "stdlib", "text_plants", "texts",
+        "base", "truth", "handwritten", "files", "plants", "tokenizer", "documents", "library", "text_plants", "texts",
         "pieces", "pretokenised", "hub", "prepared", "duplicates", "arrays", "preparing", "examples", "labelled",
     ],
     "uimjax.models": ["attention", "blocks", "decoder", "own", "encoders", "classifiers", "resnets"],
@@ -71,7 +71,7 @@ INSIDE = {
     "uimjax.audit": ["base", "backdoor", "behaviour", "leak", "scorecard"],
     "uimjax.sketch": ["base", "kronecker", "dense", "sparse", "truncated", "unsketched"],
     "uimjax.curvature": [
-        "base", "identity", "damping", "projected", "blocks", "statistics", "source", "rotated", "separable",
+        "base", "euclidean", "damping", "projection", "blocks", "statistics", "source", "rotated", "separable",
         "kronecker", "products", "lanczos", "operator", "harmonic", "adam",
     ],
     "uimjax.commands": [
@@ -80,14 +80,14 @@ INSIDE = {
     ],
     "uimjax.workflow": ["base", "vision", "text", "noise"],
     "uimjax.understand.dynamics": [
-        "signals", "collector", "gradients", "stepping", "scores", "table", "logs", "elsewhere", "labels", "reading",
+        "signals", "collector", "gradients", "stepping", "scoring", "table", "logs", "elsewhere", "labels", "reading",
     ],
     "uimjax.understand.representation": [
         "base", "moments", "spectrum", "similarity", "dimension", "hessian", "series",
     ],
     "uimjax.understand.scaling": [
-        "base", "forms", "engine", "table", "design", "fits", "intervals", "using", "isoflop", "ladder", "saved",
-        "runs", "ledger", "networks", "together", "sweep",
+        "base", "forms", "engine", "table", "design", "fits", "intervals", "using", "isoflops", "ladder", "saved",
+        "runs", "ledger", "networks", "together", "sweeps",
     ],
 }  # fmt: skip
 
@@ -153,6 +153,19 @@ def test_files_and_functions_are_short(path):
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef):
             assert node.end_lineno - node.lineno + 1 <= 60, f"{path}: {node.name}"
+
+
+# A kernel's room bears the name of its one function; nobody imports such a room as a module.
+PACKAGES = [path for path in FILES if path.name == "__init__.py" and path.parent.name != "uimjax_kernels"]
+
+
+@pytest.mark.parametrize("path", PACKAGES, ids=module_of)
+def test_no_exported_name_hides_a_module(path):
+    """`from room import name` gave the module or the function, by what had been imported before."""
+    nodes = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.ImportFrom)]
+    exported = {alias.asname or alias.name for node in nodes if node.module != module_of(path) for alias in node.names}
+    hidden = {name for name in exported if f"{module_of(path)}.{name}" in MODULES}
+    assert not hidden, f"{module_of(path)}: {sorted(hidden)}"
 
 
 def test_truth_is_imported_by_the_scorecard_and_the_oracle_alone():

@@ -23,7 +23,7 @@ from uimjax.corpora import (
     text_corpus,
 )
 from uimjax.corpora.documents import encode, line_at, lines_of, windows
-from uimjax.corpora.stdlib import TEST, TRAIN, make_tokenizer, read_modules
+from uimjax.corpora.library import TEST, TRAIN, make_tokenizer, read_modules
 from uimjax.corpora.text_plants import NAMES, rows_of
 from uimjax.corpora.tokenizer import byte_tokenizer, train_bpe
 from uimjax.errors import DataError, MissingFileError, ShapeError, UsageError

@@ -288,7 +288,7 @@ def _aligned(its: Any, path: Path) -> tuple[np.ndarray, str]:
 
 def _import(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     from uimjax.understand.dynamics import elsewhere, table
-    from uimjax.understand.dynamics.scores import DEFAULT
+    from uimjax.understand.dynamics.scoring import DEFAULT
 
     source = Path(args.source)
     kind = args.kind or _kind(source)

@@ -1,11 +1,11 @@
 """Built-in corpora, files, and plants: causes of failure put into training data, with truth ids."""
 
 from uimjax.corpora.base import Corpus
-from uimjax.corpora.digits import digits
 from uimjax.corpora.documents import Document, Source, TextCorpus, check_sources, digest_documents, read_folder
 from uimjax.corpora.files import read_rows
+from uimjax.corpora.handwritten import digits
+from uimjax.corpora.library import stdlib, text_corpus
 from uimjax.corpora.plants import Backdoor, Planted, backdoor
-from uimjax.corpora.stdlib import stdlib, text_corpus
 from uimjax.corpora.text_plants import Behaviour, PlantedText, Secret, plant_text
 
 __all__ = [

@@ -14,7 +14,7 @@ from uimjax.curvature import Curvature, Source, damped, source
 from uimjax.curvature import damping as rule
 from uimjax.curvature.blocks import Laid
 from uimjax.curvature.damping import Chosen
-from uimjax.curvature.projected import agreement
+from uimjax.curvature.projection import agreement
 from uimjax.rows import Pass
 from uimjax.sketch import AnySketch
 from uimjax.taps import Sites, capture

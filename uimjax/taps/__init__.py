@@ -1,7 +1,7 @@
 """The jaxpr interpreter: factored per-example gradients of any JAX loss, the model untouched."""
 
 from uimjax.taps.base import Dense, Direct, Factor, Gather, Layout, Leaf, Place, Site
-from uimjax.taps.capture import Factors, Sites, capture, check_budget, sites
+from uimjax.taps.captures import Factors, Sites, capture, check_budget, sites
 from uimjax.taps.layouts import contract, convolved, expand, factored, form, matrices, pair, spread
 from uimjax.taps.parts import axes_of, each_example, entries, owners, positions, tokens
 from uimjax.taps.proof import check_segments, verify

@@ -19,7 +19,7 @@ import numpy as np
 from uimjax.errors import ShapeError, TapError
 from uimjax.taps import layouts
 from uimjax.taps.base import Dense, Factor, Gather, Site
-from uimjax.taps.capture import DIRECT_BUDGET, Factors, Sites, assemble, capture, check_budget, forward, sites
+from uimjax.taps.captures import DIRECT_BUDGET, Factors, Sites, assemble, capture, check_budget, forward, sites
 from uimjax.task import Task
 
 TRIES = 64  # sets of a row's axes that are taken for the sequence's, before the loss is given up

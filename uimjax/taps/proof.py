@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from uimjax.errors import CoverageError, ShapeError
 from uimjax.taps import layouts, parts
-from uimjax.taps.capture import Sites, forward
+from uimjax.taps.captures import Sites, forward
 from uimjax.task import Task
 
 _HURRIED = {

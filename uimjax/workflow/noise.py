@@ -16,7 +16,7 @@ from scipy import stats
 
 import uimjax.understand.scaling as law
 from uimjax import training
-from uimjax.corpora.digits import digits
+from uimjax.corpora.handwritten import digits
 from uimjax.errors import DataError, MissingFileError, ShapeError
 from uimjax.models import classifiers
 from uimjax.progress import Progress, quiet

@@ -9,7 +9,7 @@ import pytest
 
 from uimjax.errors import DataError, NonFiniteError, ShapeError, UnknownNameError, UsageError
 from uimjax.understand.dynamics import labels as wrong
-from uimjax.understand.dynamics.scores import Score
+from uimjax.understand.dynamics.scoring import Score
 from uimjax.understand.dynamics.table import Table
 
 

@@ -16,7 +16,7 @@ from uimjax.errors import (
     UsageError,
 )
 from uimjax.understand.dynamics import elsewhere, reading
-from uimjax.understand.dynamics.scores import Score, suspicion
+from uimjax.understand.dynamics.scoring import Score, suspicion
 from uimjax.understand.dynamics.table import Table
 
 DETECTED = ("aum", "confidence", "variability", "correctness", "aleatoric", "forgetting", "first_learned",

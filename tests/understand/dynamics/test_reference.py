@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 import uimjax as uj
-from uimjax.understand.dynamics.scores import suspicion
+from uimjax.understand.dynamics.scoring import suspicion
 
 pytestmark = pytest.mark.usefixtures("x64")
 AT = (1, 2, 5, 10, 20, 40)

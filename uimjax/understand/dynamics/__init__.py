@@ -14,7 +14,7 @@ from uimjax.understand.dynamics.gradients import (
 )
 from uimjax.understand.dynamics.labels import indicator_labels, label_issues, threshold
 from uimjax.understand.dynamics.reading import clusters, compare, detection, documents_of, ranks, spikes, suspicious
-from uimjax.understand.dynamics.scores import Definitions, scores
+from uimjax.understand.dynamics.scoring import Definitions, scores
 from uimjax.understand.dynamics.table import Table, averaged, read, read_seeds, write
 
 __all__ = [

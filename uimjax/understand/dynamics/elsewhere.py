@@ -14,7 +14,7 @@ from uimjax.errors import DataError, MissingFileError, UnknownNameError, UsageEr
 from uimjax.store.base import atomic
 from uimjax.understand.dynamics import logs as log
 from uimjax.understand.dynamics.collector import CLASSES, Collector, Statistics
-from uimjax.understand.dynamics.scores import Definitions, Score, scores
+from uimjax.understand.dynamics.scoring import Definitions, Score, scores
 from uimjax.understand.dynamics.table import Table, tabled
 
 BATCH = 8192  # rows that are fed at once

@@ -13,7 +13,7 @@ from uimjax import rows as row
 from uimjax.curvature.source import nll_of
 from uimjax.errors import CoverageError, UsageError
 from uimjax.taps import Sites, check_budget, layouts, sites
-from uimjax.taps.capture import assemble, forward
+from uimjax.taps.captures import assemble, forward
 from uimjax.task import Task
 
 DECAY = 0.995  # nanoGNS's

@@ -9,7 +9,7 @@ import numpy as np
 
 from uimjax.errors import DataError, MismatchError, NonFiniteError, ShapeError, UnknownNameError, UsageError
 from uimjax.store.base import atomic
-from uimjax.understand.dynamics.scores import Score, suspicion
+from uimjax.understand.dynamics.scoring import Score, suspicion
 from uimjax.understand.dynamics.table import Table
 
 SAMPLE = 5000  # trajectories that the silhouette is of

@@ -23,7 +23,7 @@ from uimjax.errors import (
 from uimjax.store.base import atomic, make_folder
 from uimjax.store.digest import digest_text
 from uimjax.understand.dynamics.collector import NEVER, Statistics
-from uimjax.understand.dynamics.scores import DEFAULT, Definitions, Score, scores
+from uimjax.understand.dynamics.scoring import DEFAULT, Definitions, Score, scores
 from uimjax.understand.dynamics.signals import MARGINS
 
 VERSION = 1

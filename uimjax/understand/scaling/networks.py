@@ -82,7 +82,7 @@ def problem(trainer: str, data: Any) -> Problem:
 
 
 def _digits() -> Labelled:
-    from uimjax.corpora.digits import digits  # reads scikit-learn, which takes a second
+    from uimjax.corpora.handwritten import digits  # reads scikit-learn, which takes a second
 
     corpus = digits()
     return Labelled(corpus.train["image"], corpus.train["label"], corpus.test["image"], corpus.test["label"])

@@ -14,15 +14,15 @@ import pyarrow.parquet as pq
 import pytest
 from flax import nnx
 
-from uimjax.corpora.digits import digits
+from uimjax.corpora.handwritten import digits
 from uimjax.errors import CorruptError, DataError, NoRoomError, ShapeError, UnknownNameError, UsageError
 from uimjax.models.blocks import Shape
 from uimjax.models.classifiers import MLP
 from uimjax.models.decoder import Decoder
 from uimjax.sinks import JsonLines, TensorBoard
-from uimjax.understand.scaling import fits, ledger, networks, runs, sweep, table, together
+from uimjax.understand.scaling import fits, ledger, networks, runs, sweeps, table, together
 
-HERE = "tests.understand.scaling.test_sweep"
+HERE = "tests.understand.scaling.test_sweeps"
 SMALL = {"width": 8, "depth": 1, "steps": 40, "batch_size": 16, "learning_rate": 1e-2}
 ONE = [jax.devices()[0]]
 SAME = {"rtol": 2e-5, "atol": 1e-6}  # float32: forty steps of rounding, batches of another size
@@ -134,7 +134,7 @@ def perceptron_twin(run, data):
     ids=["adamw", "sgd"],
 )  # fmt: skip
 def test_a_run_equals_a_slow_twin_of_plain_loops(run, data, tmp_path):
-    (row,) = sweep.sweep(tmp_path, run, data=data, devices=ONE).rows
+    (row,) = sweeps.sweep(tmp_path, run, data=data, devices=ONE).rows
     twin = perceptron_twin(run, data)
     for name, value in twin.items():
         np.testing.assert_allclose(row[name], float(value), rtol=1e-4, err_msg=name)
@@ -149,7 +149,7 @@ def test_a_decoder_equals_its_twin(tmp_path):
     run = {"width": 8, "depth": 1, "heads": 2, "data": 40, "steps": 12, "batch_size": 8, "seed": 1,
            "learning_rate": 1e-2, "corruption": 0.1}  # fmt: skip
     given = networks.Tokens(tokens[:50], tokens[50:], size)
-    (row,) = sweep.sweep(tmp_path, run, train="decoder", data=given, devices=ONE).rows
+    (row,) = sweeps.sweep(tmp_path, run, train="decoder", data=given, devices=ONE).rows
 
     graph, params = nnx.split(Decoder(Shape(size, length, 1, 8, 2), nnx.Rngs(1)))
 
@@ -193,16 +193,16 @@ AXES = {**SMALL, "data": [40, 300], "seed": [0, 1], "corruption": [0.0, 0.3], "l
 @pytest.fixture(scope="module")
 def whole(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
-    return sweep.sweep(folder, AXES, data=data, at_once=6, devices=ONE)
+    return sweeps.sweep(folder, AXES, data=data, at_once=6, devices=ONE)
 
 
 def test_neither_the_neighbours_nor_the_devices_change_a_run(whole, data, tmp_path):
     assert len(jax.devices()) == 8
-    np.testing.assert_allclose(numbers_of(sweep.sweep(tmp_path / "8", AXES, data=data)), numbers_of(whole), **SAME)
+    np.testing.assert_allclose(numbers_of(sweeps.sweep(tmp_path / "8", AXES, data=data)), numbers_of(whole), **SAME)
     for k in (8, 13):
         row = whole.rows[k]
         alone = {name: row[name] for name in runs.TRAINERS["mlp"] if name != "epochs"}
-        found = sweep.sweep(tmp_path / f"alone{k}", runs=[alone], data=data, devices=ONE)
+        found = sweeps.sweep(tmp_path / f"alone{k}", runs=[alone], data=data, devices=ONE)
         np.testing.assert_allclose(numbers_of(found), numbers_of(whole)[k : k + 1], **SAME)
         assert (found.rows[0]["devices"], row["devices"]) == (1, 1)
 
@@ -216,7 +216,7 @@ def test_groups_are_of_one_shape_and_the_largest_comes_first():
 
 
 def test_processes_share_the_runs_and_the_last_writes_the_same_table(whole, data, tmp_path):
-    share = lambda k: sweep.sweep(tmp_path, AXES, data=data, at_once=6, devices=ONE, process=k, processes=3)  # noqa: E731
+    share = lambda k: sweeps.sweep(tmp_path, AXES, data=data, at_once=6, devices=ONE, process=k, processes=3)  # noqa: E731
     first, second = share(1), share(0)
     assert (first.table, second.table) == (None, None)
     assert 16 > first.waiting > second.waiting > 0
@@ -231,7 +231,7 @@ def test_a_sweep_that_was_stopped_goes_on_and_its_table_is_the_same_to_the_bit(w
         yield items[0]
         raise KeyboardInterrupt
 
-    go_on = lambda **more: sweep.sweep(tmp_path, AXES, data=data, at_once=6, devices=ONE, **more)  # noqa: E731
+    go_on = lambda **more: sweeps.sweep(tmp_path, AXES, data=data, at_once=6, devices=ONE, **more)  # noqa: E731
     with pytest.raises(KeyboardInterrupt):
         go_on(progress=stops)
     journal = tmp_path / "journal.jsonl"
@@ -256,7 +256,7 @@ def test_other_settings_and_other_data_are_other_runs(data):
 
 
 def runs_of(learnt, at, settings):
-    return sweep.plan(None, [settings], "mlp", learnt, at)
+    return sweeps.plan(None, [settings], "mlp", learnt, at)
 
 
 # ---------------------------------------------------------------- divergence
@@ -264,8 +264,8 @@ def runs_of(learnt, at, settings):
 
 def test_what_diverges_is_listed_and_its_neighbours_are_as_if_alone(data, tmp_path):
     axes = {**SMALL, "optimizer": "sgd", "learning_rate": [0.1, 1e6, 0.2]}
-    swept = sweep.sweep(tmp_path / "all", axes, data=data, devices=ONE)
-    alone = sweep.sweep(tmp_path / "sane", {**axes, "learning_rate": [0.1, 0.2]}, data=data, devices=ONE)
+    swept = sweeps.sweep(tmp_path / "all", axes, data=data, devices=ONE)
+    alone = sweeps.sweep(tmp_path / "sane", {**axes, "learning_rate": [0.1, 0.2]}, data=data, devices=ONE)
     np.testing.assert_allclose(numbers_of(swept), numbers_of(alone), **SAME)
     (out,) = swept.left_out
     assert out["diverged"] is True
@@ -284,11 +284,11 @@ def test_a_group_that_has_diverged_stops_early(data, tmp_path, monkeypatch):
         together, "met", lambda settings, first, stop: looked.append(first) or met(settings, first, stop)
     )
     with pytest.raises(DataError, match="all 1 runs diverged or failed; see .*left_out.csv. The first: diverged"):
-        sweep.sweep(tmp_path, {**SMALL, "optimizer": "sgd", "learning_rate": 1e9}, data=data, devices=ONE)
+        sweeps.sweep(tmp_path, {**SMALL, "optimizer": "sgd", "learning_rate": 1e9}, data=data, devices=ONE)
     assert max(looked) < SMALL["steps"] - 4
     looked.clear()
     with pytest.raises(DataError, match="diverged"):  # finite, but above the loss of a guess for more than ten steps
-        sweep.sweep(tmp_path, {**SMALL, "learning_rate": 1e-9}, data=data, devices=ONE, diverged_at=1.0001)
+        sweeps.sweep(tmp_path, {**SMALL, "learning_rate": 1e-9}, data=data, devices=ONE, diverged_at=1.0001)
     assert 8 <= max(looked) < 24
     assert not (tmp_path / "runs.parquet").exists()
 
@@ -329,9 +329,9 @@ OWN = {"D": [100, 400, 1600], "corruption": [0.0, 0.2], "seed": [0]}
 def test_ones_own_trainer_goes_on_after_a_stop(stop, tmp_path):
     stop |= {"at": 400, "error": KeyboardInterrupt()}
     with pytest.raises(KeyboardInterrupt):
-        sweep.sweep(tmp_path, OWN, train=f"{HERE}:law")
+        sweeps.sweep(tmp_path, OWN, train=f"{HERE}:law")
     stop.clear()
-    swept = sweep.sweep(tmp_path, OWN, train=f"{HERE}:law")
+    swept = sweeps.sweep(tmp_path, OWN, train=f"{HERE}:law")
     assert [(its["D"], its["corruption"]) for its in CALLS] == [
         (100, 0.0), (100, 0.2), (400, 0.0), (400, 0.0), (400, 0.2), (1600, 0.0), (1600, 0.2)
     ]  # fmt: skip  # the one that was stopped, twice
@@ -347,13 +347,13 @@ def test_ones_own_trainer_goes_on_after_a_stop(stop, tmp_path):
 
 def test_a_run_that_fails_is_listed_does_not_stop_the_others_and_is_tried_again(stop, tmp_path):
     stop |= {"at": 400, "error": ZeroDivisionError("no luck")}
-    swept = sweep.sweep(tmp_path, OWN, train=f"{HERE}:law")
+    swept = sweeps.sweep(tmp_path, OWN, train=f"{HERE}:law")
     assert [row["D"] for row in swept.rows] == [100, 100, 1600, 1600]
     assert [row["D"] for row in swept.left_out] == [400, 400]
     assert "ZeroDivisionError: no luck" in swept.left_out[0]["why"]
     CALLS.clear()
     stop.clear()
-    again = sweep.sweep(tmp_path, OWN, train=f"{HERE}:law")
+    again = sweeps.sweep(tmp_path, OWN, train=f"{HERE}:law")
     assert len(CALLS) == 2
     assert len(again.rows) == 6
     assert not (tmp_path / "left_out.csv").exists()
@@ -365,11 +365,11 @@ def test_a_run_that_fails_is_listed_does_not_stop_the_others_and_is_tried_again(
      ("word", "'loss' is 'low'; a number was wanted"), ("taken", "'kind' came back, which is the name of a setting")],
 )  # fmt: skip
 def test_what_ones_own_trainer_may_not_give(kind, told, tmp_path):
-    swept = sweep.sweep(tmp_path, {"kind": ["good", kind]}, train=f"{HERE}:odd")
+    swept = sweeps.sweep(tmp_path, {"kind": ["good", kind]}, train=f"{HERE}:odd")
     assert [row["kind"] for row in swept.rows] == ["good"]
     assert told in swept.left_out[0]["why"]
     with pytest.raises(DataError, match="all 1 runs diverged or failed"):
-        sweep.sweep(tmp_path, {"kind": kind}, train=f"{HERE}:odd")
+        sweeps.sweep(tmp_path, {"kind": kind}, train=f"{HERE}:odd")
 
 
 MODULE = """
@@ -381,7 +381,7 @@ def fn(settings):
     return {"loss": 1 + 1 / settings["D"], "N": 1}
 """
 CODE = """
-from uimjax.understand.scaling.sweep import sweep
+from uimjax.understand.scaling.sweeps import sweep
 sweep("out", {"D": list(range(1, 21))}, train="mine:fn", process=1, processes=2)
 """
 
@@ -391,7 +391,7 @@ def test_a_killed_process_goes_on(tmp_path, monkeypatch):
     killed = subprocess.run([sys.executable, "-c", CODE], cwd=tmp_path, check=False, timeout=120)
     assert killed.returncode == -signal.SIGKILL
     monkeypatch.chdir(tmp_path)  # where references are looked for
-    swept = sweep.sweep("out", {"D": list(range(1, 21))}, train="mine:fn")
+    swept = sweeps.sweep("out", {"D": list(range(1, 21))}, train="mine:fn")
     assert (swept.waiting, str(swept.table)) == (0, "out/runs.parquet")
     assert table.read(tmp_path / "out" / "runs.parquet")["D"] == list(range(1, 21))
     assert len((tmp_path / "out" / "journal.jsonl").read_text().splitlines()) == 20  # 2 and 4 were not run again
@@ -409,13 +409,13 @@ def test_many_write_to_one_journal(tmp_path):
 
 
 def test_a_changed_journal_is_refused(tmp_path):
-    sweep.sweep(tmp_path, OWN, train=f"{HERE}:law")
+    sweeps.sweep(tmp_path, OWN, train=f"{HERE}:law")
     journal = tmp_path / "journal.jsonl"
     text = journal.read_text()
     for bad in (text.replace('"N": 10', '"N": 11', 1), "{}\n" + text, "7\n" + text):
         journal.write_text(bad)
         with pytest.raises(CorruptError, match="line 1 was changed or damaged. Remove that line"):
-            sweep.sweep(tmp_path, OWN, train=f"{HERE}:law")
+            sweeps.sweep(tmp_path, OWN, train=f"{HERE}:law")
 
 
 # ---------------------------------------------------------------- recorders, laws
@@ -430,8 +430,8 @@ def test_each_run_is_recorded_once(data, tmp_path):
         return {1: None, 2: TensorBoard(logs)}.get(len(asked), JsonLines(logs / "metrics.jsonl"))
 
     axes = {**SMALL, "seed": [0, 1, 2]}
-    swept = sweep.sweep(tmp_path / "out", axes, data=data, devices=ONE, recorder=recorder)
-    sweep.sweep(tmp_path / "out", axes, data=data, devices=ONE, recorder=recorder)
+    swept = sweeps.sweep(tmp_path / "out", axes, data=data, devices=ONE, recorder=recorder)
+    sweeps.sweep(tmp_path / "out", axes, data=data, devices=ONE, recorder=recorder)
     assert asked == [row["run"] for row in swept.rows]
     assert asked[0].startswith("width8-depth1-steps40-batch_size16-learning_rate0.01-seed0-")
     assert len(list((tmp_path / "logs" / asked[1]).glob("*tfevents*"))) == 1
@@ -446,7 +446,7 @@ def test_each_run_is_recorded_once(data, tmp_path):
 def test_the_table_goes_straight_into_a_fit(data, tmp_path):
     axes = {**SMALL, "steps": None, "epochs": 20, "data": [20, 40, 80, 150, 300], "corruption": [0.0, 0.2, 0.4],
             "seed": [0, 1]}  # fmt: skip
-    swept = sweep.sweep(tmp_path, axes, data=data, devices=ONE)
+    swept = sweeps.sweep(tmp_path, axes, data=data, devices=ONE)
     found = [fits.fit(given, "corrupted", starts=64) for given in (swept.table, tmp_path / "runs.csv", swept.rows)]
     assert all(law.natural == found[0].natural for law in found)
     assert len(found[0].rows.y) == 30
@@ -481,13 +481,13 @@ def test_the_table_goes_straight_into_a_fit(data, tmp_path):
 )
 def test_axes_that_are_refused(axes, told, data, tmp_path):
     with pytest.raises(UsageError, match=told):
-        sweep.sweep(tmp_path / "out", axes, data=data)
+        sweeps.sweep(tmp_path / "out", axes, data=data)
     assert not (tmp_path / "out").exists()
 
 
 def test_choices_that_are_refused(data, tmp_path, monkeypatch):
     refused = lambda told: pytest.raises(UsageError, match=told)  # noqa: E731
-    go = lambda axes=SMALL, **more: sweep.sweep(tmp_path, axes, **({"data": data} | more))  # noqa: E731
+    go = lambda axes=SMALL, **more: sweeps.sweep(tmp_path, axes, **({"data": data} | more))  # noqa: E731
     with pytest.raises(UnknownNameError, match="unknown trainer .*'mpl'. Did you mean 'mlp'"):
         go(train="mpl")
     with refused("'nowhere:fn' cannot be imported"):

@@ -73,7 +73,7 @@ def sweep(
         journal was changed. OutputError: the folder cannot be written.
 
     >>> import tempfile
-    >>> from uimjax.understand.scaling.sweep import sweep
+    >>> from uimjax.understand.scaling.sweeps import sweep
     >>> swept = sweep(tempfile.mkdtemp(), {"width": [4, 8], "data": [100, 200], "steps": [20]})
     >>> [(row["N"], row["D"], row["U"]) for row in swept.rows]
     [(330, 1280, 100), (330, 1280, 200), (682, 1280, 100), (682, 1280, 200)]
