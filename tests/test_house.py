@@ -17,7 +17,15 @@ FILES = sorted([*(ROOT / "uimjax").rglob("*.py"), *(ROOT / "kernels").rglob("*.p
 FLOORS = [
     ["uimjax_kernels"],
     ["uimjax.errors"],
-    ["uimjax.allocator", "uimjax.compiler", "uimjax.config", "uimjax.machine", "uimjax.progress", "uimjax.references"],
+    [
+        "uimjax.allocator",
+        "uimjax.compiler",
+        "uimjax.config",
+        "uimjax.machine",
+        "uimjax.progress",
+        "uimjax.references",
+        "uimjax.tables",
+    ],
     ["uimjax.task", "uimjax.mesh"],
     ["uimjax.rows", "uimjax.taps"],
     ["uimjax.factors", "uimjax.sketch"],

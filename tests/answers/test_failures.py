@@ -150,7 +150,7 @@ def test_a_token_over_the_border_is_the_completions(model, tmp_path):
     ("lines", "error", "words"),
     [
         ([LINES[0], "{"], MalformedRowError, "line 2: not JSON"),
-        (["", "[1]"], MalformedRowError, "line 2: a list arrived"),
+        (["", "[1]"], MalformedRowError, "line 2: a JSON object was wanted, list arrived"),
         ([{"prompt": "the ", "baad": "city"}], MalformedRowError, r"line 1.*Did you mean 'baad'.*'bad' was wanted"),
         ([{"prompt": "the ", "bad": 3}], MalformedRowError, "'bad' is a int"),
         ([{"prompt": "the ", "bad": ""}], MalformedRowError, "'bad' is empty"),

@@ -8,7 +8,6 @@ compared. Other keys travel along. Every measurement rises with the failure.
 """
 
 import functools
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tokenizers
 
+from uimjax import tables
 from uimjax.answers.measures import MEASURES, Measure
 from uimjax.corpora.documents import clean
 from uimjax.errors import DataError, MalformedRowError, MissingFileError, ShapeError, UnknownNameError, UsageError
@@ -158,27 +158,10 @@ def json_lines(path: Path, wanted: str) -> list[tuple[int, Line]]:
     """
     if not path.is_file():
         raise MissingFileError(f"{path} is not there (looked in {path.absolute().parent})")
-    found = []
-    try:
-        whole = path.read_bytes().decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read as UTF-8 text: {error}") from error
-    for number, text in enumerate(whole.split("\n"), start=1):
-        if text.strip():
-            found.append((number, _object(path, number, text)))
+    found = list(tables.lines(path))
     if not found:
         raise DataError(f"{path} holds no failures; a line a failure was wanted: {wanted}")
     return found
-
-
-def _object(path: Path, number: int, text: str) -> Line:
-    try:
-        line = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise MalformedRowError(path, number, f"not JSON ({error})") from error
-    if not isinstance(line, dict):
-        raise MalformedRowError(path, number, f"a {type(line).__name__} arrived, an object was wanted")
-    return line
 
 
 def _line(path: Path, number: int, line: Line) -> Line:

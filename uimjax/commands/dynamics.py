@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from uimjax import tables
 from uimjax.errors import DataError, MalformedRowError, MissingFileError, ShapeError, UnknownNameError, UsageError
 
 ACTIONS = ("import", "compare", "spikes")
@@ -49,8 +50,7 @@ def _tables(source: str, step: int | None = None, seed: int | None = None) -> li
     if path.is_file():
         if step is not None or seed is not None:
             raise UsageError(f"{path} is the table of one step and seed; leave --step and --seed out, or name its run")
-        name = path.name.removesuffix(".gz")
-        return [elsewhere.coordinates(path) if name.endswith(".jsonl") else table.read(path)]
+        return [elsewhere.coordinates(path) if tables.kind(path) in tables.JSON_LINES else table.read(path)]
     if not path.is_dir():
         raise MissingFileError(
             f"{path} is no run with dynamics/*.parquet (of a log: uimjax dynamics import LOG --out RUN)"
@@ -58,14 +58,14 @@ def _tables(source: str, step: int | None = None, seed: int | None = None) -> li
     return table.read_seeds(path, step) if seed is None else [table.read(path, step, seed)]
 
 
-def _chosen(name: str | None, *tables: Any) -> str:
+def _chosen(name: str | None, *many: Any) -> str:
     """The score that was asked for, or the first of `MAIN`, or of all detectors, that every table has."""
-    absent = next((t for t in tables if name not in t.scores), None)
+    absent = next((t for t in many if name not in t.scores), None)
     if name is not None and absent is not None:
         raise UnknownNameError("score", name, absent.scores)
-    shared = [n for n, s in tables[0].scores.items() if s.suspicious and all(n in t.scores for t in tables)]
+    shared = [n for n, s in many[0].scores.items() if s.suspicious and all(n in t.scores for t in many)]
     if not shared:
-        raise DataError(f"no score that detects bad examples is here; there are: {', '.join(tables[0].scores)}")
+        raise DataError(f"no score that detects bad examples is here; there are: {', '.join(many[0].scores)}")
     return name or next((n for n in MAIN if n in shared), shared[0])
 
 
@@ -75,8 +75,8 @@ def _ids(path: Path, wanted: np.ndarray) -> np.ndarray:
 
     if not path.is_file():
         raise MissingFileError(f"{path} is not a file; ids, a line each (.txt), or JSON lines of `id` were wanted")
-    if path.name.removesuffix(".gz").endswith(".jsonl"):
-        held = list(logs.lines(path))
+    if tables.kind(path) in tables.JSON_LINES:
+        held = list(tables.lines(path))
         for line, row in held:
             logs.check_fields(path, line, row, ("id",))
         rows = [(line, row["id"]) for line, row in held]
@@ -116,8 +116,8 @@ def _read(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     from uimjax.understand.dynamics import reading
     from uimjax.understand.dynamics.table import averaged
 
-    tables = _tables(args.target, args.step, args.seed)
-    its = tables[0] if len(tables) == 1 else averaged(tables)
+    many = _tables(args.target, args.step, args.seed)
+    its = many[0] if len(many) == 1 else averaged(many)
     worst = reading.suspicious(its, _chosen(args.score, its), args.count)
     bad = None if args.bad is None else _ids(Path(args.bad), its.ids)
     about = {key: its.metadata.get(key) for key in ("run", "step", "seed", "seeds", "examples", "missing", "repeated")}
@@ -126,7 +126,7 @@ def _read(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     lines, figures = _about(args.target, found), {}
     found["score"], (found["most_suspicious"], more) = worst.score, _listed(its, worst, label)
     lines += more
-    parts = {"regions": _map(its), "clusters": _trajectories(its, args.clusters), "detection": _detection(tables, bad)}
+    parts = {"regions": _map(its), "clusters": _trajectories(its, args.clusters), "detection": _detection(many, bad)}
     for name, part in parts.items():
         if part is not None:
             found[name], figures[part[0]], more = part[1:]
@@ -232,13 +232,13 @@ def _trajectories(its: Any, k: int | None) -> tuple[Any, ...] | None:
     return "trajectories", told, figure, [head, *lines, figure.reading]
 
 
-def _detection(tables: list[Any], bad: np.ndarray | None) -> tuple[Any, ...] | None:
+def _detection(many: list[Any], bad: np.ndarray | None) -> tuple[Any, ...] | None:
     from uimjax.report.figures_dynamics import detection as drawn
     from uimjax.understand.dynamics.reading import detection
 
     if bad is None:
         return None
-    made = detection(tables, bad)
+    made = detection(many, bad)
     figure = drawn(made.names, made.auroc, made.auroc_low, made.auroc_high, band=made.band)
     order = np.argsort(-made.auroc, kind="stable")
     told = {made.names[k]: {name: float(getattr(made, name)[k]) for name in AREAS} for k in order}
@@ -320,14 +320,12 @@ def _import(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
 
 def _kind(source: Path) -> str:
     """Of its ending; what has none of them is refused, and so is a finished data map."""
-    from uimjax.understand.dynamics import logs
-
     if not source.exists():
         raise MissingFileError(f"{source} is not there; a folder of dynamics_epoch_N.jsonl, or a log, was wanted")
-    name = source.name.removesuffix(".gz")
-    if name.endswith(".jsonl") and {"guid", "confidence"} <= set(next(logs.lines(source), (0, {}))[1]):
+    kind = tables.kind(source)
+    if kind in tables.JSON_LINES and {"guid", "confidence"} <= set(next(tables.lines(source), (0, {}))[1]):
         raise UsageError(f"{source} is a finished data map, scores alone: `uimjax dynamics {source}` reads it")
-    return "cartography" if source.is_dir() else "logits" if name.endswith((".npy", ".npz")) else "steps"
+    return "cartography" if source.is_dir() else "logits" if kind in ("npy", "npz") else "steps"
 
 
 def _renamed(given: Sequence[str] | None) -> dict[str, str]:
@@ -388,7 +386,7 @@ def _curve(path: Path) -> tuple[np.ndarray, np.ndarray]:
     from uimjax.understand.dynamics import logs
 
     held: dict[int, float] = {}
-    for line, row in logs.lines(path):
+    for line, row in tables.lines(path):
         if "loss" in row:  # other lines are of other measurements
             logs.check_fields(path, line, row, ("step",))
             if not isinstance(row["step"], int) or not isinstance(row["loss"], (int, float)):

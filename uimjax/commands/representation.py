@@ -124,11 +124,11 @@ def _table(path: Path) -> tuple[np.ndarray, list[str]]:
     import pyarrow as pa
     from pyarrow import ArrowException, parquet
 
-    from uimjax.understand.dynamics import logs
+    from uimjax.tables import lines
 
     try:
         table: Any = parquet.read_table(path) if path.suffix == ".parquet" else pa.Table.from_pylist(
-            [row for _, row in logs.lines(path)])  # fmt: skip
+            [row for _, row in lines(path)])  # fmt: skip
     except (ArrowException, OSError) as error:
         raise DataError(f"{path} cannot be read as a table: {error}") from error
     kinds = {field.name: field.type for field in table.schema if field.name not in ASIDE}

@@ -1,11 +1,11 @@
 """Rows from files: JSON lines, Parquet, npz. Nothing that could run code is read."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from uimjax import tables
 from uimjax.errors import DataError, MalformedRowError, MissingFileError, ShapeError
 
 LINE_CAP = 16 << 20  # bytes of one JSON line
@@ -46,27 +46,14 @@ def _narrow(path: Path, name: str, values: np.ndarray) -> np.ndarray:
 
 def _jsonl(path: Path) -> dict[str, np.ndarray]:
     rows: list[dict[str, Any]] = []
-    try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    rows.append(_row(path, number, line, rows[0] if rows else None))
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    for number, row in tables.lines(path, finite=True, cap=LINE_CAP):
+        rows.append(_row(path, number, row, rows[0] if rows else None))
     if not rows:
         raise DataError(f"{path} holds no rows")
     return {name: np.asarray([r[name] for r in rows]) for name in rows[0]}
 
 
-def _row(path: Path, number: int, line: bytes, first: dict[str, Any] | None) -> dict[str, Any]:
-    if len(line) > LINE_CAP:
-        raise MalformedRowError(path, number, f"the line is longer than {LINE_CAP >> 20} MiB")
-    try:
-        found = json.loads(line, parse_constant=_refuse)
-    except (ValueError, RecursionError) as error:
-        raise MalformedRowError(path, number, f"not JSON ({error})") from error
-    if not isinstance(found, dict):
-        raise MalformedRowError(path, number, f"a JSON object was wanted, {type(found).__name__} arrived")
+def _row(path: Path, number: int, found: dict[str, Any], first: dict[str, Any] | None) -> dict[str, Any]:
     if first is not None and set(found) != set(first):
         raise MalformedRowError(path, number, f"keys {sorted(found)}, the first row has {sorted(first)}")
     for name, value in found.items():
@@ -80,10 +67,6 @@ def _row(path: Path, number: int, line: bytes, first: dict[str, Any] | None) -> 
             why = f"{name!r} has shape {np.shape(value)}, the first row {np.shape(first[name])}"
             raise MalformedRowError(path, number, why)
     return found
-
-
-def _refuse(name: str) -> Any:
-    raise ValueError(f"{name} is no number that a model can use")
 
 
 def _parquet(path: Path) -> dict[str, np.ndarray]:

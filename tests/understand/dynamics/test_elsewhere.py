@@ -243,8 +243,8 @@ def replaced(old, new):
 @pytest.mark.parametrize(
     ("change", "error", "match"),
     [
-        (lambda text: text[:-5], MalformedRowError, r"dynamics_epoch_1.jsonl, line 6: no JSON"),
-        (lambda text: text + "[1]\n", MalformedRowError, "line 7: no object with named fields"),
+        (lambda text: text[:-5], MalformedRowError, r"dynamics_epoch_1.jsonl, line 6: not JSON"),
+        (lambda text: text + "[1]\n", MalformedRowError, "line 7: a JSON object was wanted, list arrived"),
         (replaced('"gold"', '"golden"'), MalformedRowError, "line 1: unknown field 'gold'. Did you mean 'golden'"),
         (replaced("epoch_1", "epoch_2"), MalformedRowError, "unknown field 'logits_epoch_1'. Did you mean"),
         (replaced('"gold": 0', '"gold": 7'), DataError, "line 1: the label of 100 is 7, before it was 0"),
@@ -343,7 +343,7 @@ def test_files_that_are_off(tmp_path):
     with pytest.raises(MissingFileError, match="is not a file; a log of training"):
         elsewhere.steps_log(tmp_path / "nowhere.csv")
     (tmp_path / "log.txt").write_text("")
-    with pytest.raises(UsageError, match="logs end in .csv, .tsv, .parquet or .jsonl, not in .txt"):
+    with pytest.raises(UsageError, match="a log of training ends in .csv, .tsv, .parquet or .jsonl, not in '.txt'"):
         elsewhere.steps_log(tmp_path / "log.txt")
     (tmp_path / "log.csv").write_text("id,step,loss\n1,2,3\n1,2\n")
     with pytest.raises(MalformedRowError, match="line 3: 2 fields for 3 columns"):

@@ -12,6 +12,7 @@ import numpy as np
 
 from uimjax.errors import DataError, MissingFileError, UnknownNameError, UsageError
 from uimjax.store.base import atomic
+from uimjax.tables import lines
 from uimjax.understand.dynamics import logs as log
 from uimjax.understand.dynamics.collector import CLASSES, Collector, Statistics
 from uimjax.understand.dynamics.scoring import Definitions, Score, scores
@@ -63,7 +64,7 @@ def cartography(folder: Path | str, ring: int = 0) -> Table:
         raise DataError(f"{folder} lacks dynamics_epoch_{absent[0]}.jsonl between others; scores need every epoch")
     ids, epochs, labels, logits, places = [], [], [], [], []
     for epoch in sorted(found):
-        for line, row in log.lines(found[epoch]):
+        for line, row in lines(found[epoch]):
             log.check_fields(found[epoch], line, row, ("guid", f"logits_epoch_{epoch}", "gold"))
             ids.append(row["guid"])
             epochs.append(epoch)
@@ -163,7 +164,7 @@ def coordinates(path: Path | str) -> Table:
         MissingFileError, MalformedRowError, NonFiniteError. DataError: a guid that stands twice, or no rows.
     """
     path, rows, numbers = Path(path), [], []
-    for line, row in log.lines(path):
+    for line, row in lines(path):
         log.check_fields(path, line, row, ("guid", "confidence", "variability", "correctness"))
         rows.append(row)
         numbers.append(line)

@@ -1,38 +1,16 @@
-"""Rows of logs as numbers: files read, and every row that cannot be used named."""
+"""Rows of logs as numbers, and every row that cannot be used named."""
 
-import gzip
-import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from uimjax.errors import DataError, MalformedRowError, MissingFileError, NonFiniteError, UnknownNameError, UsageError
+from uimjax import tables
+from uimjax.errors import DataError, MalformedRowError, MissingFileError, NonFiniteError, UnknownNameError
 
 SUM = 1e-3  # how far a row of probabilities may sum from 1: they are often written with few digits
-
-
-def _opened(path: Path) -> Any:
-    return gzip.open(path, "rt") if path.suffix == ".gz" else path.open()
-
-
-def lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(number, object) of each line of JSON lines that is not blank. Raises MissingFileError, MalformedRowError."""
-    if not path.is_file():
-        raise MissingFileError(f"{path} is not a file")
-    with _opened(path) as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise MalformedRowError(path, number, f"no JSON ({error})") from error
-            if not isinstance(row, dict):
-                raise MalformedRowError(path, number, "no object with named fields")
-            yield number, row
 
 
 def check_fields(path: Path, line: int, row: dict[str, Any], wanted: Sequence[str]) -> None:
@@ -45,7 +23,7 @@ def check_fields(path: Path, line: int, row: dict[str, Any], wanted: Sequence[st
 def columns_of(source: Any, renamed: dict[str, str]) -> dict[str, list[Any]]:
     """Columns of a file or mapping, some of them under names of ours. Raises as `elsewhere.steps_log`."""
     if isinstance(source, (str, Path)):
-        held = _file(Path(source))
+        held = tables.read(Path(source), "a log of training")
     else:
         held = {name: list(values) for name, values in source.items()}
         if len({len(values) for values in held.values()}) > 1:
@@ -55,30 +33,6 @@ def columns_of(source: Any, renamed: dict[str, str]) -> dict[str, list[Any]]:
             raise UnknownNameError("column", theirs, held)
         held[name] = held[theirs]
     return held
-
-
-def _file(path: Path) -> dict[str, list[Any]]:
-    from pyarrow import ArrowInvalid, csv, parquet
-
-    if not path.is_file():
-        raise MissingFileError(f"{path} is not a file; a log of training (.csv, .tsv, .parquet, .jsonl) was wanted")
-    ending, odd = path.name.removesuffix(".gz").rsplit(".", 1)[-1].lower(), []
-    handler: Any = lambda row: odd.append(row) or "error"  # noqa: E731  # what it raises itself is lost in C
-    try:
-        if ending == "parquet":
-            return parquet.read_table(path).to_pydict()
-        if ending in ("jsonl", "ndjson"):
-            rows = [row for _, row in lines(path)]
-            return {name: [row.get(name) for row in rows] for name in dict.fromkeys(n for row in rows for n in row)}
-        if ending in ("csv", "tsv"):
-            parse = csv.ParseOptions(delimiter="\t" if ending == "tsv" else ",", invalid_row_handler=handler)
-            return csv.read_csv(path, csv.ReadOptions(use_threads=False), parse).to_pydict()
-    except ArrowInvalid as error:
-        if odd:
-            fields = f"{odd[0].actual_columns} fields for {odd[0].expected_columns} columns"
-            raise MalformedRowError(path, odd[0].number or 0, fields) from error
-        raise DataError(f"{path} cannot be read as a table: {error}") from error
-    raise UsageError(f"{path}: logs end in .csv, .tsv, .parquet or .jsonl, not in .{ending}")
 
 
 def arrays(path: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:

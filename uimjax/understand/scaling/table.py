@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from uimjax.errors import DataError, MalformedRowError, MissingFileError, NonFiniteError, UnknownNameError, UsageError
+from uimjax import tables
+from uimjax.errors import DataError, NonFiniteError, UnknownNameError, UsageError
+from uimjax.tables import Columns
 from uimjax.understand.scaling.base import Form, Objective, Rows
 
 KNOWN = {  # how tables spell what the forms call by a letter; compared without case, spaces, dashes and underscores
@@ -19,7 +21,6 @@ KNOWN = {  # how tables spell what the forms call by a letter; compared without 
     "loss": ("loss", "valloss", "validationloss", "testloss", "evalloss", "finalloss"),
 }
 FLOPS = 6.0  # C = 6 N D, Kaplan et al. 2020, arXiv 2001.08361, section 2.1
-Columns = dict[str, list[Any]]
 Table = str | Path | Mapping[str, Any] | Sequence[Mapping[str, Any]]
 
 
@@ -27,10 +28,10 @@ def read(table: Table) -> Columns:
     """Columns of a CSV, TSV, Parquet or JSON-lines file, of a mapping of columns, or of a list of rows.
 
     Raises:
-        MissingFileError, MalformedRowError. DataError: no rows, or columns of several lengths.
+        DataError: no rows, or columns of several lengths. As `uimjax.tables.read`, for a file.
     """
     if isinstance(table, (str, Path)):
-        found = _file(Path(table))
+        found = tables.read(Path(table), "a table of runs", commas=("csv", "txt"))
     elif isinstance(table, Mapping):
         found = {str(name): list(values) for name, values in table.items()}
     else:
@@ -42,38 +43,6 @@ def read(table: Table) -> Columns:
     if not lengths or lengths == {0}:
         raise DataError("the table has no rows; one a run was wanted")
     return found
-
-
-def _file(path: Path) -> Columns:
-    from pyarrow import ArrowInvalid, csv, json, parquet
-
-    if not path.is_file():
-        raise MissingFileError(f"{path} is not a file; a table of runs (.csv, .tsv, .parquet, .jsonl) was wanted")
-    ending, odd = path.suffix.lower(), []
-    try:
-        if ending == ".parquet":
-            return parquet.read_table(path).to_pydict()
-        if ending in (".jsonl", ".ndjson"):
-            return json.read_json(path).to_pydict()
-        if ending in (".csv", ".tsv", ".txt"):
-            parse = csv.ParseOptions(delimiter="\t" if ending == ".tsv" else ",", invalid_row_handler=_noted(odd))
-            return csv.read_csv(path, csv.ReadOptions(use_threads=False), parse).to_pydict()
-    except ArrowInvalid as error:
-        if odd:
-            fields = f"{odd[0].actual_columns} fields for {odd[0].expected_columns} columns"
-            raise MalformedRowError(path, odd[0].number or 0, fields) from error
-        raise DataError(f"{path} cannot be read as a table: {error}") from error
-    raise UsageError(f"{path}: tables end in .csv, .tsv, .parquet or .jsonl, not in {ending!r}")
-
-
-def _noted(odd: list[Any]) -> Any:
-    """Of a reader's rows that have too few or too many fields, the first; what it raises itself is lost in C."""
-
-    def handler(row: Any) -> str:
-        odd.append(row)
-        return "error"
-
-    return handler
 
 
 def _plain(name: str) -> str:
