@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from uimjax import __version__
-from uimjax.commands import dynamics, index, judge, plan, representation, scaling, story, understand
+from uimjax.commands import dynamics, index, judge, logs, plan, representation, scaling, story, understand
 from uimjax.commands.story import PARTS, STAGES
 from uimjax.compiler import compile_sooner
 from uimjax.errors import OutputError, UimError, UnknownNameError
@@ -28,6 +28,7 @@ def parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
         epilog=CODES,
     )
     top.add_argument("--version", action="version", version=f"uimjax {__version__}")
+    top.set_defaults(json=False)
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     demo = _command(commands, "demo", "the closed loop on built-in data: pictures and text", out="runs/demo")
     demo.add_argument("--only", choices=PARTS, help="one of the two")
@@ -51,7 +52,7 @@ def parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
     planned.add_argument("--devices", type=int, help="so many of them, for an index (default: this one)")
     planned.add_argument("--chip", help="of another kind than here: h100, h200, tpu-v5e ... (an index)")
     _scaling(commands)
-    _dynamics(commands, argv[1] if len(argv) > 1 and argv[0] == "dynamics" else "")
+    _dynamics(commands, argv[1:] if argv and argv[0] == "dynamics" else ())
     _representation(commands)
     check = _command(commands, "check", "judge attribution methods by retraining your own small task", out=None)
     check.add_argument("target", help="a YAML config (`uimjax new check`)")
@@ -71,7 +72,7 @@ def _indexes(commands: Any) -> None:
     index = commands.add_parser(
         "index", help="build, verify, repair, grow, join or copy indexes of your own model and rows"
     )
-    actions = index.add_subparsers(dest="action", metavar="ACTION", required=True)
+    actions = _actions(index)
     build = _command(actions, "build", "sketch every row's gradient; continues where it stopped", out=None)
     build.add_argument("target", help="a YAML config (`uimjax new index`)")
     _of_several(build)
@@ -98,7 +99,7 @@ def _indexes(commands: Any) -> None:
 def _scaling(commands: Any) -> None:
     """What is done with scaling laws."""
     law = commands.add_parser("scaling", help="scaling laws: fit, predict, allocate, and sweeps of small trainings")
-    actions = law.add_subparsers(dest="action", metavar="ACTION", required=True)
+    actions = _actions(law)
     fit = _command(actions, "fit", "fit a law to a table of runs, with every optimum and intervals", out="runs/law")
     fit.add_argument("target", help="the table: .csv, .tsv, .parquet or .jsonl, a row a run")
     fit.add_argument("--form", default="chinchilla", help="chinchilla, kaplan, power, data_constrained, corrupted, "
@@ -132,8 +133,9 @@ def _scaling(commands: Any) -> None:
     sweep.add_argument("--process", type=int, default=0, help="which of them this is, from 0")
 
 
-def _dynamics(commands: Any, first: str) -> None:
+def _dynamics(commands: Any, words: Sequence[str]) -> None:
     """What is done with training dynamics: of one run, or by the action that is the first word."""
+    first = next((word for word in words if word != "--json"), "")
     what = "what each example did in training: scores, suspicious ones, the data map; logs, two runs, spikes"
     actions = ", ".join(dynamics.ACTIONS)
     if first not in dynamics.ACTIONS:
@@ -141,18 +143,18 @@ def _dynamics(commands: Any, first: str) -> None:
         run.epilog = (
             f"instead of a run an action: {actions} (uimjax dynamics compare --help); a folder of that name: ./compare"
         )
-        run.add_argument("target", help="the folder of a run with dynamics/*.parquet, one such file, or a finished "
-                         "data map (.jsonl)")  # fmt: skip
+        run.add_argument("target", type=_no_action, metavar="RUN", help="the folder of a run with dynamics/*.parquet, "
+                         "one such file, or a finished data map (.jsonl)")  # fmt: skip
         run.add_argument("--out", help="where pictures go (default RUN/understood)")
         _of_dynamics(run)
         return
     made = commands.add_parser("dynamics", help=what, description=what)
-    kinds = made.add_subparsers(dest="action", metavar="ACTION", required=True)
+    kinds = _actions(made)
     taken = _command(kinds, "import", "the log of another tool, as tables that `uimjax dynamics RUN` reads", out="")
     taken.add_argument("source", help="a folder of dynamics_epoch_N.jsonl; a .csv, .tsv, .parquet or .jsonl with a row "
                        "an example and step; a .npy or .npz of logits [T, N, C]")  # fmt: skip
     taken.add_argument("--out", required=True, help="the folder of the run to write")
-    taken.add_argument("--from", dest="kind", choices=dynamics.KINDS, help="what the log is (default: by its name)")
+    taken.add_argument("--from", dest="kind", choices=logs.KINDS, help="what the log is (default: by its name)")
     taken.add_argument("--labels", help="of logits: .npy, .npz, or a whole number a line")
     taken.add_argument("--columns", nargs="+", metavar="NAME=COLUMN", help="of steps: id=guid loss=nll ...")
     taken.add_argument("--run", help="the run's name in the table (default: the log's)")
@@ -166,6 +168,15 @@ def _dynamics(commands: Any, first: str) -> None:
     curve.add_argument("--window", type=int, default=50, help="steps before, whose median counts (default 50)")
     curve.add_argument("--threshold", type=float, default=10.0, help="median absolute deviations above (default 10)")
     curve.add_argument("--batches", help="a .npy of ids [steps, B]; row s is the batch of step s, negative: padding")
+
+
+def _no_action(run: str) -> str:
+    """Flags before an action hide it."""
+    if run in dynamics.ACTIONS:
+        raise argparse.ArgumentTypeError(
+            f"{run} is an action and comes before its flags: uimjax dynamics {run} ... (a folder of that name: ./{run})"
+        )
+    return run
 
 
 def _of_dynamics(run: argparse.ArgumentParser) -> None:
@@ -195,10 +206,22 @@ def _representation(commands: Any) -> None:
 
 def _command(commands: Any, name: str, what: str, out: str | None) -> argparse.ArgumentParser:
     made = commands.add_parser(name, help=what, description=what)
-    made.add_argument("--json", action="store_true", help="one JSON object on stdout, nothing else")
+    _takes_json(made)
     if out != "":
         made.add_argument("--out", default=out, help=f"where to write{f' (default {out})' if out else ''}")
     return made
+
+
+def _actions(made: argparse.ArgumentParser) -> Any:
+    """Of a command that begins with an action; `--json` may stand before it, too."""
+    _takes_json(made)
+    return made.add_subparsers(dest="action", metavar="ACTION", required=True)
+
+
+def _takes_json(made: argparse.ArgumentParser) -> None:
+    """Without a default of its own, with which an action would overwrite what stands before it."""
+    said = "one JSON object on stdout, nothing else"
+    made.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help=said)
 
 
 def _of_failures(made: argparse.ArgumentParser, flags: bool) -> None:

@@ -1,12 +1,11 @@
 """Ask an index of the reader's own model which training rows a failure comes from."""
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
-from uimjax.commands.base import loaded, override
+from uimjax.commands.base import as_json, loaded, override
 from uimjax.errors import DataError, MissingFileError, ShapeError, UnknownNameError, UsageError
 
 SHUFFLED = 100  # questions of the null band, unless told otherwise
@@ -31,7 +30,7 @@ def ask(args: argparse.Namespace, rest: list[str]) -> int:
     if args.json:
         band = None if found.null is None else found.null.band().tolist()
         document = {"method": found.method, "unit": found.unit, "out": str(out), "null_band": band, "hits": hits}
-        print(json.dumps(document | ({} if groups is None else {"groups": groups.table().to_pylist()}), default=str))
+        print(as_json(document | ({} if groups is None else {"groups": groups.table().to_pylist()})))
         return 0
     _show(found, hits, groups, out)
     return 0

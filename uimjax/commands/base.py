@@ -1,6 +1,12 @@
-"""What commands share: configs with flags over them, and the reader's own functions."""
+"""What commands share: configs with flags over them, the reader's own functions, answers as JSON and as text."""
 
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from uimjax.errors import UsageError
 
@@ -35,3 +41,52 @@ def mesh_of(config: Any) -> Any:
     from uimjax.mesh import make_mesh
 
     return None if config.devices == 1 else make_mesh(config.devices, jax.local_devices())
+
+
+def pairs(given: Sequence[str] | None, what: str, value: str = "VALUE") -> dict[str, str]:
+    """NAME=VALUE of a flag that takes several.
+
+    Raises:
+        UsageError: one without an equals sign, or a name given twice.
+    """
+    found: dict[str, str] = {}
+    for item in given or []:
+        name, _, text = item.partition("=")
+        if not name or not text or name in found:
+            raise UsageError(f"{what} {item!r} arrived; NAME={value} was wanted, each name once")
+        found[name] = text
+    return found
+
+
+def as_json(value: Any) -> str:
+    """One object on one line, as `--json` prints it: valid JSON whatever the numbers are; dates and such are text."""
+    return json.dumps(plain(value), allow_nan=False, default=str)
+
+
+def plain(value: Any) -> Any:
+    """As JSON has it: NaN is null, infinities are text."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(each) for each in value]
+    if isinstance(value, (np.ndarray, np.generic)):
+        return plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else str(value)
+    return str(value) if isinstance(value, Path) else value
+
+
+def cells(heads: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The first values of each row under `heads`; numbers with four digits, names harmless."""
+    from uimjax.report.figures import label
+
+    short = lambda x: f"{x:.4g}" if isinstance(x, float) else label(x)  # noqa: E731  # of one cell
+    return columns(heads, [[short(x) for x in list(row.values())[: len(heads)]] for row in rows])
+
+
+def columns(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table in plain text: the first column to the left, numbers to the right."""
+    lines = [heads, *rows]
+    first, *widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    rest = [[f"{cell:>{width}}" for cell, width in zip(line[1:], widths, strict=True)] for line in lines]
+    return ["  " + "  ".join([f"{line[0]:{first}}", *more]) for line, more in zip(lines, rest, strict=True)]

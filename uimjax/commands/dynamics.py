@@ -1,130 +1,47 @@
-"""Training dynamics at the command line: what a run's tables say, other tools' logs, two runs, and spikes."""
+"""Training dynamics at the command line: what a run's tables say, and how two runs compare."""
 
 import argparse
-import json
-import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from uimjax import tables
-from uimjax.errors import DataError, MalformedRowError, MissingFileError, ShapeError, UnknownNameError, UsageError
+from uimjax.commands import logs
+from uimjax.commands.base import as_json, cells, columns, plain
+from uimjax.commands.sources import MAIN, array_of, chosen, ids_of, tables_of
+from uimjax.errors import DataError, ShapeError, UsageError
 
 ACTIONS = ("import", "compare", "spikes")
-KINDS = ("cartography", "steps", "logits")
-MAIN = ("aum", "loss_mean", "el2n", "forgetting", "confidence")  # shown beside the chosen score, the first its default
 MAP = ("confidence", "variability", "correctness")
 AREAS = ("auroc", "auroc_low", "auroc_high", "precision", "precision_low", "precision_high")
-KEPT = 64  # newest losses of an example that an import keeps at most
 PROBABILITIES = ("probabilities", "pred_probs", "probs")
 
 
 def dynamics(args: argparse.Namespace, _rest: list[str]) -> int:
-    done = {"": _read, "import": _import, "compare": _compare, "spikes": _spikes}
+    done = {"": _read, "import": logs.imported, "compare": _compare, "spikes": logs.spiked}
     found, lines = done[getattr(args, "action", "")](args)
-    print(json.dumps(plain(found), allow_nan=False) if args.json else "\n".join(lines))
+    print(as_json(found) if args.json else "\n".join(lines))
     return 0
 
 
-def plain(value: Any) -> Any:
-    """As JSON has it: NaN is null, infinities are text."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(each) for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(each) for each in value]
-    if isinstance(value, (np.ndarray, np.generic)):
-        return plain(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None if math.isnan(value) else str(value)
-    return str(value) if isinstance(value, Path) else value
-
-
-def _tables(source: str, step: int | None = None, seed: int | None = None) -> list[Any]:
-    """One a seed. A file of JSON lines is a finished data map."""
-    from uimjax.understand.dynamics import elsewhere, table
-
-    path = Path(source)
-    if path.is_file():
-        if step is not None or seed is not None:
-            raise UsageError(f"{path} is the table of one step and seed; leave --step and --seed out, or name its run")
-        return [elsewhere.coordinates(path) if tables.kind(path) in tables.JSON_LINES else table.read(path)]
-    if not path.is_dir():
-        raise MissingFileError(
-            f"{path} is no run with dynamics/*.parquet (of a log: uimjax dynamics import LOG --out RUN)"
-        )
-    return table.read_seeds(path, step) if seed is None else [table.read(path, step, seed)]
-
-
-def _chosen(name: str | None, *many: Any) -> str:
-    """The score that was asked for, or the first of `MAIN`, or of all detectors, that every table has."""
-    absent = next((t for t in many if name not in t.scores), None)
-    if name is not None and absent is not None:
-        raise UnknownNameError("score", name, absent.scores)
-    shared = [n for n, s in many[0].scores.items() if s.suspicious and all(n in t.scores for t in many)]
-    if not shared:
-        raise DataError(f"no score that detects bad examples is here; there are: {', '.join(many[0].scores)}")
-    return name or next((n for n in MAIN if n in shared), shared[0])
-
-
-def _ids(path: Path, wanted: np.ndarray) -> np.ndarray:
-    """Ids of a file, a line each, or the `id` of JSON lines; of the kind that the table's are (`wanted`)."""
-    from uimjax.understand.dynamics import logs
-
-    if not path.is_file():
-        raise MissingFileError(f"{path} is not a file; ids, a line each (.txt), or JSON lines of `id` were wanted")
-    if tables.kind(path) in tables.JSON_LINES:
-        held = list(tables.lines(path))
-        for line, row in held:
-            logs.check_fields(path, line, row, ("id",))
-        rows = [(line, row["id"]) for line, row in held]
-    else:
-        texts = enumerate(map(str.strip, path.read_text(errors="replace").split("\n")), 1)
-        rows = [(line, text) for line, text in texts if text]
-    if not rows:
-        raise DataError(f"{path} holds no ids; a line each was wanted")
-    if wanted.dtype.kind == "U":
-        return np.array([str(value) for _, value in rows])
-    for line, value in rows:
-        if not str(value).removeprefix("-").isdecimal():
-            raise MalformedRowError(path, line, f"{value!r} is no whole number, as the ids of the table are")
-    return np.array([int(value) for _, value in rows])
-
-
-def _array(path: Path, names: Sequence[str]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """(the array, all arrays) of a NumPy file: of several, the one that is called so."""
-    if not path.is_file():
-        raise MissingFileError(f"{path} is not a file; a .npy or .npz was wanted")
-    try:
-        opened = np.load(path, allow_pickle=False)
-        held = {names[0]: opened} if isinstance(opened, np.ndarray) else {n: opened[n] for n in opened.files}
-    except (ValueError, OSError, EOFError) as error:
-        raise DataError(f"{path} is no NumPy file of plain numbers: {error}") from error
-    others = [name for name in held if name != "ids"]
-    name = next((n for n in names if n in held), others[0] if len(others) == 1 else None)
-    if name is None:
-        raise UnknownNameError("array", names[0], held)
-    return held[name], held
-
-
 def _read(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
-    from uimjax.report.figures import label, write
+    from uimjax.report.figures import write
     from uimjax.store import write_json
     from uimjax.store.base import make_folder
     from uimjax.understand.dynamics import reading
     from uimjax.understand.dynamics.table import averaged
 
-    many = _tables(args.target, args.step, args.seed)
+    many = tables_of(args.target, args.step, args.seed)
     its = many[0] if len(many) == 1 else averaged(many)
-    worst = reading.suspicious(its, _chosen(args.score, its), args.count)
-    bad = None if args.bad is None else _ids(Path(args.bad), its.ids)
+    worst = reading.suspicious(its, chosen(args.score, its), args.count)
+    bad = None if args.bad is None else ids_of(Path(args.bad), its.ids)
     about = {key: its.metadata.get(key) for key in ("run", "step", "seed", "seeds", "examples", "missing", "repeated")}
     found: dict[str, Any] = {key: value for key, value in about.items() if value is not None}
     found["scores"] = {name: {"formula": s.formula, "suspicious": s.suspicious} for name, s in its.scores.items()}
     lines, figures = _about(args.target, found), {}
-    found["score"], (found["most_suspicious"], more) = worst.score, _listed(its, worst, label)
+    found["score"], (found["most_suspicious"], more) = worst.score, _listed(its, worst)
     lines += more
     parts = {"regions": _map(its), "clusters": _trajectories(its, args.clusters), "detection": _detection(many, bad)}
     for name, part in parts.items():
@@ -132,7 +49,7 @@ def _read(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
             found[name], figures[part[0]], more = part[1:]
             lines += ["", *more]
     if args.probabilities is not None:
-        found["label_issues"], more = _issues(its, Path(args.probabilities), bad, args.count, label)
+        found["label_issues"], more = _issues(its, Path(args.probabilities), bad, args.count)
         lines += ["", *more]
     out = make_folder(_folder(args))
     found |= {"out": str(out), "pictures": {name: str(write(each, out, name)[0]) for name, each in figures.items()}}
@@ -162,29 +79,15 @@ def _about(target: str, found: Mapping[str, Any]) -> list[str]:
     return [head, "", f"  {'score':{width}}  suspicious  formula", *rows]
 
 
-def _listed(its: Any, worst: Any, label: Any) -> tuple[list[dict[str, Any]], list[str]]:
+def _listed(its: Any, worst: Any) -> tuple[list[dict[str, Any]], list[str]]:
     """The most suspicious examples with what else is known of them: as rows, and as a table."""
     held = {n: v for n, v in (("label", its.labels), ("group", its.groups)) if v is not None}
     held |= {n: its.scores[n].values for n in MAIN if n in its.scores and n != worst.score}
     at = {key: k for k, key in enumerate(its.ids.tolist())}
     pairs = zip(worst.ids.tolist(), worst.values.tolist(), strict=True)
     rows = [{"id": key, "value": value} | {n: v[at[key]].item() for n, v in held.items()} for key, value in pairs]
-    table = _cells(["id", worst.score, *held], rows, label)
+    table = cells(["id", worst.score, *held], rows)
     return rows, ["", f"the {len(rows)} most suspicious by {worst.score}:", *table]
-
-
-def _cells(heads: Sequence[str], rows: Sequence[Mapping[str, Any]], label: Any) -> list[str]:
-    """The first values of each row under `heads`; numbers with four digits, names harmless."""
-    short = lambda x: f"{x:.4g}" if isinstance(x, float) else label(x)  # noqa: E731  # of one cell
-    return columns(heads, [[short(x) for x in list(row.values())[: len(heads)]] for row in rows])
-
-
-def columns(heads: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
-    """A table in plain text: the first column to the left, numbers to the right."""
-    rows = [heads, *cells]
-    first, *widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    rest = [[f"{cell:>{width}}" for cell, width in zip(row[1:], widths, strict=True)] for row in rows]
-    return ["  " + "  ".join([f"{row[0]:{first}}", *more]) for row, more in zip(rows, rest, strict=True)]
 
 
 def _map(its: Any) -> tuple[Any, ...] | None:
@@ -243,13 +146,13 @@ def _detection(many: list[Any], bad: np.ndarray | None) -> tuple[Any, ...] | Non
     order = np.argsort(-made.auroc, kind="stable")
     told = {made.names[k]: {name: float(getattr(made, name)[k]) for name in AREAS} for k in order}
     span = lambda s, n: f"{s[n]:.4f} [{s[n + '_low']:.4f}, {s[n + '_high']:.4f}]"  # noqa: E731  # twice
-    cells = [[name, span(s, "auroc"), span(s, "precision")] for name, s in told.items()]
+    rows = [[name, span(s, "auroc"), span(s, "precision")] for name, s in told.items()]
     head = f"how well scores find the {made.bad} bad of {made.examples} ({made.band}):"
     found = {"bad": made.bad, "examples": made.examples, "band": made.band, "scores": told}
-    return "detection", found, figure, [head, *columns(["score", "AUROC", "average precision"], cells), figure.reading]
+    return "detection", found, figure, [head, *columns(["score", "AUROC", "average precision"], rows), figure.reading]
 
 
-def _issues(its: Any, path: Path, bad: np.ndarray | None, count: int, label: Any) -> tuple[dict[str, Any], list[str]]:
+def _issues(its: Any, path: Path, bad: np.ndarray | None, count: int) -> tuple[dict[str, Any], list[str]]:
     from uimjax.understand.dynamics.labels import label_issues
 
     if its.labels is None:
@@ -265,12 +168,12 @@ def _issues(its: Any, path: Path, bad: np.ndarray | None, count: int, label: Any
     if bad is not None:
         found["flagged_bad"] = int(np.isin(made.ids, bad).sum())
         lines[0] += f"; {found['flagged_bad']} of the flagged are known bad"
-    return found, lines + _cells(["id", "label", "suggested", *made.scores], shown[:count], label)
+    return found, lines + cells(["id", "label", "suggested", *made.scores], shown[:count])
 
 
 def _aligned(its: Any, path: Path) -> tuple[np.ndarray, str]:
     """Probabilities in the order of the table, and how their rows were told."""
-    p, held = _array(path, PROBABILITIES)
+    p, held = array_of(path, PROBABILITIES)
     if p.ndim != 2 or len(p) != len(its.ids):
         raise ShapeError(f"{path}: {list(p.shape)} probabilities arrived for {len(its.ids)} examples; [N, C] fit")
     if "ids" in held:
@@ -283,116 +186,21 @@ def _aligned(its: Any, path: Path) -> tuple[np.ndarray, str]:
     return p, "rows in the order of the table"
 
 
-# ---------------------------------------------------------------- other tools' logs, two runs, a curve
-
-
-def _import(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
-    from uimjax.understand.dynamics import elsewhere, table
-    from uimjax.understand.dynamics.scoring import DEFAULT
-
-    source = Path(args.source)
-    kind = args.kind or _kind(source)
-    renamed = _renamed(args.columns)
-    for flag, given, fits in (("--labels", args.labels, "logits"), ("--columns", renamed, "steps")):
-        if given and kind != fits:
-            raise UsageError(f"{flag} is for --from {fits}; {source} is read as {kind}")
-    how = elsewhere.CARTOGRAPHY if kind == "cartography" else DEFAULT
-    if kind == "cartography":
-        its = elsewhere.cartography(source, KEPT)
-    elif kind == "steps":
-        its = elsewhere.steps_log(source, renamed, KEPT)
-    else:
-        given = Path(args.labels or "")
-        whole = given.suffix in (".npy", ".npz")
-        labels = None if not args.labels else _array(given, ("labels",))[0] if whole else _ids(given, np.zeros(0, int))
-        its = elsewhere.logits_log(source, labels, ring=KEPT)
-    assert its.statistics is not None  # a log has meetings
-    losses = its.statistics.losses
-    held = its.statistics._replace(losses=losses[:, ~np.isnan(losses).all(0)])
-    step, name = its.metadata["step"], args.run or source.name.partition(".")[0] or "imported"
-    path = table.write(args.out, held, run=name, step=step, ids=its.ids, labels=its.labels, definitions=how)
-    found = {"kind": kind, "guessed": args.kind is None, "run": name, "step": step, "examples": len(its.ids),
-             "scores": list(its.scores), "losses": held.losses.shape[1], "table": str(path)}  # fmt: skip
-    guessed = " (guessed; --from says otherwise)" if found["guessed"] else ""
-    line = f"{source} is read as {kind}{guessed}: {len(its.ids)} examples, newest epoch {step}"
-    return found, [line, f"scores: {', '.join(its.scores)}", f"wrote {path}; read it: uimjax dynamics {args.out}"]
-
-
-def _kind(source: Path) -> str:
-    """Of its ending; what has none of them is refused, and so is a finished data map."""
-    if not source.exists():
-        raise MissingFileError(f"{source} is not there; a folder of dynamics_epoch_N.jsonl, or a log, was wanted")
-    kind = tables.kind(source)
-    if kind in tables.JSON_LINES and {"guid", "confidence"} <= set(next(tables.lines(source), (0, {}))[1]):
-        raise UsageError(f"{source} is a finished data map, scores alone: `uimjax dynamics {source}` reads it")
-    return "cartography" if source.is_dir() else "logits" if kind in ("npy", "npz") else "steps"
-
-
-def _renamed(given: Sequence[str] | None) -> dict[str, str]:
-    made = {item.partition("=")[0]: item.partition("=")[2] for item in given or []}
-    if len(made) < len(given or []) or not all(name and column for name, column in made.items()):
-        raise UsageError(f"--columns {' '.join(given or [])} arrived; NAME=COLUMN was wanted, each name once: id=guid")
-    return made
-
-
 def _compare(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     from uimjax.report.figures import label
     from uimjax.understand.dynamics.reading import compare
     from uimjax.understand.dynamics.table import averaged
 
-    a, b = (found[0] if len(found) == 1 else averaged(found) for found in map(_tables, (args.a, args.b)))
+    a, b = (found[0] if len(found) == 1 else averaged(found) for found in map(tables_of, (args.a, args.b)))
     made = compare(a, b, args.count)
-    name = _chosen(args.score, a, b)
+    name = chosen(args.score, a, b)
     moved = {score: [{"id": key, "a": x, "b": y} for key, x, y in rows] for score, rows in made.moved.items()}
     found = made._asdict() | {"both": len(a.ids) - len(made.only_a), "score": name, "moved": moved}
-    cells = [[score, f"{value:.4f}"] for score, value in made.spearman.items()]
-    lines = [f"{found['both']} examples are in both", *columns(["score", "rank agreement (Spearman)"], cells), ""]
+    rows = [[score, f"{value:.4f}"] for score, value in made.spearman.items()]
+    lines = [f"{found['both']} examples are in both", *columns(["score", "rank agreement (Spearman)"], rows), ""]
     lines += [f"moved most by {name} (rank 1: most suspicious):"]
-    lines += _cells(["id", "rank in A", "rank in B"], moved[name], label)
+    lines += cells(["id", "rank in A", "rank in B"], moved[name])
     for which, ids in (("A", made.only_a), ("B", made.only_b)):
         if len(ids):
             lines.append(f"only in {which}: {len(ids)}, first {', '.join(map(label, ids[: args.count].tolist()))}")
     return found, lines
-
-
-def _spikes(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
-    from uimjax.report.figures import label
-    from uimjax.understand.dynamics.reading import documents_of, spikes
-
-    at, curve = _curve(Path(args.metrics))
-    made = spikes(curve, args.window, args.threshold)
-    steps = at[made.steps]
-    values = (x.tolist() for x in (steps, *made[1:]))
-    names = ("step", "loss", "median", "deviation")
-    rows: list[Any] = [dict(zip(names, each, strict=True)) for each in zip(*values, strict=True)]
-    found: dict[str, Any] = {"steps": len(curve), "spikes": rows}
-    lines = [f"{len(rows)} of {len(curve)} steps spike: more than {args.threshold:g} MADs above the median of the "
-             f"{args.window} before"]  # fmt: skip
-    lines += _cells(["step", "loss", "median", "MAD"], rows, label) if rows else []
-    if args.batches is not None:
-        batches, _ = _array(Path(args.batches), ("batches",))
-        if batches.ndim != 2:
-            raise ShapeError(f"{args.batches} of shape {list(batches.shape)} arrived; ids [steps, B] were wanted")
-        for row in rows:
-            row["ids"] = documents_of(row["step"], batches)[0].tolist()
-        ids, often = documents_of(steps, batches)
-        found["documents"] = [{"id": key, "times": n} for key, n in zip(ids.tolist(), often.tolist(), strict=True)]
-        lines += [f"documents of step {row['step']}: {', '.join(map(label, row['ids']))}" for row in rows]
-    return found, lines
-
-
-def _curve(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """(steps, losses), rising; of a step that was written again, the last."""
-    from uimjax.understand.dynamics import logs
-
-    held: dict[int, float] = {}
-    for line, row in tables.lines(path):
-        if "loss" in row:  # other lines are of other measurements
-            logs.check_fields(path, line, row, ("step",))
-            if not isinstance(row["step"], int) or not isinstance(row["loss"], (int, float)):
-                raise MalformedRowError(path, line, f"step {row['step']!r}, loss {row['loss']!r}: numbers were wanted")
-            held[row["step"]] = float(row["loss"])
-    if not held:
-        raise DataError(f'{path} holds no losses; lines {{"step": ..., "loss": ...}} were wanted, as JsonLines writes')
-    steps, losses = zip(*sorted(held.items()), strict=True)
-    return np.array(steps), np.array(losses)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from uimjax.commands.dynamics import columns, plain
+from uimjax.commands.base import columns, plain
 from uimjax.errors import DataError, MissingFileError, ShapeError, UimError, UnsupportedModelError, UsageError
 
 ENDINGS = (".npy", ".npz", ".parquet", ".jsonl")

@@ -1,7 +1,6 @@
 """Scaling laws at the command line: fit, predict, allocate, and the sweeps that feed them."""
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from uimjax.commands.base import as_json, pairs
 from uimjax.errors import UsageError
 
 
@@ -20,23 +20,8 @@ def scaling(args: argparse.Namespace, _rest: list[str]) -> int:
     ]
     found = done(args, quiet if args.json else shown)
     if args.json:
-        print(json.dumps(found))
+        print(as_json(found))
     return 0
-
-
-def pairs(given: list[str] | None, what: str) -> dict[str, str]:
-    """NAME=VALUE of a flag that takes several.
-
-    Raises:
-        UsageError: one without an equals sign, or a name given twice.
-    """
-    found: dict[str, str] = {}
-    for item in given or []:
-        name, sign, value = item.partition("=")
-        if not sign or not name or not value or name in found:
-            raise UsageError(f"{what} {item!r} arrived; NAME=VALUE was wanted, each name once")
-        found[name] = value
-    return found
 
 
 def number(text: str, what: str) -> float:

@@ -188,3 +188,22 @@ def test_wrong_input_ends_with_its_code_and_its_cure(folder, monkeypatch, args, 
     with pytest.raises(UimError, match=match) as caught:
         called(folder, monkeypatch, *args)
     assert caught.value.exit_code == code
+
+
+def test_json_may_stand_before_an_action(folder, monkeypatch, capsys):
+    for words in (("--json", "compare", "run", "seeds"), ("compare", "run", "seeds", "--json")):
+        called(folder, monkeypatch, *words)
+        assert answer(capsys)["both"] == N
+    called(folder, monkeypatch, "--json", "run")
+    assert answer(capsys)["examples"] == N
+    for words in (["scaling", "--json", "predict", "law", "--at", "N=1"], ["index", "--json", "verify", "x"]):
+        assert parser(words).parse_args(words).json
+        assert not parser(words).parse_args([word for word in words if word != "--json"]).json
+
+
+@pytest.mark.parametrize("words", [("--count", "3", "compare", "run", "seeds"), ("--score", "aum", "spikes")])
+def test_other_flags_before_an_action_are_refused_with_the_right_order(words, capsys):
+    with pytest.raises(SystemExit) as caught:
+        parser(["dynamics", *words]).parse_known_args(["dynamics", *words])
+    assert caught.value.code == 2
+    assert f"{words[2]} is an action and comes before its flags: uimjax dynamics {words[2]}" in capsys.readouterr().err

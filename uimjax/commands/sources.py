@@ -1,0 +1,79 @@
+"""What the commands of training dynamics read: tables of runs, ids and arrays."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from uimjax import tables
+from uimjax.errors import DataError, MalformedRowError, MissingFileError, UnknownNameError, UsageError
+
+MAIN = ("aum", "loss_mean", "el2n", "forgetting", "confidence")  # shown beside the chosen score, the first its default
+
+
+def tables_of(source: str, step: int | None = None, seed: int | None = None) -> list[Any]:
+    """One a seed. A file of JSON lines is a finished data map."""
+    from uimjax.understand.dynamics import elsewhere, table
+
+    path = Path(source)
+    if path.is_file():
+        if step is not None or seed is not None:
+            raise UsageError(f"{path} is the table of one step and seed; leave --step and --seed out, or name its run")
+        return [elsewhere.coordinates(path) if tables.kind(path) in tables.JSON_LINES else table.read(path)]
+    if not path.is_dir():
+        raise MissingFileError(
+            f"{path} is no run with dynamics/*.parquet (of a log: uimjax dynamics import LOG --out RUN)"
+        )
+    return table.read_seeds(path, step) if seed is None else [table.read(path, step, seed)]
+
+
+def chosen(name: str | None, *many: Any) -> str:
+    """The score that was asked for, or the first of `MAIN`, or of all detectors, that every table has."""
+    absent = next((t for t in many if name not in t.scores), None)
+    if name is not None and absent is not None:
+        raise UnknownNameError("score", name, absent.scores)
+    shared = [n for n, s in many[0].scores.items() if s.suspicious and all(n in t.scores for t in many)]
+    if not shared:
+        raise DataError(f"no score that detects bad examples is here; there are: {', '.join(many[0].scores)}")
+    return name or next((n for n in MAIN if n in shared), shared[0])
+
+
+def ids_of(path: Path, wanted: np.ndarray) -> np.ndarray:
+    """Ids of a file, a line each, or the `id` of JSON lines; of the kind that the table's are (`wanted`)."""
+    from uimjax.understand.dynamics import logs
+
+    if not path.is_file():
+        raise MissingFileError(f"{path} is not a file; ids, a line each (.txt), or JSON lines of `id` were wanted")
+    if tables.kind(path) in tables.JSON_LINES:
+        held = list(tables.lines(path))
+        for line, row in held:
+            logs.check_fields(path, line, row, ("id",))
+        rows = [(line, row["id"]) for line, row in held]
+    else:
+        texts = enumerate(map(str.strip, path.read_text(errors="replace").split("\n")), 1)
+        rows = [(line, text) for line, text in texts if text]
+    if not rows:
+        raise DataError(f"{path} holds no ids; a line each was wanted")
+    if wanted.dtype.kind == "U":
+        return np.array([str(value) for _, value in rows])
+    for line, value in rows:
+        if not str(value).removeprefix("-").isdecimal():
+            raise MalformedRowError(path, line, f"{value!r} is no whole number, as the ids of the table are")
+    return np.array([int(value) for _, value in rows])
+
+
+def array_of(path: Path, names: Sequence[str]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """(the array, all arrays) of a NumPy file: of several, the one that is called so."""
+    if not path.is_file():
+        raise MissingFileError(f"{path} is not a file; a .npy or .npz was wanted")
+    try:
+        opened = np.load(path, allow_pickle=False)
+        held = {names[0]: opened} if isinstance(opened, np.ndarray) else {n: opened[n] for n in opened.files}
+    except (ValueError, OSError, EOFError) as error:
+        raise DataError(f"{path} is no NumPy file of plain numbers: {error}") from error
+    others = [name for name in held if name != "ids"]
+    name = next((n for n in names if n in held), others[0] if len(others) == 1 else None)
+    if name is None:
+        raise UnknownNameError("array", names[0], held)
+    return held[name], held
