@@ -243,6 +243,8 @@ def test_a_density_says_how_much_is_negative():
     zero = np.where(np.abs(grid - 1) < 0.5, values, 0)  # nothing between: drawn out of sight, listed as it is
     assert 0 in column(figures_representation.density(grid, zero), "density")
     assert "100.0% of it lies below 0" in figures_representation.density(grid - 9, values).reading
+    known = figures_representation.density(grid, values, below=0.25)  # smoothing spreads a peak at 0 to both sides
+    assert "25.0% of the eigenvalues lie below 0" in known.reading
 
 
 def test_a_matrix_prints_its_numbers():

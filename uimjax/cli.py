@@ -193,7 +193,7 @@ def _of_dynamics(run: argparse.ArgumentParser) -> None:
 
 
 def _representation(commands: Any) -> None:
-    what = "features of checkpoints or layers: spectra, ranks, CKA, angles, intrinsic dimension"
+    what = "features of checkpoints or layers: spectra, ranks, CKA, angles, dimension; curvature of their loss"
     made = _command(commands, "representation", what, out="runs/representation")
     made.add_argument("files", nargs="*", help="features [N, d], one a checkpoint or layer: .npy, .npz, .parquet or "
                       ".jsonl, or a folder of them; or instead --model and --corpus")  # fmt: skip
@@ -201,7 +201,16 @@ def _representation(commands: Any) -> None:
     made.add_argument("--names", nargs="+", help="one a file (default: names of files)")
     made.add_argument("--model", nargs="+", metavar="DIR", help="checkpoint folders of language models, in order")
     made.add_argument("--corpus", nargs="+", metavar="FILE", help="documents whose features are taken")
-    made.add_argument("--limit", type=int, default=1000, help="rows of the corpus, evenly spaced (default 1000)")
+    made.add_argument("--task", nargs="+", metavar="REF", help="your own, one a checkpoint: pkg.module:function "
+                      "returning (uimjax.Task, params, rows)")  # fmt: skip
+    made.add_argument("--limit", type=int, default=1000, help="rows of features, evenly spaced (default 1000)")
+    made.add_argument("--curvature", metavar="hessian | ggn", help="the spectrum of that matrix of the loss, and "
+                      "sharpness (extra: solve)")  # fmt: skip
+    made.add_argument("--probes", type=int, help="random starts, which standard errors are over (default 10)")
+    made.add_argument("--order", type=int, help="Lanczos steps of each, and copies of the parameters that are held at "
+                      "once (default 40)")  # fmt: skip
+    made.add_argument("--rows", type=int, help="rows that the loss is averaged over, evenly spaced (default 256)")
+    made.add_argument("--seed", type=int, help="of the starts (default 0)")
 
 
 def _command(commands: Any, name: str, what: str, out: str | None) -> argparse.ArgumentParser:

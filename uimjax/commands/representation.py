@@ -1,16 +1,17 @@
-"""Representations at the command line: features of checkpoints or layers, from files or from models over a corpus."""
+"""Representations at the command line: features of checkpoints or layers, from files or from models over a corpus, and
+the curvature at these models."""
 
 import argparse
-import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from uimjax.commands.base import columns, plain
-from uimjax.errors import DataError, MissingFileError, ShapeError, UimError, UnsupportedModelError, UsageError
+from uimjax.commands import checkpoints, curvature
+from uimjax.commands.base import as_json, columns, plain
+from uimjax.errors import DataError, MissingFileError, ShapeError, UimError, UsageError
 
 ENDINGS = (".npy", ".npz", ".parquet", ".jsonl")
 WHOLE = 256 << 20  # bytes of a .npy that are loaded at once; larger ones are streamed
@@ -18,7 +19,6 @@ SIDE = 1 << 31  # bytes of sums that CKA may take for all files side by side; be
 ROWS = 10_000  # that TwoNN is of, evenly spaced
 ANGLES = 10
 ASIDE = ("id", "guid", "label")  # columns that are no features
-LENGTH, BATCH = 256, 16  # tokens of a row, rows at once
 NUMBERS = ("sve", "lsvr", "effective_rank", "rankme", "participation_ratio", "stable_rank", "skewness", "kurtosis",
            "two_nn")  # fmt: skip
 
@@ -39,21 +39,32 @@ def representation(args: argparse.Namespace, _rest: list[str]) -> int:
     from uimjax.store.base import make_folder
 
     progress = quiet if args.json else shown
+    models, how = _asks_models(args), curvature.asked(args)
     out = make_folder(Path(args.out))
-    files = _of_models(args, out, progress) if _asks_models(args) else _files(args.files)
-    sets = [_opened(path, name) for path, name in zip(files, _names(files, args.names), strict=True)]
+    found: dict[str, Any] = {"centred": args.centred}
+    if models:
+        files, curved = _of_checkpoints(args, how, out, progress)
+        found |= curved
+    else:
+        files = _files(args.files)
+    sets = [_opened(path, name) for path, name in zip(files, _names(files, args.names) if files else [], strict=True)]
     lines_of: list[dict[str, Any]] = []
     spectra: dict[str, np.ndarray] = {}
     for its in progress(sets, "spectra", unit="files"):
         numbers, spectra[its.name] = _numbers(its, args.centred)
         lines_of.append(numbers)
-    found: dict[str, Any] = {"centred": args.centred, "files": lines_of}
+    found["files"] = lines_of
     if len(sets) > 1:
         found["cka"], found["angles"] = _similar(sets), _angles(sets, spectra, args.centred)
-    pictures, readings = _pictures(sets, spectra, found, out)
+    pictures, readings = _pictures(sets, spectra, found, out) if sets else ({}, [])
+    if how is not None:
+        names = [line["name"] for line in found["curvature"]["checkpoints"]]
+        x, title = _axis(names)
+        more = curvature.pictures(found["curvature"], x, title.replace("file", "checkpoint"), out)
+        pictures, readings = pictures | more[0], readings + more[1]
     found |= {"out": str(out), "pictures": pictures}
     write_json(out / "representation.json", plain(found | {"singular_values": spectra}))
-    print(json.dumps(plain(found), allow_nan=False) if args.json else "\n".join([*_told(found), "", *readings]))
+    print(as_json(found) if args.json else "\n".join([*_told(found), "", *readings]))
     return 0
 
 
@@ -61,13 +72,14 @@ def representation(args: argparse.Namespace, _rest: list[str]) -> int:
 
 
 def _asks_models(args: argparse.Namespace) -> bool:
-    if args.files and (args.model or args.corpus):
-        raise UsageError("files of features and --model arrived; one of the two fits")
+    if bool(args.files) + bool(args.task) + bool(args.model or args.corpus) > 1:
+        raise UsageError("files of features, --model and --task: two of them arrived, and one of the three fits")
     if bool(args.model) != bool(args.corpus):
         raise UsageError("--model DIR and --corpus FILES go together: features are of a model's rows")
-    if not args.files and not args.model:
-        raise UsageError("no features arrived: `uimjax representation FILES...`, or --model DIR --corpus FILES")
-    return bool(args.model)
+    if not args.files and not args.model and not args.task:
+        raise UsageError("no features arrived: `uimjax representation FILES...`, or --model DIR --corpus FILES, or "
+                         "--task REF")  # fmt: skip
+    return bool(args.model or args.task)
 
 
 def _files(given: Sequence[str]) -> list[Path]:
@@ -148,58 +160,28 @@ def _table(path: Path) -> tuple[np.ndarray, list[str]]:
     return np.stack([table[n].to_numpy().astype(np.float64) for n in kinds], axis=1), list(kinds)
 
 
-def _of_models(args: argparse.Namespace, out: Path, progress: Any) -> list[Path]:
-    """Features of each model over the same rows, a .npy each in `out`/features."""
-    from uimjax import rows as row
-    from uimjax.corpora.preparing import corpus_files, prepare
-    from uimjax.models.blocks import Shape
-    from uimjax.pretrained.loading import load
-    from uimjax.pretrained.words import need_tokenizer
+def _of_checkpoints(args: argparse.Namespace, how: Any, out: Path, progress: Any) -> tuple[list[Path], dict[str, Any]]:
+    """(features of each checkpoint as a .npy in `out`/features, its curvature); tasks without features have none."""
     from uimjax.store.base import make_folder
 
-    corpus_files(args.corpus)  # what is not there is said before a model is read
     if args.limit < 1:
         raise UsageError(f"--limit {args.limit} arrived; 1 row or more was wanted")
-    made, words, data = [], "", None
-    stems = [Path(where).name for where in args.model]
-    for k, where in enumerate(args.model):
-        its = load(where)
-        if not isinstance(its.choice, Shape) or its.task.features is None:
-            raise UnsupportedModelError(
-                f"{where} is a {its.family.types[0]}; features of documents are taken of decoders. Save features of "
-                "others as .npy [N, d], and name the files"
-            )
-        tokenizer = need_tokenizer(its.tokenizer, Path(where))
-        if data is None:
-            words, length = tokenizer.to_str(), min(its.choice.length or LENGTH, LENGTH)
-            data = row.spread(prepare(args.corpus, tokenizer, out / "corpus", length=length, progress=progress).rows,
-                              args.limit)  # fmt: skip
-        if tokenizer.to_str() != words:
-            raise UsageError(f"{where} has another tokenizer than {args.model[0]}; checkpoints of one model fit")
-        name = stems[k] if stems.count(stems[k]) == 1 else f"{k}-{stems[k]}"
-        made.append(make_folder(out / "features") / f"{name}.npy")
-        _write_features(its, data, made[-1], progress)
-    return made
-
-
-def _write_features(its: Any, data: Any, path: Path, progress: Any) -> None:
-    """`[N, d]` float32, a batch at a time."""
-    import jax
-
-    from uimjax import rows as row
-    from uimjax.store.base import atomic
-
-    features: Callable[[Any, Any], Any] = jax.jit(jax.vmap(its.task.features, (None, 0)))
-    count, held = row.count(data), None
-    with atomic(path) as temporary:
-        for first in progress(range(0, count, BATCH), f"features of {path.stem}", unit="batches"):
-            batch = next(iter(row.batches(data, BATCH, first, min(first + BATCH, count))))
-            found = np.asarray(features(its.params, batch.rows), np.float32)[np.asarray(batch.mask)]
-            if held is None:
-                held = np.lib.format.open_memmap(temporary, "w+", np.float32, (count, found.shape[1]))
-            held[first : first + len(found)] = found
-        if held is not None:
-            held.flush()
+    stems = checkpoints.names(args)
+    shown = _names([Path(f"{name}.npy") for name in stems], args.names)
+    files: list[Path] = []
+    curved: list[dict[str, Any]] = []
+    for k, its in enumerate(checkpoints.opened(args, out, progress)):
+        if its.task.features is not None:
+            files.append(make_folder(out / "features") / f"{stems[k]}.npy")
+            checkpoints.write_features(its, args.limit, files[-1], progress)
+        elif how is None:
+            raise UsageError(f"{args.task[k]} returned a task without features(params, example), which are asked for; "
+                             "give it these, or ask for its --curvature")  # fmt: skip
+        if len(files) not in (0, k + 1):
+            raise UsageError("some of the tasks have features and some have none; all or none fit in one series")
+        if how is not None:
+            curved.append(curvature.numbers(shown[k], its, how, progress))
+    return files, {} if how is None else {"curvature": curvature.document(how, curved)}
 
 
 # ---------------------------------------------------------------- what is found
@@ -296,6 +278,8 @@ def _axis(names: Sequence[str]) -> tuple[list[int], str]:
 
 
 def _told(found: dict[str, Any]) -> list[str]:
+    if not found["files"]:
+        return [*curvature.lines(found["curvature"]), "", f"wrote {found['out']}"]
     heads = ["name", "rows", "width", *NUMBERS]
     cells = [[line["name"], str(line["rows"]), str(line["width"]), *(f"{line[n]:.4g}" for n in NUMBERS)]
              for line in found["files"]]  # fmt: skip
@@ -318,4 +302,6 @@ def _told(found: dict[str, Any]) -> list[str]:
         lines += ["", f"principal angles between {' and '.join(angles['between'])} ({angles['space']}): {told} radians"]
     elif angles is not None:
         lines += ["", f"no principal angles: {angles['left_out']}"]
+    if "curvature" in found:
+        lines += ["", *curvature.lines(found["curvature"])]
     return [*lines, "", f"wrote {found['out']}"]

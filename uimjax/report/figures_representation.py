@@ -63,10 +63,16 @@ def _spectrum_read(series: list[str], told: list[tuple[int, int, float]], title:
 
 
 def density(
-    grid: Any, values: Any, errors: Any = None, title: str = "eigenvalue of the Hessian", band: str = "standard error"
+    grid: Any,
+    values: Any,
+    errors: Any = None,
+    title: str = "eigenvalue of the Hessian",
+    band: str = "standard error",
+    below: float | None = None,
 ) -> Figure:
     """Spectral density `[G]` at the points of a rising grid `[G]`, logarithmic from its peak down to 1e-8 of it, with a
-    band of `errors` `[G]` to either side.
+    band of `errors` `[G]` to either side. Of a smoothed density the sentence tells too large a share `below` 0, for a
+    peak at 0 is spread to both sides: where the share of the eigenvalues themselves is known, that is told.
 
     Raises:
         ShapeError: nothing, or other lengths. NonFiniteError: NaN. UsageError: negative, or zero throughout.
@@ -105,10 +111,9 @@ def density(
     crossing = np.interp(0.0, grid, values)  # the trapezoid that 0 lies in is cut there
     left = float(np.trapezoid([*values[negative], crossing], [*grid[negative], 0.0])) if grid[-1] > 0 else whole
     share = left / whole if whole else 0.0
-    reading = (
-        f"From {short(grid[0])} to {short(grid[-1])} the density peaks at {short(grid[peak])}, and {share:.1%} of it"
-    )
-    reading += " lies below 0"
+    of, verb = ("it", "lies") if below is None else ("the eigenvalues", "lie")
+    reading = f"From {short(grid[0])} to {short(grid[-1])} the density peaks at {short(grid[peak])}, and "
+    reading += f"{share if below is None else below:.1%} of {of} {verb} below 0"
     reading += "" if errors is None else f"; the band is one {figures.label(band)} to either side"
     return figures.drawn(chart, rows, reading + ".")
 

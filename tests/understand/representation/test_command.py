@@ -146,7 +146,7 @@ def test_models_over_a_corpus_are_their_tasks_features(tmp_path, monkeypatch, ca
     ("args", "code", "match"),
     [
         ((), 2, "no features arrived"),
-        (("x.npz", "--model", "m", "--corpus", "c"), 2, "one of the two fits"),
+        (("x.npz", "--model", "m", "--corpus", "c"), 2, "one of the three fits"),
         (("--model", "m"), 2, "go together"),
         (("--model", "m", "--corpus", "none.jsonl"), 3, "none.jsonl"),
         (("none.npy",), 3, "is not a file"),

@@ -14,7 +14,14 @@ from uimjax.errors import NonFiniteError, ShapeError, UnknownNameError, UsageErr
 from uimjax.mesh import make_mesh
 from uimjax.rows import Pass
 from uimjax.task import Task
-from uimjax.understand.representation.hessian import density, extremes, hessian_spectrum, sharpness
+from uimjax.understand.representation.hessian import (
+    densities,
+    density,
+    extremes,
+    hessian_spectrum,
+    negative,
+    sharpness,
+)
 
 pytestmark = pytest.mark.usefixtures("x64")
 ROWS, STEPS = 20, 6
@@ -130,9 +137,35 @@ def test_the_density_is_that_of_the_eigenvalues(case, whole):
     assert np.trapezoid(np.abs(found - true), grid) < 0.15  # 40 starts
 
 
+def test_starts_have_densities_of_which_theirs_is_the_mean(few):
+    grid = np.linspace(-2, 5, 50)
+    each = densities(few, grid, 0.1)
+    np.testing.assert_allclose(each.mean(0), density(few, grid, 0.1), rtol=1e-12)
+    for k, alone in enumerate(each):
+        one = few._replace(nodes=few.nodes[k : k + 1], weights=few.weights[k : k + 1])
+        np.testing.assert_allclose(alone, density(one, grid, 0.1), rtol=1e-12)
+
+
+def test_how_much_is_negative(case, whole):
+    """Shares of the squared lengths of the starts in each eigenvector, whose means are those of the eigenvalues."""
+    values, found = np.linalg.eigvalsh(case.hessian), negative(whole)
+    wanted = (values < -1e-9).mean(), np.abs(values[values < 0]).sum() / np.abs(values).sum()
+    assert wanted[0] > 0.1
+    assert abs(found.share - wanted[0]) < 3 * found.share_error
+    assert abs(found.mass - wanted[1]) < 3 * found.mass_error
+    rng, count = np.random.default_rng(0), len(whole.nodes)
+    shares = (whole.weights * (whole.nodes < -1e-9)).sum(1)
+    again = shares[rng.integers(0, count, (4000, count))].mean(1)  # a bootstrap knows nothing of either formula
+    np.testing.assert_allclose(found.share_error, again.std(), rtol=0.1)
+    sizes = whole.weights * np.abs(whole.nodes)
+    parts, drawn = (sizes * (whole.nodes < 0)).sum(1), rng.integers(0, count, (4000, count))
+    np.testing.assert_allclose(found.mass_error, (parts[drawn].sum(1) / sizes.sum(1)[drawn].sum(1)).std(), rtol=0.15)
+
+
 def test_the_gauss_newton_matrix(case):
     found = hessian_spectrum(TASK, case.params, case.data, "ggn", probes=3, steps=1000, probe="normal")
     assert found.nodes.min() > -1e-12
+    assert negative(found) == (0, 0, 0, 0)  # rounding has no sign
     np.testing.assert_allclose(extremes(found, 4).top, np.linalg.eigvalsh(case.ggn)[::-1][:4], rtol=1e-10)
     assert abs(found.trace - np.trace(case.ggn)) < 3 * found.trace_error
 
@@ -200,6 +233,7 @@ def test_a_flat_loss_has_zeros():
     assert found.steps.tolist() == [1, 1]
     assert found.nodes.tolist() == [[0.0], [0.0]]
     assert (found.trace, found.trace_error) == (0.0, 0.0)
+    assert negative(found) == (0, 0, 0, 0)
 
 
 def test_sharpness_is_the_top_and_the_rise_uphill(case):
@@ -214,6 +248,10 @@ def test_sharpness_is_the_top_and_the_rise_uphill(case):
     wanted = float(mean(flat + 0.1 * gradient / norm) - low)
     np.testing.assert_allclose(found.largest, np.linalg.eigvalsh(case.hessian)[-1], rtol=1e-11)
     np.testing.assert_allclose([found.loss, found.gradient_norm, found.rise], [low, norm, wanted], rtol=1e-11)
+    held = hessian_spectrum(TASK, case.params, case.data, probes=2, steps=20)
+    again = sharpness(TASK, case.params, case.data, rho=0.1, quadrature=held)  # no products once more
+    np.testing.assert_allclose(again.largest, extremes(held, 1).top[0], rtol=0)
+    np.testing.assert_allclose(again[2:], found[2:], rtol=1e-12)
     small = sharpness(TASK, case.params, case.data, rho=1e-5)
     np.testing.assert_allclose(small.rise, 1e-5 * norm, rtol=1e-4)  # to first order
 

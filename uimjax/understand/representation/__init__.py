@@ -11,16 +11,19 @@ _WHERE = {
     "Dimension": "dimension",
     "Extremes": "hessian",
     "Moments": "moments",
+    "Negative": "hessian",
     "Quadrature": "hessian",
     "Sharpness": "hessian",
     "Spectrum": "spectrum",
     "Summary": "moments",
     "cka": "similarity",
     "cka_matrix": "similarity",
+    "densities": "hessian",
     "density": "hessian",
     "extremes": "hessian",
     "hessian_spectrum": "hessian",
     "moments_of": "moments",
+    "negative": "hessian",
     "over_series": "series",
     "principal_angles": "similarity",
     "sharpness": "hessian",
@@ -34,11 +37,14 @@ if TYPE_CHECKING:
     from uimjax.understand.representation.dimension import Dimension as Dimension
     from uimjax.understand.representation.dimension import two_nn as two_nn
     from uimjax.understand.representation.hessian import Extremes as Extremes
+    from uimjax.understand.representation.hessian import Negative as Negative
     from uimjax.understand.representation.hessian import Quadrature as Quadrature
     from uimjax.understand.representation.hessian import Sharpness as Sharpness
+    from uimjax.understand.representation.hessian import densities as densities
     from uimjax.understand.representation.hessian import density as density
     from uimjax.understand.representation.hessian import extremes as extremes
     from uimjax.understand.representation.hessian import hessian_spectrum as hessian_spectrum
+    from uimjax.understand.representation.hessian import negative as negative
     from uimjax.understand.representation.hessian import sharpness as sharpness
     from uimjax.understand.representation.moments import Moments as Moments
     from uimjax.understand.representation.moments import Summary as Summary

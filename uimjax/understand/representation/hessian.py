@@ -25,11 +25,13 @@ from uimjax import rows as row
 from uimjax.curvature import products
 from uimjax.curvature.products import Direction, Matrix, Stack
 from uimjax.errors import NonFiniteError, ShapeError, UnknownNameError, UsageError
+from uimjax.progress import Progress, quiet
 from uimjax.taps import Sites, sites
 from uimjax.task import Task
 
 PROBES = ("rademacher", "normal")
 EVERY = row.Pass()
+ZERO = 1e-5  # of the largest eigenvalue in size: what lies nearer to 0 in single precision has no sign
 
 
 class Quadrature(NamedTuple):
@@ -60,6 +62,7 @@ def hessian_spectrum(
     probe: str = "rademacher",
     seed: int = products.SEED,
     how: row.Pass = EVERY,
+    progress: Progress = quiet,
 ) -> Quadrature:
     """The quadrature of H, the `matrix` ("hessian" or "ggn") of the task's mean loss over the data at the params, from
     `probes` random starts of at most `steps` products each.
@@ -80,7 +83,8 @@ def hessian_spectrum(
     h = _matrix(task, params, data, matrix, how)
     rng = np.random.default_rng(seed)
     draw = {"rademacher": lambda: rng.choice([-1.0, 1.0], h.size), "normal": lambda: rng.normal(size=h.size)}[probe]
-    return _gathered(h, [_ritz(h, _direction(h, draw()), steps) for _ in range(probes)])
+    turns = progress(range(probes), f"products with the {matrix}", unit="starts")
+    return _gathered(h, [_ritz(h, _direction(h, draw()), steps) for _ in turns])
 
 
 def density(quadrature: Quadrature, grid: np.ndarray, sigma: float) -> np.ndarray:
@@ -90,15 +94,52 @@ def density(quadrature: Quadrature, grid: np.ndarray, sigma: float) -> np.ndarra
     Raises:
         ShapeError: the grid is not `[G]`. UsageError: sigma is not above 0.
     """
+    return densities(quadrature, grid, sigma).mean(0)
+
+
+def densities(quadrature: Quadrature, grid: np.ndarray, sigma: float) -> np.ndarray:
+    """`[m, G]`, the density that each start gives alone: their spread says how well `density`, their mean, is known.
+    Raises as `density`."""
     grid = np.asarray(grid, np.float64)
     if grid.ndim != 1:
         raise ShapeError(f"a grid of shape {list(grid.shape)}; points [G] were wanted")
     if not sigma > 0:
         raise UsageError(f"sigma={sigma}; a width above 0 was wanted, as a hundredth of the spectrum's")
-    total = np.zeros_like(grid)
-    for nodes, weights in zip(quadrature.nodes, quadrature.weights, strict=True):
-        total += np.exp(-0.5 * np.square((grid[:, None] - nodes) / sigma)) @ weights
-    return total / (len(quadrature.nodes) * sigma * np.sqrt(2 * np.pi))
+    each = [
+        np.exp(-0.5 * np.square((grid[:, None] - nodes) / sigma)) @ weights
+        for nodes, weights in zip(quadrature.nodes, quadrature.weights, strict=True)
+    ]
+    return np.stack(each) / (sigma * np.sqrt(2 * np.pi))
+
+
+class Negative(NamedTuple):
+    """How much of a spectrum is negative, each with its standard error over the starts: the `share` of the eigenvalues
+    below 0, and their share `mass` of the sum of all sizes, `sum of |l| over l < 0 / sum of |l|`."""
+
+    share: float
+    share_error: float
+    mass: float
+    mass_error: float
+
+
+def negative(quadrature: Quadrature) -> Negative:
+    """What lies below 0 by more than 1e-5 of the largest eigenvalue in size. The `mass` is the steadier of the two: a
+    bulk of eigenvalues about 0 has nearly none of it, and in the `share` it counts on one side or the other. Of a
+    matrix of zeros both are 0. The error of `mass`, a ratio of means, is the jackknife's."""
+    nodes, weights = quadrature.nodes, quadrature.weights
+    below = nodes < -ZERO * np.abs(nodes).max()
+    count = len(nodes)
+    shares, sizes = (weights * below).sum(1), weights * np.abs(nodes)
+    parts, wholes = (sizes * below).sum(1), sizes.sum(1)
+    if not wholes.any():
+        return Negative(0.0, 0.0, 0.0, 0.0)
+    without = (parts.sum() - parts) / np.maximum(wholes.sum() - wholes, np.finfo(np.float64).tiny)
+    return Negative(
+        share=float(shares.mean()),
+        share_error=float(shares.std(ddof=1) / np.sqrt(count)),
+        mass=float(parts.sum() / wholes.sum()),
+        mass_error=float(np.sqrt((count - 1) / count * np.square(without - without.mean()).sum())),
+    )
 
 
 class Extremes(NamedTuple):
@@ -153,10 +194,12 @@ def sharpness(
     matrix: str = "hessian",
     steps: int = 40,
     how: row.Pass = EVERY,
+    quadrature: Quadrature | None = None,
 ) -> Sharpness:
     """How sharp the minimum is: the largest eigenvalue of H (`matrix` "hessian" or "ggn") by `steps` of Lanczos from a
     fixed start, and the rise `L(theta + rho g / |g|) - L(theta)` of the mean loss L with gradient g, to first order the
     largest within the distance rho (Foret et al. 2021, arXiv 2010.01412). Parameters that the task leaves out stay.
+    Of a `quadrature` that is there already, of the same matrix, the eigenvalue is taken.
 
     Raises:
         UsageError: `rho` is not above 0. NonFiniteError: the gradient is zero, so no direction goes uphill, or not
@@ -171,6 +214,9 @@ def sharpness(
             f"the mean loss is {loss}, its gradient's norm {norm} and the loss uphill {raised}: no rise can be told. "
             "At an exact minimum take hessian_spectrum; where one is NaN, find the row with jax.grad on single rows."
         )
+    if quadrature is not None:
+        top = extremes(quadrature, 1)
+        return Sharpness(float(top.top[0]), float(top.top_error[0]), loss, norm, raised - loss)
     nodes, _, errors = _ritz(h, products.start(h), steps)
     error = max(errors[-1], _rounding(h, nodes))
     return Sharpness(float(nodes[-1]), float(error), loss, norm, raised - loss)
@@ -180,6 +226,18 @@ def _matrix(task: Task, params: Any, data: Any, kind: str, how: row.Pass) -> Mat
     row.check_finite(params, "params")
     found = sites(task, params, row.example_spec(data))
     return products.matrix(kind, found, task, params, data, how)
+
+
+def need_matfree() -> Any:
+    """Its module of decompositions. Raises UsageError where it is not installed: it is an extra, and only this needs
+    it."""
+    try:
+        from matfree import decomp
+    except ImportError as error:
+        raise UsageError(
+            "the spectrum of the Hessian needs matfree, which is not installed: pip install 'uimjax[solve]'"
+        ) from error
+    return decomp
 
 
 def _direction(h: Matrix, numbers: np.ndarray) -> Direction:
@@ -230,12 +288,7 @@ def _gathered(h: Matrix, found: list[tuple[np.ndarray, np.ndarray, np.ndarray]])
 @functools.lru_cache(maxsize=32)
 def _lanczos(kind: str, found: Sites, task: Task, steps: int):
     """Compiled `(params, stack, start) -> (diagonal [steps], beside [steps - 1], the last coupling)`."""
-    try:
-        from matfree import decomp  # an extra, and only this needs it
-    except ImportError as error:
-        raise UsageError(
-            "the spectrum of the Hessian needs matfree, which is not installed: pip install 'uimjax[solve]'"
-        ) from error
+    decomp = need_matfree()
     apply = products.product(kind, found, task)
     # Arnoldi's steps, which are Lanczos' where the matrix is symmetric: below the diagonal stand lengths, which show a
     # space that closes; matfree's tridiagonal form has means of both sides, and above stands noise then.
