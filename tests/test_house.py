@@ -89,6 +89,7 @@ INSIDE = {
     "uimjax.workflow": ["base", "vision", "text", "noise"],
     "uimjax.understand.dynamics": [
         "signals", "collector", "gradients", "stepping", "scoring", "table", "logs", "elsewhere", "labels", "reading",
+        "influence",
     ],
     "uimjax.understand.representation": [
         "base", "moments", "spectrum", "similarity", "dimension", "hessian", "series",

@@ -188,6 +188,10 @@ def _of_dynamics(run: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--probabilities", metavar="FILE", help="out-of-sample probabilities [N, C] (.npy, .npz): label issues"
     )
+    run.add_argument("--influence", metavar="FILE", help="influence or self-influence of the examples, larger: more "
+                     "suspicious (a table of id and value; .npy, .npz): how scores agree with it")  # fmt: skip
+    run.add_argument("--influence-column", metavar="NAME", help="the column or array, where names do not tell")
+    run.add_argument("--influence-top", metavar="K", type=int, help="most suspicious of both (default: a tenth)")
     run.add_argument("--clusters", type=int, metavar="K", help="of loss trajectories (default: by silhouette)")
     run.add_argument("--export", metavar="FILE", help="the ids shown, as .txt or .jsonl")
 

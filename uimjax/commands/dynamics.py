@@ -10,7 +10,7 @@ import numpy as np
 
 from uimjax.commands import logs
 from uimjax.commands.base import as_json, cells, columns, plain
-from uimjax.commands.sources import MAIN, array_of, chosen, ids_of, tables_of
+from uimjax.commands.sources import MAIN, array_of, chosen, ids_of, influence_of, tables_of
 from uimjax.errors import DataError, ShapeError, UsageError
 
 ACTIONS = ("import", "compare", "spikes")
@@ -33,6 +33,9 @@ def _read(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     from uimjax.understand.dynamics import reading
     from uimjax.understand.dynamics.table import averaged
 
+    for flag, value in (("column", args.influence_column), ("top", args.influence_top)):
+        if value is not None and args.influence is None:
+            raise UsageError(f"--influence-{flag} goes with --influence FILE")
     many = tables_of(args.target, args.step, args.seed)
     its = many[0] if len(many) == 1 else averaged(many)
     worst = reading.suspicious(its, chosen(args.score, its), args.count)
@@ -50,6 +53,9 @@ def _read(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
             lines += ["", *more]
     if args.probabilities is not None:
         found["label_issues"], more = _issues(its, Path(args.probabilities), bad, args.count)
+        lines += ["", *more]
+    if args.influence is not None:
+        found["influence"], more = _influence(its, args)
         lines += ["", *more]
     out = make_folder(_folder(args))
     found |= {"out": str(out), "pictures": {name: str(write(each, out, name)[0]) for name, each in figures.items()}}
@@ -184,6 +190,29 @@ def _aligned(its: Any, path: Path) -> tuple[np.ndarray, str]:
     if its.ids.dtype.kind in "iu" and np.array_equal(np.sort(its.ids), np.arange(len(p))):
         return p[its.ids], "row k is of id k"
     return p, "rows in the order of the table"
+
+
+def _influence(its: Any, args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
+    """How scores agree with influence; those that agree best stand first."""
+    from uimjax.report.figures import label
+    from uimjax.understand.dynamics.influence import agreement
+
+    made = agreement(its, *influence_of(Path(args.influence), args.influence_column), k=args.influence_top)
+    values = {"spearman": made.spearman, "spearman_low": made.low, "spearman_high": made.high, "overlap": made.overlap,
+              "chance": made.chance, "p": made.p, "examples": made.examples, "unknown": made.unknown}  # fmt: skip
+    told = {made.names[k]: {n: v[k].item() for n, v in values.items()} for k in np.argsort(-made.spearman)}
+    rows = [[name, f"{s['spearman']:.4f} [{s['spearman_low']:.4f}, {s['spearman_high']:.4f}]", f"{s['overlap']:.4g}",
+             f"{s['p']:.2g}", str(s["examples"])] for name, s in told.items()]  # fmt: skip
+    head = f"agreement with {label(Path(args.influence).name)}: {made.both} examples ({made.band})"
+    for ids, which in ((made.missing, "of the table have no influence"), (made.extra, "are not in the table")):
+        if len(ids):
+            head += f"; {len(ids)} ids {which}, first {label(ids[0])}"
+    shared = (
+        f"shared: of the {made.k} most suspicious of both; by chance {made.k / made.both:.3g}, and p is how often a "
+    )
+    lines = [head, *columns(["score", "rank agreement (Spearman)", "shared", "p", "examples"], rows)]
+    found = {"file": args.influence, "k": made.k, "both": made.both, "missing": made.missing, "extra": made.extra}
+    return found | {"band": made.band, "scores": told}, [*lines, shared + "random order shares as much"]
 
 
 def _compare(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:

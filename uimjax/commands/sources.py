@@ -1,4 +1,4 @@
-"""What the commands of training dynamics read: tables of runs, ids and arrays."""
+"""What the commands of training dynamics read: tables of runs, ids, arrays and influence."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 
 from uimjax import tables
-from uimjax.errors import DataError, MalformedRowError, MissingFileError, UnknownNameError, UsageError
+from uimjax.errors import DataError, MalformedRowError, MissingFileError, ShapeError, UnknownNameError, UsageError
 
 MAIN = ("aum", "loss_mean", "el2n", "forgetting", "confidence")  # shown beside the chosen score, the first its default
+IDS = ("id", "row_id", "guid")
+INFLUENCE = ("self_influence", "influence", "score", "value")  # what a column of influence is called, or an array
 
 
 def tables_of(source: str, step: int | None = None, seed: int | None = None) -> list[Any]:
@@ -77,3 +79,49 @@ def array_of(path: Path, names: Sequence[str]) -> tuple[np.ndarray, dict[str, np
     if name is None:
         raise UnknownNameError("array", names[0], held)
     return held[name], held
+
+
+def influence_of(path: Path, column: str | None) -> tuple[np.ndarray, np.ndarray | None]:
+    """(values, ids or None for the order of ids) of a table with a row an example, such as hits of one query, or of a
+    NumPy file: an array `[N]` or `[N, 1]`, in a .npz with `ids` beside it or without.
+
+    Raises:
+        UnknownNameError: no such column. UsageError: several that could be it. ShapeError, DataError: no numbers. As
+        `uimjax.tables.read`.
+    """
+    kind = tables.kind(path)
+    if kind not in ("npy", "npz"):
+        return _influence_column(path, column)
+    if kind == "npy" and column is not None:
+        raise UsageError(f"{path} is one array without a name; leave --influence-column out")
+    values, held = array_of(path, INFLUENCE if column is None else (column,))
+    if column is not None and column not in held:
+        raise UnknownNameError("array", column, held)
+    values = values[:, 0] if values.ndim == 2 and values.shape[1] == 1 else values
+    if values.dtype.kind not in "fiub" or values.ndim != 1:
+        raise ShapeError(f"{path}: {values.dtype} of shape {list(values.shape)}; numbers [N], one an example, fit (of "
+                         "several queries, save one)")  # fmt: skip
+    return values, held.get("ids")
+
+
+def _influence_column(path: Path, column: str | None) -> tuple[np.ndarray, np.ndarray]:
+    held = tables.read(path, "influence of examples", text=IDS)
+    key = next((name for name in IDS if name in held), None)
+    if key is None:
+        raise UnknownNameError("column", "id", held)
+    if column is not None and column not in held:
+        raise UnknownNameError("column", column, held)
+    rest = [name for name in held if name != key]
+    known = [column] if column is not None else [name for name in INFLUENCE if name in rest] or rest
+    if len(known) != 1:
+        told = f"{', '.join(known)} could each be the influence; --influence-column NAME says which"
+        raise UsageError(f"{path}: {told if known else f'no column beside {key}; one of numbers was wanted'}")
+    name, values = known[0], []
+    for row, value in enumerate(held[name], 1):
+        try:
+            values.append(np.nan if value is None else float(value))
+        except (TypeError, ValueError):
+            raise DataError(f"{path}, row {row}: {name} is {value!r}; a number was wanted") from None
+        if held[key][row - 1] is None:
+            raise DataError(f"{path}, row {row} has no {key}")
+    return np.array(values), np.asarray(held[key])

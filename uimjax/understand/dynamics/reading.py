@@ -86,7 +86,7 @@ def suspicious(table: Table, score: str = "aum", count: int | None = None) -> Su
     Raises:
         UnknownNameError: no such score. UsageError: the score is no detector, or `count` below 1.
     """
-    found = _score(table, score)
+    found = score_of(table, score)
     if not found.suspicious:
         raise UsageError(
             f"{score} ({found.formula}) is no detector of bad examples; its values are table.scores[{score!r}]"
@@ -102,7 +102,7 @@ def ranks(table: Table, names: Sequence[str] | None = None) -> Agreement:
     """How scores agree: Spearman's rank correlation of suspicion, so that 1 is one ranking, over the examples of which
     both are known. Raises UnknownNameError."""
     chosen = list(table.scores) if names is None else list(names)
-    values = [_directed(_score(table, name)) for name in chosen]
+    values = [directed(score_of(table, name)) for name in chosen]
     matrix = np.array([[_spearman(a, b) for b in values] for a in values])
     return Agreement(chosen, matrix.reshape(len(chosen), len(chosen)))
 
@@ -276,7 +276,8 @@ def export_ids(path: Path | str, ids: Any, values: Any = None, name: str = "valu
     return path
 
 
-def _score(table: Table, name: str) -> Score:
+def score_of(table: Table, name: str) -> Score:
+    """Raises UnknownNameError."""
     if name not in table.scores:
         raise UnknownNameError("score", name, table.scores)
     return table.scores[name]
@@ -286,7 +287,7 @@ def _kind(table: Table) -> bool:
     return table.ids.dtype.kind == "U"
 
 
-def _directed(score: Score) -> np.ndarray:
+def directed(score: Score) -> np.ndarray:
     """Larger is more suspicious; NaN: never met."""
     return score.values * (score.suspicious or 1)
 
