@@ -196,6 +196,36 @@ class TensorBoard:
         return _utf8(name)
 
 
+class Several:
+    """One recorder that writes to each of several alike."""
+
+    def __init__(self, *recorders: Recorder):
+        self._recorders = recorders
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        for each in self._recorders:
+            each.write(step, scalars)
+
+    def histogram(self, step: int, name: str, values: Any) -> None:
+        for each in self._recorders:
+            each.histogram(step, name, values)
+
+    def text(self, step: int, name: str, text: str) -> None:
+        for each in self._recorders:
+            each.text(step, name, text)
+
+    def hparams(self, values: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+        for each in self._recorders:
+            each.hparams(values, metrics)
+
+    def close(self) -> None:
+        """Those that hold something open."""
+        for each in self._recorders:
+            close = getattr(each, "close", None)
+            if close is not None:
+                close()
+
+
 def _summary(tag: str, about: Any, tensor: Any) -> Any:
     from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]  # generated
 

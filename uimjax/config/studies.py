@@ -45,5 +45,7 @@ class NoiseConfig(Strict):
     corruptions: tuple[float, ...] = (0.0, 0.1, 0.2, 0.4)
     law_seeds: int = Field(3, ge=1)
     law_epochs: int = Field(40, ge=1)
+    law_learning_rate: float = Field(1e-3, gt=0)
     fitted: Literal["loss", "error_rate"] = Field("loss", description="the held-out value that the law is fitted to")
+    tensorboard: bool = Field(False, description="curves, histograms, texts, the sweep's settings; JSON lines too")
     out: str = "runs/noise"

@@ -22,11 +22,13 @@ from uimjax.models import classifiers
 from uimjax.progress import Progress, quiet
 from uimjax.report import figures, figures_dynamics, figures_representation, figures_scaling
 from uimjax.steps import Recipe
-from uimjax.understand.dynamics import Collector, Table, detection, read
+from uimjax.understand.dynamics import Collector, detection, read
 from uimjax.understand.dynamics.collector import CLASSES
 from uimjax.understand.representation import spectrum_of
+from uimjax.workflow import recording
 
 LEVEL = 0.95
+VALUES = {"loss": "held-out loss, nats", "error_rate": "held-out error rate"}
 PARTS = ("image", "given", "true", "test_image", "test_label")
 
 
@@ -88,18 +90,26 @@ def _check(data: str, found: Noisy) -> None:
 
 
 def study(config: Any, folder: Path, progress: Progress = quiet) -> dict[str, Any]:
-    """All three answers, their pictures written into the folder; continues where it stopped.
+    """All three answers, their pictures written into the folder; continues where it stopped. With `tensorboard`, what
+    `workflow.recording` says is there too.
 
     Raises:
         As `examples`, `training.fit`, `scaling.sweep` and `scaling.fit`.
     """
     held = examples(config.data, config.rate)
-    tables = [_trained(held, held.given, config, seed, folder / f"seed-{seed}", True)[1]
-              for seed in progress(range(config.seeds), "training with a collector", "seeds")]  # fmt: skip
-    found = detection([table for table in tables if table is not None], np.flatnonzero(held.wrong))
+    records = recording.Records(folder) if config.tensorboard else None
+    tables, features = [], []
+    for seed in progress(range(config.seeds), "training with a collector", "seeds"):
+        name = f"seed-{seed}"
+        features.append(_trained(held, held.given, config, seed, folder / name, records))
+        tables.append(read(folder / name))
+    if records is not None:
+        recording.scores(records, tables[0], held.given, held.true)
+    found = detection(tables, np.flatnonzero(held.wrong))
     spectra = _spectra(held, config, folder, progress)
-    swept, fitted, draws = _law(held, config, folder, progress)
-    pictures = _pictures(held, tables[0], found, spectra, fitted, draws)
+    spectra["given"] = {"rate": float(held.wrong.mean())} | _spread([spectrum_of(x) for x in features], 1)
+    swept, fitted, draws = _law(held, config, folder, records, progress)
+    pictures = _pictures(held, tables[0], found, spectra, _curve(fitted, draws, VALUES[config.fitted]))
     for name, figure in pictures.items():
         figures.write(figure, folder, name)
     return {
@@ -110,19 +120,29 @@ def study(config: Any, folder: Path, progress: Progress = quiet) -> dict[str, An
 
 
 def _trained(
-    held: Noisy, labels: np.ndarray, config: Any, seed: int, folder: Path, collect: bool
-) -> tuple[np.ndarray, Table | None]:
-    """(features `[N, D]` of the training pictures at the end, the table of the run) of one training."""
+    held: Noisy, labels: np.ndarray, config: Any, seed: int, folder: Path, records: recording.Records | None = None
+) -> np.ndarray:
+    """Features `[N, D]` of the training pictures at the end; the folder has the table of the run.
+
+    Each training collects, though of those by rate of noise nobody reads the table: with `grand` the gradient is taken
+    at the sites, and XLA's own of a convolution takes four times as long on a CPU (33 s of an epoch against 9).
+    """
     classes = int(max(held.true.max(), held.test_label.max(), labels.max())) + 1
     task, params = classifiers.build(config.model, held.image.shape[1:], classes, seed)
     rows = {"image": held.image.astype(np.float32), "label": labels.astype(np.int32)}
     recipe = Recipe(config.epochs, config.batch_size, config.learning_rate, seed=seed)
     early = tuple(k for k in (0, 4, 9, 19) if k < config.epochs)
-    collector = Collector(len(labels), (*CLASSES, "grand"), at=early, ring=config.epochs) if collect else None
-    made = training.fit(task, params, rows, recipe, folder=folder, save_every=config.epochs, dynamics=collector)
+    collector = Collector(len(labels), (*CLASSES, "grand"), at=early, ring=config.epochs)
+    before = training.resumes_at(folder) == config.epochs
+    sink = None if records is None or (before and records.has(folder.name)) else records.open(folder.name)
+    made = training.fit(task, params, rows, recipe, folder=folder, save_every=config.epochs, dynamics=collector,
+                        sinks=() if sink is None else (sink,))  # fmt: skip
+    if sink is not None:
+        if before:
+            recording.curves(sink, made)
+        sink.close()
     features = jax.jit(jax.vmap(lambda image: task.features(made.params, {"image": image})))  # type: ignore[misc]
-    found = np.concatenate([np.asarray(features(jnp.asarray(part))) for part in np.array_split(rows["image"], 8)])
-    return found, read(folder) if collect else None
+    return np.concatenate([np.asarray(features(jnp.asarray(part))) for part in np.array_split(rows["image"], 8)])
 
 
 def _spectra(held: Noisy, config: Any, folder: Path, progress: Progress) -> dict[str, Any]:
@@ -131,11 +151,14 @@ def _spectra(held: Noisy, config: Any, folder: Path, progress: Progress) -> dict
     each = []
     for rate, seed in progress(jobs, "representations by noise", "trainings"):
         labels = flipped(held.true, rate, 1000 + seed)
-        where = folder / f"rate-{rate:g}-seed-{seed}"
-        each.append(spectrum_of(_trained(held, labels, config, seed, where, False)[0]))
-    values = {name: np.array([getattr(s, name) for s in each]).reshape(len(config.rates), -1)
-              for name in ("sve", "lsvr")}  # fmt: skip
-    return {"rates": list(config.rates)} | {name.upper(): _over_seeds(v) for name, v in values.items()}
+        each.append(spectrum_of(_trained(held, labels, config, seed, folder / f"rate-{rate:g}-seed-{seed}")))
+    return {"rates": list(config.rates)} | _spread(each, len(config.rates))
+
+
+def _spread(each: Sequence[Any], rates: int) -> dict[str, dict[str, list[float]]]:
+    """Of the spectra of every seed at one rate, then at the next."""
+    return {name.upper(): _over_seeds(np.array([getattr(s, name) for s in each]).reshape(rates, -1))
+            for name in ("sve", "lsvr")}  # fmt: skip
 
 
 def _over_seeds(values: np.ndarray) -> dict[str, list[float]]:
@@ -146,14 +169,20 @@ def _over_seeds(values: np.ndarray) -> dict[str, list[float]]:
     return {"mean": mean.tolist(), "low": (mean - half).tolist(), "high": (mean + half).tolist()}
 
 
-def _law(held: Noisy, config: Any, folder: Path, progress: Progress) -> tuple[Any, Any, Any]:
+def _law(
+    held: Noisy, config: Any, folder: Path, records: recording.Records | None, progress: Progress
+) -> tuple[Any, Any, Any]:
     flat = lambda x: x.reshape(len(x), -1).astype(np.float32)  # noqa: E731  # one line, used twice
     data = law.Labelled(flat(held.image), held.true, flat(held.test_image), held.test_label)
     axes = {
         "width": list(config.widths), "data": list(config.amounts), "corruption": list(config.corruptions),
-        "seed": list(range(config.law_seeds)), "epochs": [config.law_epochs], "learning_rate": [config.learning_rate],
+        "seed": list(range(config.law_seeds)), "epochs": [config.law_epochs],
+        "learning_rate": [config.law_learning_rate],
     }  # fmt: skip
-    swept = law.sweep(folder / "sweep", axes, data=data, progress=progress)
+    where = folder / "sweep"
+    swept = law.sweep(where, axes, data=data, recorder=recording.recorder(records), progress=progress)
+    if records is not None:
+        recording.swept_before(records, where, swept)
     fitted = law.fit(swept.rows, "corrupted", loss=config.fitted, columns={"D": "U"})
     return swept, fitted, law.bootstrap(fitted)
 
@@ -174,7 +203,7 @@ def _scores(found: Any) -> list[dict[str, Any]]:
     return sorted(made, key=lambda row: -row["auroc"][0])
 
 
-def _pictures(held: Noisy, table: Any, found: Any, spectra: Any, fitted: Any, draws: Any) -> dict[str, figures.Figure]:
+def _pictures(held: Noisy, table: Any, found: Any, spectra: Any, curve: figures.Figure) -> dict[str, figures.Figure]:
     s = table.scores
     names = np.where(held.wrong, "wrong label", "right label").tolist()
     share = table.statistics.correct / np.maximum(table.statistics.met, 1)
@@ -185,11 +214,11 @@ def _pictures(held: Noisy, table: Any, found: Any, spectra: Any, fitted: Any, dr
             found.names, found.auroc, found.auroc_low, found.auroc_high, "the wrong labels", found.band
         ),
         "representation": figures_representation.against(spectra["rates"], series, band="95% over seeds"),
-        "law": _curve(fitted, draws),
+        "law": curve,
     }
 
 
-def _curve(fitted: Any, draws: Any) -> figures.Figure:
+def _curve(fitted: Any, draws: Any, value: str) -> figures.Figure:
     """Losses against the amount of clean data that they are worth: all runs fall on one curve if the law holds."""
     x, kappa = fitted.rows.x, fitted.natural["kappa"]
     worth = x["D"] * np.exp(-kappa * x["noise"])
@@ -199,5 +228,5 @@ def _curve(fitted: Any, draws: Any) -> figures.Figure:
     points = [(float(w), float(y), f"noise {q:g}") for w, y, q in zip(worth, fitted.rows.y, x["noise"], strict=True)]
     return figures_scaling.scaling(
         points, (at, said.value, said.low, said.high), x_title=f"clean examples it is worth, D exp(-{kappa:.3g} noise)",
-        y_title="held-out value", band="95% of refits",
+        y_title=value, band="95% of refits",
     )  # fmt: skip
