@@ -1,5 +1,8 @@
 """Fits: parameters that made the data come back, slow twins in SciPy, invariances, and what is refused."""
 
+import dataclasses
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -271,3 +274,62 @@ def test_exact_derivatives_agree_with_differences():
         step[k] = 1e-6
         high, low = (engine.left(form, Objective(), (theta + s)[None], given, np.zeros(60))[0] for s in (step, -step))
         np.testing.assert_allclose(found[:, k], (high - low) / 2e-6, rtol=1e-5, atol=1e-8)
+
+
+def stated(name):
+    """A form whose logarithm is taken as a whole, so that its derivatives are jets of it."""
+    form = FORMS[name]()
+    return dataclasses.replace(form, terms=None, straight=False, log_value=form.logged)
+
+
+SUMS = [name for name in TRUE if FORMS[name]().terms is not None]
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("name", SUMS)
+def test_derivatives_from_shares_are_jets_and_straight_terms_are_straight(name):
+    form, x = FORMS[name](), inputs(name, count=17)
+    given = {key: jnp.asarray(value) for key, value in prepared(form, x, centre_of(form, x)).items()}
+    rng = np.random.default_rng(3)
+    theta = jnp.asarray(coordinates_of(form, TRUE[name], centre_of(form, x)) + 0.1 * rng.normal(size=len(form.names)))
+    pull = jnp.asarray(rng.normal(size=17))
+    residual = lambda t: 0.7 - stated(name).logged(t, given)  # noqa: E731  # one line, used thrice
+    terms = lambda t: sum(jnp.sum(jnp.arange(1.0, 18.0) * term) for term in form.terms(t, given))  # noqa: E731
+
+    def shares(t):
+        found, slopes, bent = engine._by_shares(form, t, given, jnp.full(17, 0.7))
+        weights, matrix = bent(pull)
+        return found, slopes.T, (slopes * weights[None]) @ slopes.T + matrix
+
+    def jets(t):
+        return residual(t), jax.jacfwd(residual)(t), jax.hessian(lambda at: pull @ residual(at))(t)
+
+    for found, wanted in zip(jax.jit(shares)(theta), jax.jit(jets)(theta), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-11, atol=1e-12)
+    curved = jax.jit(jax.hessian(terms))
+    assert form.straight == (not np.any(curved(theta)) and not np.any(curved(1.3 * theta)))
+
+
+@pytest.mark.parametrize("name", ["chinchilla", "corrupted"])
+def test_a_form_said_by_its_terms_ends_where_it_does_as_a_whole(name):
+    table = made(name, noise=0.01)
+    terms, whole = (uj.scaling.fit(table, f, loss="score", starts=64) for f in (FORMS[name](), stated(name)))
+    assert terms.value == pytest.approx(whole.value, rel=1e-12)
+    assert terms.natural == pytest.approx(whole.natural, rel=1e-5)
+
+
+def test_a_form_is_said_in_one_way():
+    with pytest.raises(UsageError, match="one of value, log_value and terms"):
+        dataclasses.replace(FORMS["power"](), log_value=lambda t, x: t[0] + x["x"])
+    with pytest.raises(UsageError, match=r"\[\] arrived"):
+        dataclasses.replace(FORMS["power"](), terms=None)
+
+
+@pytest.mark.parametrize("kind", ["huber", "least_squares"])
+def test_a_term_that_vanishes_holds_up_none_of_the_others(kind):
+    """Of a law without a floor, E goes to 0 from many starts; the rest once stopped wherever it was by then."""
+    x = inputs("corrupted")
+    noise = np.exp(0.02 * np.random.default_rng(0).normal(size=60))
+    table = x | {"loss": literal("corrupted", TRUE["corrupted"] | {"E": 0.0}, x) * noise}
+    law = uj.scaling.fit(table, "corrupted", kind, starts=256)
+    assert law.optima[0].share > 0.98

@@ -1,5 +1,7 @@
 """What a scaling law is made of: a form, an objective, the rows that are fitted, and what the fit found."""
 
+import functools
+import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -24,8 +26,9 @@ class Parameter(NamedTuple):
 
 @dataclass(frozen=True)
 class Form:
-    """`value(theta, x)` `[n]` of coordinates `theta` `[p]`, smooth in them; `log_value` its logarithm where that is the
-    better-behaved of the two.
+    """A loss of coordinates `theta` `[p]`, smooth in them, said in one of three ways, each `(theta, x)`: `value` `[n]`;
+    `log_value` `[n]`, its logarithm, where that is the better-behaved of the two; or `terms`, a tuple of `[n]` (or
+    scalars), the logarithms of what it is a sum of, whose derivatives are then taken from their shares of it.
 
     `x` holds each of the `inputs` as log(input / centre), those of `raw` as they are. `natural(theta, centre)` gives
     the parameters as papers state them and `coordinates(natural, centre)` the way back, for any centre (1: none).
@@ -36,14 +39,21 @@ class Form:
     equation: str
     inputs: tuple[str, ...]
     parameters: tuple[Parameter, ...]
-    log_value: Callable[[Any, Inputs], Any] | None
     natural: Callable[[Any, Mapping[str, float]], Natural]
     coordinates: Callable[[Natural, Mapping[str, float]], Any]
     source: str
     value: Callable[[Any, Inputs], Any] | None = None
+    log_value: Callable[[Any, Inputs], Any] | None = None
+    terms: Callable[[Any, Inputs], tuple[Any, ...]] | None = None
+    straight: bool = False  # the terms are linear in theta
     raw: tuple[str, ...] = ()
     together: tuple[str, ...] = ()  # inputs of one unit, which share the centre of the first
     level: tuple[int, ...] = ()
+
+    def __post_init__(self):
+        said = [name for name in ("value", "log_value", "terms") if getattr(self, name) is not None]
+        if len(said) != 1:
+            raise UsageError(f"{self.name}: {said} arrived; one of value, log_value and terms was wanted")
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -51,13 +61,18 @@ class Form:
 
     def linear(self, theta: Any, x: Inputs) -> Any:
         """The value itself, not its logarithm."""
-        if self.value is not None:
-            return self.value(theta, x)
-        assert self.log_value is not None
-        return jnp.exp(self.log_value(theta, x))
+        return self.value(theta, x) if self.value is not None else jnp.exp(self.logged(theta, x))
 
     def logged(self, theta: Any, x: Inputs) -> Any:
+        if self.terms is not None:
+            return log_sum(*self.terms(theta, x))
         return jnp.log(self.linear(theta, x)) if self.log_value is None else self.log_value(theta, x)
+
+
+def log_sum(*terms: Any) -> Any:
+    """log of a sum of exponentials; terms `[n]` or scalars. Twice as fast here as a chain of logaddexp."""
+    most = jax.lax.stop_gradient(functools.reduce(jnp.maximum, terms))
+    return most + jnp.log(functools.reduce(operator.add, (jnp.exp(term - most) for term in terms)))
 
 
 Kind = Literal["huber", "lad", "least_squares", "asymmetric"]
@@ -186,12 +201,20 @@ def target(objective: Objective, y: np.ndarray) -> np.ndarray:
 def natural_all(form: Form, theta: np.ndarray, centre: Mapping[str, float]) -> dict[str, np.ndarray]:
     """Each parameter, as papers state it, at many places `[S, p]`: `{name: [S]}` in float64."""
     with jax.enable_x64(True):
-        found = jax.vmap(lambda t: form.natural(t, centre))(jnp.asarray(np.asarray(theta, np.float64)))
+        found = _translated(form)(jnp.asarray(np.asarray(theta, np.float64)), _wide(centre))
         return {name: np.asarray(values) for name, values in found.items()}
 
 
 def coordinates_of(form: Form, natural: Mapping[str, float], centre: Mapping[str, float]) -> np.ndarray:
     """The coordinates `[p]` of parameters as papers state them."""
     with jax.enable_x64(True):
-        given = {name: jnp.asarray(value, jnp.float64) for name, value in natural.items()}
-        return np.asarray(form.coordinates(given, centre), np.float64)
+        return np.asarray(_translated(form, back=True)(_wide(natural), _wide(centre)), np.float64)
+
+
+def _wide(values: Mapping[str, float]) -> dict[str, Any]:
+    return {name: jnp.asarray(value, jnp.float64) for name, value in values.items()}
+
+
+@functools.lru_cache(maxsize=64)
+def _translated(form: Form, back: bool = False):
+    return jax.jit(form.coordinates if back else jax.vmap(form.natural, in_axes=(0, None)))

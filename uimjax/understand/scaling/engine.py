@@ -15,12 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from uimjax.understand.scaling.base import Form, Objective
+from uimjax.understand.scaling.base import Form, Objective, log_sum
 
-LANES, STEPS = 256, 400
+LANES, STEPS = 64, 400
 ROWS = 32  # tables are padded to a multiple of so many
 LEAST, MOST, FIRST = 1e-12, 1e8, 1e-3  # of the damping
 REACH = 0.25  # of a parameter's range: the longest step
+FAINT = 1e-4  # of the largest curvature: a coordinate that hardly acts
 STILL = 2  # steps without a gain after which a lane is done
 
 
@@ -65,7 +66,7 @@ def minimise(
     `[p]`: False keeps a coordinate at its start. The same in every order of the starts, and for every number of lanes.
     """
     (count, size), rows = starts.shape, -(-len(y) // ROWS) * ROWS
-    total = 1 << max(count - 1, 0).bit_length()  # few shapes, so few programs; what is padded costs nothing
+    total = max(lanes, 1 << max(count - 1, 0).bit_length())  # few shapes, so few programs; padding costs little
     weights = np.ones(len(y)) if weights is None else np.asarray(weights)
     if weights.ndim == 2:
         weights = np.pad(weights, ((0, total - count), (0, 0)))
@@ -74,11 +75,11 @@ def minimise(
         longer = lambda a: wide(np.pad(a, (0, rows - len(y)), mode="edge"))  # noqa: E731  # by rows of weight 0
         given = {name: longer(values) for name, values in x.items()}
         weight = wide(np.pad(weights, [(0, 0)] * (weights.ndim - 1) + [(0, rows - len(y))]))
-        chosen = tuple(range(size)) if free is None else tuple(int(k) for k in np.flatnonzero(free))
+        moving = wide(np.ones(size) if free is None else free)
         same = dataclasses.replace(objective, delta=1.0)  # one program for every delta
-        program = _program(form, same, min(lanes, total), weight.ndim == 2, chosen)
+        program = _program(form, same, lanes, weight.ndim == 2)
         begun = wide(np.pad(starts, ((0, total - count), (0, 0))))
-        found = program(given, longer(y), weight, begun, wide(objective.delta), jnp.int32(count))
+        found = program(given, longer(y), weight, begun, moving, wide(objective.delta), jnp.int32(count))
         return Found(*(np.asarray(a)[:count] for a in found))
 
 
@@ -126,30 +127,37 @@ def _evaluation(form: Form, residual: Any, slopes: bool):
 
 
 @functools.lru_cache(maxsize=64)
-def _program(form: Form, objective: Objective, lanes: int, weighted: bool, free: tuple[int, ...]):
-    """Compiled for a form, a kind of objective and what is free, whatever the starts, the weights and delta."""
-    reach = np.array([REACH * (form.parameters[k].high - form.parameters[k].low) for k in free])
+def _program(form: Form, objective: Objective, lanes: int, weighted: bool):
+    """Compiled for a form and a kind of objective, whatever the starts, the weights, delta and what is free."""
+    reach = np.array([REACH * (parameter.high - parameter.low) for parameter in form.parameters])
 
-    def value(theta: Any, x: Any, y: Any, w: Any, delta: Any) -> Any:
-        return jnp.sum(w * objective.rho(residuals(form, objective, theta, x, y), delta))
-
-    def lane(theta: Any, damping: Any, w: Any, x: Any, y: Any, delta: Any) -> tuple[Any, ...]:
-        def r(part: Any) -> Any:
-            return residuals(form, objective, _put(theta, free, part), x, y)
-
-        before, gradient, newton, reweighted = _derivatives(r, objective, _taken(theta, free), w, delta)
-        one, two = (_within(_solved(matrix, gradient, damping), reach) for matrix in (newton, reweighted))
+    def lane(theta: Any, damping: Any, w: Any, x: Any, y: Any, free: Any, delta: Any) -> tuple[Any, ...]:
+        r = lambda at: residuals(form, objective, at, x, y)  # noqa: E731  # one line, used twice
+        value = lambda left: jnp.sum(w * objective.rho(left, delta))  # noqa: E731  # one line, used twice
+        summed = form.terms is not None and objective.residual == "log"
+        left, jacobian, bent = _by_shares(form, theta, x, y) if summed else _by_jets(r, theta)
+        first, second, weight = objective.slopes(left, delta)
+        pull, jacobian = w * first, jacobian * free[:, None]
+        before, gradient, (more, curved) = value(left), jacobian @ pull, bent(pull)
+        sides = jnp.concatenate([jacobian * part[None] for part in (w * second + more, w * weight)])
+        newton, reweighted = jnp.split(sides @ jacobian.T, 2)  # one product: two small ones cost twice as much
+        newton = newton + curved * free[:, None] * free[None]
+        held = jnp.diag(1 - free)  # what is fixed has no slope, and so does not move
+        one, two = (_within(matrix + held, gradient, damping, reach) for matrix in (newton, reweighted))
         found, now = theta, before
         for step in (one, two, 2 * two):
-            tried = theta + _put(jnp.zeros_like(theta), free, step)
-            there = value(tried, x, y, w, delta)  # NaN, far out, is no smaller than anything
-            found, now = jnp.where(there < now, tried, found), jnp.where(there < now, there, now)
+            there = value(r(theta + step))  # NaN, far out, is no smaller than anything
+            found, now = jnp.where(there < now, theta + step, found), jnp.where(there < now, there, now)
+        hope = jnp.maximum(
+            jnp.abs(gradient @ one), jnp.abs(gradient @ two)
+        )  # of the models; damped away, it says nothing
+        done = (hope <= float(jnp.finfo(theta.dtype).eps) * before) & (damping <= 1)
         better, gain = now < before, jnp.where(now < before, before - now, 0.0)
         damping = jnp.clip(jnp.where(better, damping / 5, damping * 8), LEAST, MOST)
-        return found, now, damping, gain, better
+        return found, now, damping, gain, better, done
 
     @jax.jit
-    def run(x: Any, y: Any, weights: Any, starts: Any, delta: Any, total: Any) -> tuple[Any, Any, Any]:
+    def run(x: Any, y: Any, weights: Any, starts: Any, free: Any, delta: Any, total: Any) -> tuple[Any, Any, Any]:
         size = starts.shape[0]
 
         def of(number: Any) -> Any:
@@ -159,9 +167,8 @@ def _program(form: Form, objective: Objective, lanes: int, weighted: bool, free:
             return starts[jnp.minimum(number, total - 1)]
 
         def body(s: _Lanes) -> _Lanes:
-            step = jax.vmap(lambda t, d, k: lane(t, d, of(k), x, y, delta))
-            theta, now, damping, gain, better = step(s.theta, s.damping, s.number)
-            return _refilled(s, theta, now, damping, gain, better, first, total)
+            step = jax.vmap(lambda t, d, k: lane(t, d, of(k), x, y, free, delta))
+            return _refilled(s, *step(s.theta, s.damping, s.number), first, total)
 
         number, zero = jnp.arange(lanes, dtype=jnp.int32), jnp.zeros(lanes, jnp.int32)
         blank = (starts, jnp.full(size, jnp.inf, starts.dtype), jnp.zeros(size, jnp.int32))
@@ -172,51 +179,87 @@ def _program(form: Form, objective: Objective, lanes: int, weighted: bool, free:
     return run
 
 
-def _taken(theta: Any, free: tuple[int, ...]) -> Any:
-    return theta if len(free) == theta.shape[0] else jnp.stack([theta[k] for k in free])
-
-
-def _put(theta: Any, free: tuple[int, ...], part: Any) -> Any:
-    """`theta` with `part` in the free places, by slices alone: index arrays change their type with the precision."""
-    if len(free) == theta.shape[0]:
-        return part
-    return jnp.stack([part[free.index(k)] if k in free else theta[k] for k in range(theta.shape[0])])
-
-
-def _refilled(s: _Lanes, theta: Any, now: Any, damping: Any, gain: Any, better: Any, first: Any, total: Any) -> _Lanes:
+def _refilled(
+    s: _Lanes, theta: Any, now: Any, damping: Any, gain: Any, better: Any, done: Any, first: Any, total: Any
+) -> _Lanes:
     """After a step: lanes that are done write down where they are, and take the next start of the queue."""
     rounding = float(jnp.finfo(theta.dtype).eps)
     quiet = gain <= 4 * rounding * jnp.abs(now)  # a refusal gains nothing either: the damping tells them apart
     still = jnp.where(quiet & (better | (damping >= MOST / 2)), s.still + 1, jnp.where(quiet, s.still, 0))
     steps = s.steps + 1
-    over = ((still >= STILL) | (damping >= MOST) | (steps >= STEPS) | (now == 0)) & (s.number < total)
+    over = (done | (still >= STILL) | (damping >= MOST) | (steps >= STEPS) | (now == 0)) & (s.number < total)
     written = jnp.where(over, s.number, len(s.done[1]))
     new = (theta, jnp.nan_to_num(now, nan=jnp.inf), steps)
-    done = tuple(kept.at[written].set(each, mode="drop") for kept, each in zip(s.done, new, strict=True))
+    ends = tuple(kept.at[written].set(each, mode="drop") for kept, each in zip(s.done, new, strict=True))
     waiting = s.following + jnp.cumsum(over) - 1
     number = jnp.where(over, jnp.minimum(waiting, total), s.number).astype(jnp.int32)
     return _Lanes(
         number, jnp.where(over[:, None], first(number), theta),
         jnp.where(over, FIRST, damping).astype(theta.dtype), jnp.where(over, 0, still).astype(jnp.int32),
         jnp.where(over, 0, steps).astype(jnp.int32),
-        jnp.minimum(s.following + jnp.sum(over), total).astype(jnp.int32), done,
+        jnp.minimum(s.following + jnp.sum(over), total).astype(jnp.int32), ends,
     )  # fmt: skip
 
 
-def _derivatives(r: Any, objective: Objective, theta: Any, w: Any, delta: Any) -> tuple[Any, ...]:
-    """(objective, gradient, Newton's matrix, that of reweighted least squares) of a lane."""
-    found, jacobian = r(theta), jax.jacfwd(r)(theta)  # [n], [n, p]
-    first, second, weight = objective.slopes(found, delta)
-    pull = jax.lax.stop_gradient(w * first)
-    bent = jax.jacfwd(jax.jacfwd(lambda t: jnp.sum(pull * r(t))))(theta)
-    sides = jnp.concatenate([jacobian * (w * second)[:, None], jacobian * (w * weight)[:, None]], axis=1)
-    newton, reweighted = jnp.split(jacobian.T @ sides, 2, axis=1)  # one product: two small ones cost twice as much
-    return jnp.sum(w * objective.rho(found, delta)), pull @ jacobian, newton + bent, reweighted
+def _by_jets(r: Any, theta: Any) -> tuple[Any, Any, Any]:
+    """(residuals `[n]`, Jacobian `[p, n]`, and of a pull `[n]` on them `sum_i pull_i H_i`, as weights c `[n]` and a
+    matrix that is added to `J diag(c) J'`)."""
+
+    def bent(pull: Any) -> Any:
+        return 0.0, jax.jacfwd(jax.jacfwd(lambda part: jnp.sum(pull * r(part))))(theta)
+
+    return r(theta), jax.jacfwd(r)(theta).T, bent
 
 
-def _within(step: Any, reach: np.ndarray) -> Any:
-    """A step that leaves no coordinate's range at one stride: far out, terms vanish and their slopes with them."""
-    return step / jnp.maximum(1.0, jnp.max(jnp.abs(step) / jnp.asarray(reach, step.dtype)))
+def _by_shares(form: Form, theta: Any, x: Any, y: Any) -> tuple[Any, Any, Any]:
+    """The same of log y - log L, log L = log sum_k exp t_k: with shares s_k = exp(t_k - log L) and slopes a_k,
+
+    d log L = sum_k s_k a_k =: j and d^2 log L = sum_k s_k (a_k a_k' + d^2 t_k) - j j'.
+    """
+    assert form.terms is not None
+    terms_of = form.terms
+
+    def stacked(at: Any) -> Any:
+        return jnp.stack([jnp.broadcast_to(term, y.shape) for term in terms_of(at, x)])  # [K, n]
+
+    terms = stacked(theta)
+    whole = log_sum(*terms)
+    shares, slopes = jnp.exp(terms - whole[None]), jnp.moveaxis(jax.jacfwd(stacked)(theta), -1, 1)  # [K, n], [K, p, n]
+    jacobian = jnp.sum(shares[:, None] * slopes, axis=0)
+
+    def bent(pull: Any) -> Any:
+        pulled = pull[None] * shares
+        outer = _squares(slopes, pulled, form.straight)
+        if not form.straight:
+            outer = outer + jax.jacfwd(jax.jacfwd(lambda part: jnp.sum(pulled * stacked(part))))(theta)
+        return pull, -outer
+
+    return y - whole, -jacobian, bent
+
+
+def _squares(slopes: Any, weights: Any, shared: bool) -> Any:
+    """`sum_kn w_kn a_kn a_kn'` `[p, p]`; `shared`: the slopes are the same for every lane, so that their squares are
+    taken once and all lanes are one product."""
+    size = slopes.shape[1]
+    if not shared:
+        return jnp.sum((slopes * weights[:, None]) @ jnp.swapaxes(slopes, 1, 2), axis=0)
+    flat = jnp.moveaxis(slopes, 1, -1)
+    squares = (flat[..., :, None] * flat[..., None, :]).reshape(-1, size * size)
+    return (weights.reshape(-1) @ squares).reshape(size, size)
+
+
+def _within(matrix: Any, gradient: Any, damping: Any, limit: np.ndarray) -> Any:
+    """A step that leaves no coordinate's range at one stride: far out, terms vanish and their slopes with them. What
+    hardly acts and would go too far goes as far as it may, and the others are solved for again: a term that vanishes
+    holds up none."""
+    reach = jnp.asarray(limit, gradient.dtype)
+    step = _solved(matrix, gradient, damping)
+    acting = jnp.abs(jnp.diagonal(matrix))
+    over = (jnp.abs(step) > reach) & (acting < FAINT * jnp.max(acting))
+    bound = jnp.where(over, jnp.sign(step) * reach, 0.0)
+    rest = jnp.where(over[:, None] | over[None], jnp.diag(jnp.where(over, 1.0, jnp.diagonal(matrix))), matrix)
+    step = bound + _solved(rest, jnp.where(over, 0.0, gradient + matrix @ bound), damping)
+    return step / jnp.maximum(1.0, jnp.max(jnp.abs(step) / reach))
 
 
 def _solved(matrix: Any, gradient: Any, damping: Any) -> Any:

@@ -4,25 +4,17 @@ Each is made once: programs are compiled for a form, and kept.
 """
 
 import functools
-import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from uimjax.errors import UnknownNameError, UsageError
 from uimjax.references import resolve
-from uimjax.understand.scaling.base import Form, Inputs, Natural, Parameter
+from uimjax.understand.scaling.base import Form, Inputs, Natural, Parameter, log_sum
 
 LEVEL = (-3.0, 0.0)  # of a term's logarithm, relative to that of the losses
 EXPONENT = (0.05, 1.0)
-
-
-def _lse(*terms: Any) -> Any:
-    """log of a sum of exponentials; terms `[n]` or scalars. Twice as fast here as a chain of logaddexp."""
-    most = jax.lax.stop_gradient(functools.reduce(jnp.maximum, terms))
-    return most + jnp.log(functools.reduce(operator.add, (jnp.exp(term - most) for term in terms)))
 
 
 def _level(theta: Any, exponent: Any, centre: float) -> Any:
@@ -36,8 +28,8 @@ def _back(level: Any, exponent: Any, centre: float) -> Any:
 
 @functools.cache
 def chinchilla() -> Form:
-    def log_value(t: Any, x: Inputs) -> Any:
-        return _lse(t[0] - t[3] * x["N"], t[1] - t[4] * x["D"], t[2])
+    def terms(t: Any, x: Inputs) -> tuple[Any, ...]:
+        return t[0] - t[3] * x["N"], t[1] - t[4] * x["D"], t[2]
 
     def natural(t: Any, c: Mapping[str, float]) -> Natural:
         return {"A": _level(t[0], t[3], c["N"]), "B": _level(t[1], t[4], c["D"]), "E": jnp.exp(t[2]),
@@ -50,14 +42,14 @@ def chinchilla() -> Form:
     parameters = (Parameter("A", *LEVEL), Parameter("B", *LEVEL), Parameter("E", *LEVEL),
                   Parameter("alpha", *EXPONENT), Parameter("beta", *EXPONENT))  # fmt: skip
     equation = "L = E + A / N^alpha + B / D^beta"
-    return Form("chinchilla", equation, ("N", "D"), parameters, log_value, natural, coordinates,
-                "Hoffmann et al. 2022, arXiv 2203.15556", level=(0, 1, 2))  # fmt: skip
+    return Form("chinchilla", equation, ("N", "D"), parameters, natural, coordinates,
+                "Hoffmann et al. 2022, arXiv 2203.15556", terms=terms, straight=True, level=(0, 1, 2))  # fmt: skip
 
 
 @functools.cache
 def power() -> Form:
-    def log_value(t: Any, x: Inputs) -> Any:
-        return _lse(t[0] - t[2] * x["x"], t[1])
+    def terms(t: Any, x: Inputs) -> tuple[Any, ...]:
+        return t[0] - t[2] * x["x"], t[1]
 
     def natural(t: Any, c: Mapping[str, float]) -> Natural:
         return {"A": _level(t[0], t[2], c["x"]), "E": jnp.exp(t[1]), "alpha": t[2]}
@@ -66,8 +58,8 @@ def power() -> Form:
         return jnp.stack([_back(p["A"], p["alpha"], c["x"]), jnp.log(p["E"]), p["alpha"]])
 
     parameters = (Parameter("A", *LEVEL), Parameter("E", *LEVEL), Parameter("alpha", *EXPONENT))
-    return Form("power", "L = E + A / x^alpha", ("x",), parameters, log_value, natural, coordinates,
-                "Hestness et al. 2017, arXiv 1712.00409", level=(0, 1))  # fmt: skip
+    return Form("power", "L = E + A / x^alpha", ("x",), parameters, natural, coordinates,
+                "Hestness et al. 2017, arXiv 1712.00409", terms=terms, straight=True, level=(0, 1))  # fmt: skip
 
 
 @functools.cache
@@ -84,7 +76,7 @@ def trend() -> Form:
         return jnp.stack([p["E"], p["A"] * jnp.exp(-p["alpha"] * jnp.log(c["x"])), p["alpha"]])
 
     parameters = (Parameter("E", -2.0, 2.0), Parameter("A", -2.0, 2.0), Parameter("alpha", -1.0, 1.5))
-    return Form("trend", "f = E + A / x^alpha, A and E of any sign", ("x",), parameters, None, natural, coordinates,
+    return Form("trend", "f = E + A / x^alpha, A and E of any sign", ("x",), parameters, natural, coordinates,
                 "the power law with signs", value=value)  # fmt: skip
 
 
@@ -92,7 +84,7 @@ def trend() -> Form:
 def kaplan() -> Form:
     def log_value(t: Any, x: Inputs) -> Any:
         alpha_n, alpha_d = jnp.exp(t[2]), jnp.exp(t[3])
-        return alpha_d * _lse(t[0] - alpha_n / alpha_d * x["N"], t[1] - x["D"])
+        return alpha_d * log_sum(t[0] - alpha_n / alpha_d * x["N"], t[1] - x["D"])
 
     def natural(t: Any, c: Mapping[str, float]) -> Natural:
         alpha_n, alpha_d = jnp.exp(t[2]), jnp.exp(t[3])
@@ -107,14 +99,14 @@ def kaplan() -> Form:
     parameters = (Parameter("Nc", -5.0, 15.0), Parameter("Dc", -5.0, 15.0), Parameter("alpha_N", -4.0, 0.0),
                   Parameter("alpha_D", -4.0, 0.0))  # fmt: skip
     equation = "L = [(Nc / N)^(alpha_N / alpha_D) + Dc / D]^alpha_D"
-    return Form("kaplan", equation, ("N", "D"), parameters, log_value, natural, coordinates,
-                "Kaplan et al. 2020, arXiv 2001.08361, eq. 1.5")  # fmt: skip
+    return Form("kaplan", equation, ("N", "D"), parameters, natural, coordinates,
+                "Kaplan et al. 2020, arXiv 2001.08361, eq. 1.5", log_value=log_value)  # fmt: skip
 
 
 @functools.cache
 def overtraining() -> Form:
-    def log_value(t: Any, x: Inputs) -> Any:
-        return _lse(t[0] - t[3] * x["N"], t[1] - t[3] * (x["M"] + x["N"]), t[2])
+    def terms(t: Any, x: Inputs) -> tuple[Any, ...]:
+        return t[0] - t[3] * x["N"], t[1] - t[3] * (x["M"] + x["N"]), t[2]
 
     def natural(t: Any, c: Mapping[str, float]) -> Natural:
         tokens, half = c["M"] * c["N"], t[3] / 2 * jnp.log(6.0)
@@ -128,8 +120,8 @@ def overtraining() -> Form:
 
     parameters = (Parameter("A", *LEVEL), Parameter("B", *LEVEL), Parameter("E", *LEVEL), Parameter("eta", *EXPONENT))
     equation = "L = E + A N^-eta + B 6^(-eta/2) (M N)^-eta, M = D / N"
-    return Form("overtraining", equation, ("N", "M"), parameters, log_value, natural, coordinates,
-                "Gadre et al. 2024, arXiv 2403.08540", level=(0, 1, 2))  # fmt: skip
+    return Form("overtraining", equation, ("N", "M"), parameters, natural, coordinates,
+                "Gadre et al. 2024, arXiv 2403.08540", terms=terms, straight=True, level=(0, 1, 2))  # fmt: skip
 
 
 @functools.cache
@@ -138,9 +130,9 @@ def corrupted(sized: bool = False) -> Form:
     inputs = ("N", "D", "noise") if sized else ("D", "noise")
     extra = (Parameter("A", *LEVEL), Parameter("alpha", *EXPONENT)) if sized else ()
 
-    def log_value(t: Any, x: Inputs) -> Any:
-        terms = (t[0] - t[2] * (x["D"] - t[3] * x["noise"]), t[1])
-        return _lse(*terms, t[4] - t[5] * x["N"]) if sized else _lse(*terms)
+    def terms(t: Any, x: Inputs) -> tuple[Any, ...]:
+        found = (t[0] - t[2] * (x["D"] - t[3] * x["noise"]), t[1])
+        return (*found, t[4] - t[5] * x["N"]) if sized else found
 
     def natural(t: Any, c: Mapping[str, float]) -> Natural:
         found = {"B": _level(t[0], t[2], c["D"]), "E": jnp.exp(t[1]), "beta": t[2], "kappa": t[3]}
@@ -153,23 +145,23 @@ def corrupted(sized: bool = False) -> Form:
     parameters = (Parameter("B", *LEVEL), Parameter("E", *LEVEL), Parameter("beta", *EXPONENT),
                   Parameter("kappa", 0.0, 8.0), *extra)  # fmt: skip
     equation = f"L = E + {'A / N^alpha + ' if sized else ''}B / (D exp(-kappa noise))^beta"
-    return Form("corrupted_sized" if sized else "corrupted", equation, inputs, parameters, log_value, natural,
+    return Form("corrupted_sized" if sized else "corrupted", equation, inputs, parameters, natural,
                 coordinates, "effective data, as repeats count in arXiv 2305.16264", raw=("noise",),
-                level=(0, 1, 4) if sized else (0, 1))  # fmt: skip
+                terms=terms, level=(0, 1, 4) if sized else (0, 1))  # fmt: skip
 
 
 @functools.cache
 def data_constrained() -> Form:
     """Repeats of U unique tokens count less and less, and so do parameters beyond what U can use."""
 
-    def log_value(t: Any, x: Inputs) -> Any:
+    def terms(t: Any, x: Inputs) -> tuple[Any, ...]:
         alpha, beta = t[3], t[4]
         # coordinates are of the levels at the centre, where D and U share one
         best = (jnp.log(alpha / beta) + t[0] - t[1]) / (alpha + beta)  # log G
         unique_n = jnp.minimum(x["N"], best + (x["U"] + best) * beta / alpha)
         size = unique_n + _saturated(jnp.expm1(x["N"] - unique_n), jnp.exp(t[6]))
         data = x["U"] + _saturated(jnp.expm1(x["D"] - x["U"]), jnp.exp(t[5]))
-        return _lse(t[0] - alpha * size, t[1] - beta * data, t[2])
+        return t[0] - alpha * size, t[1] - beta * data, t[2]
 
     def natural(t: Any, c: Mapping[str, float]) -> Natural:
         return {"A": _level(t[0], t[3], c["N"]), "B": _level(t[1], t[4], c["D"]), "E": jnp.exp(t[2]), "alpha": t[3],
@@ -182,8 +174,9 @@ def data_constrained() -> Form:
     parameters = (Parameter("A", *LEVEL), Parameter("B", *LEVEL), Parameter("E", *LEVEL), Parameter("alpha", *EXPONENT),
                   Parameter("beta", *EXPONENT), Parameter("RD", -1.0, 6.0), Parameter("RN", -1.0, 6.0))  # fmt: skip
     equation = "L = E + A / N'^alpha + B / D'^beta, X' = X (1 + R* (1 - exp(-R / R*))), X = U, N_opt(U)"
-    return Form("data_constrained", equation, ("N", "D", "U"), parameters, log_value, natural, coordinates,
-                "Muennighoff et al. 2023, arXiv 2305.16264", together=("D", "U"), level=(0, 1, 2))  # fmt: skip
+    return Form("data_constrained", equation, ("N", "D", "U"), parameters, natural, coordinates,
+                "Muennighoff et al. 2023, arXiv 2305.16264", terms=terms, together=("D", "U"),
+                level=(0, 1, 2))  # fmt: skip
 
 
 def _saturated(repeats: Any, most: Any) -> Any:
@@ -195,12 +188,12 @@ def _saturated(repeats: Any, most: Any) -> Any:
 def broken(breaks: int = 1) -> Form:
     """A smoothly broken power law with so many breaks."""
 
-    def log_value(t: Any, x: Inputs) -> Any:
+    def terms(t: Any, x: Inputs) -> tuple[Any, ...]:
         found = t[1] - t[2] * x["x"]
         for k in range(breaks):
             change, at, width = t[3 + 3 * k], t[4 + 3 * k], jnp.exp(t[5 + 3 * k])
             found = found - change * width * jnp.logaddexp((x["x"] - at) / width, 0.0)
-        return _lse(t[0], found)
+        return t[0], found
 
     def natural(t: Any, c: Mapping[str, float]) -> Natural:
         found = {"a": jnp.exp(t[0]), "b": _level(t[1], t[2], c["x"]), "c0": t[2]}
@@ -219,8 +212,8 @@ def broken(breaks: int = 1) -> Form:
     for k in range(1, breaks + 1):
         parameters += [Parameter(f"c{k}", -1.0, 1.0), Parameter(f"d{k}", -3.0, 3.0), Parameter(f"f{k}", -3.0, 0.5)]
     equation = f"L = a + b x^-c0 prod_i (1 + (x / d_i)^(1 / f_i))^(-c_i f_i), i = 1..{breaks}"
-    return Form(f"broken{breaks}", equation, ("x",), tuple(parameters), log_value, natural, coordinates,
-                "Caballero et al. 2022, arXiv 2210.14891", level=(0, 1))  # fmt: skip
+    return Form(f"broken{breaks}", equation, ("x",), tuple(parameters), natural, coordinates,
+                "Caballero et al. 2022, arXiv 2210.14891", terms=terms, level=(0, 1))  # fmt: skip
 
 
 @functools.cache
@@ -238,7 +231,7 @@ def sigmoid() -> Form:
 
     parameters = (Parameter("a", 0.1, 1.0), Parameter("b", 0.0, 0.5), Parameter("k", -12.0, -0.5),
                   Parameter("x0", 0.0, 5.0))  # fmt: skip
-    return Form("sigmoid", "score = a / (1 + exp(-k (loss - x0))) + b", ("loss",), parameters, None, natural,
+    return Form("sigmoid", "score = a / (1 + exp(-k (loss - x0))) + b", ("loss",), parameters, natural,
                 coordinates, "Bhagia et al. 2024, arXiv 2412.04403", value=value, raw=("loss",))  # fmt: skip
 
 
@@ -280,7 +273,7 @@ def own(
     for name, (low, high) in parameters.items():
         low, high = (float(jnp.log(low)), float(jnp.log(high))) if name in positive else (low, high)
         made.append(Parameter(name, low, high))
-    return Form(f"{fun.__module__}:{fun.__qualname__}", "your own", inputs, tuple(made), None, natural, coordinates,
+    return Form(f"{fun.__module__}:{fun.__qualname__}", "your own", inputs, tuple(made), natural, coordinates,
                 "yours", value=lambda t, x: fun(natural(t, {}), x), raw=inputs)  # fmt: skip
 
 

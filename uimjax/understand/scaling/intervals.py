@@ -102,7 +102,7 @@ def profile(fit: Fit, name: str, level: float = LEVEL, points: int = POINTS) -> 
         if not np.isfinite(most) or (value[0] > fit.value + most and value[-1] > fit.value + most):
             break
         half *= 2
-    natural = np.array([fits.natural_of(fit.form, each, centre)[name] for each in theta])
+    natural = natural_all(fit.form, theta, centre)[name]
     low, high = _crossings(natural, value - fit.value, most)
     return Profile(name, natural, value, low, high)
 
