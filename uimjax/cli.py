@@ -59,8 +59,8 @@ def parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
     study = _command(commands, "understand", "a study of label noise: scores, representations, what it costs", out=None)
     study.set_defaults(targets=[])
     if argv[1:2] and not argv[1].startswith("-"):  # a value of a flag would be taken for it
-        study.add_argument("targets", nargs="*", help="YAML configs (`uimjax new noise`); of several one page, each in "
-                           "a folder of its name in --out (default runs/understand); without any, the digits")  # fmt: skip
+        study.add_argument("targets", nargs="*", help="YAML configs (`uimjax new noise`); of several one page, each "
+                           "in a folder of its name in --out (runs/understand); without any, the digits")  # fmt: skip
     new = commands.add_parser("new", help="write a commented config into this folder")
     new.add_argument("kind", help="run, text, index, trace, check, failures, classified, sweep or noise")
     topic = commands.add_parser("help", help="print a page of the shipped docs")

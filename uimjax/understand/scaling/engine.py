@@ -168,7 +168,7 @@ def _program(form: Form, objective: Objective, lanes: int, weighted: bool):
 
         def body(s: _Lanes) -> _Lanes:
             step = jax.vmap(lambda t, d, k: lane(t, d, of(k), x, y, free, delta))
-            return _refilled(s, *step(s.theta, s.damping, s.number), first, total)
+            return _refilled(s, step(s.theta, s.damping, s.number), first, total)
 
         number, zero = jnp.arange(lanes, dtype=jnp.int32), jnp.zeros(lanes, jnp.int32)
         blank = (starts, jnp.full(size, jnp.inf, starts.dtype), jnp.zeros(size, jnp.int32))
@@ -179,10 +179,9 @@ def _program(form: Form, objective: Objective, lanes: int, weighted: bool):
     return run
 
 
-def _refilled(
-    s: _Lanes, theta: Any, now: Any, damping: Any, gain: Any, better: Any, done: Any, first: Any, total: Any
-) -> _Lanes:
+def _refilled(s: _Lanes, stepped: tuple[Any, ...], first: Any, total: Any) -> _Lanes:
     """After a step: lanes that are done write down where they are, and take the next start of the queue."""
+    theta, now, damping, gain, better, done = stepped
     rounding = float(jnp.finfo(theta.dtype).eps)
     quiet = gain <= 4 * rounding * jnp.abs(now)  # a refusal gains nothing either: the damping tells them apart
     still = jnp.where(quiet & (better | (damping >= MOST / 2)), s.still + 1, jnp.where(quiet, s.still, 0))
