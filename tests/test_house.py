@@ -83,8 +83,8 @@ INSIDE = {
         "kronecker", "products", "lanczos", "operator", "harmonic", "adam",
     ],
     "uimjax.commands": [
-        "base", "sources", "logs", "ask", "checkpoints", "curvature", "curves", "dynamics", "failures", "index",
-        "judge", "plan", "representation", "scaling", "story", "understand",
+        "base", "names", "sources", "logs", "ask", "checkpoints", "curvature", "curves", "dynamics", "failures",
+        "index", "judge", "plan", "representation", "scaling", "story", "understand",
     ],
     "uimjax.workflow": ["base", "vision", "text", "recording", "noise"],
     "uimjax.understand.dynamics": [

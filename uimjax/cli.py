@@ -3,13 +3,13 @@
 import argparse
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from uimjax import __version__
-from uimjax.commands import dynamics, index, judge, logs, plan, representation, scaling, story, understand
-from uimjax.commands.story import PARTS, STAGES
+from uimjax.commands.names import DYNAMICS, LOGS, PARTS, STAGES
 from uimjax.compiler import compile_sooner
 from uimjax.errors import OutputError, UimError, UnknownNameError
 
@@ -138,8 +138,8 @@ def _dynamics(commands: Any, words: Sequence[str]) -> None:
     """What is done with training dynamics: of one run, or by the action that is the first word."""
     first = next((word for word in words if word != "--json"), "")
     what = "what each example did in training: scores, suspicious ones, the data map; logs, two runs, spikes"
-    actions = ", ".join(dynamics.ACTIONS)
-    if first not in dynamics.ACTIONS:
+    actions = ", ".join(DYNAMICS)
+    if first not in DYNAMICS:
         run = _command(commands, "dynamics", what, out="")
         run.epilog = (
             f"instead of a run an action: {actions} (uimjax dynamics compare --help); a folder of that name: ./compare"
@@ -155,7 +155,7 @@ def _dynamics(commands: Any, words: Sequence[str]) -> None:
     taken.add_argument("source", help="a folder of dynamics_epoch_N.jsonl; a .csv, .tsv, .parquet or .jsonl with a row "
                        "an example and step; a .npy or .npz of logits [T, N, C]")  # fmt: skip
     taken.add_argument("--out", required=True, help="the folder of the run to write")
-    taken.add_argument("--from", dest="kind", choices=logs.KINDS, help="what the log is (default: by its name)")
+    taken.add_argument("--from", dest="kind", choices=LOGS, help="what the log is (default: by its name)")
     taken.add_argument("--labels", help="of logits: .npy, .npz, or a whole number a line")
     taken.add_argument("--columns", nargs="+", metavar="NAME=COLUMN", help="of steps: id=guid loss=nll ...")
     taken.add_argument("--run", help="the run's name in the table (default: the log's)")
@@ -173,7 +173,7 @@ def _dynamics(commands: Any, words: Sequence[str]) -> None:
 
 def _no_action(run: str) -> str:
     """Flags before an action hide it."""
-    if run in dynamics.ACTIONS:
+    if run in DYNAMICS:
         raise argparse.ArgumentTypeError(
             f"{run} is an action and comes before its flags: uimjax dynamics {run} ... (a folder of that name: ./{run})"
         )
@@ -277,7 +277,7 @@ def main(argv: list[str] | None = None) -> None:
         signal.signal(number, _stopped)
     compile_sooner()
     try:
-        code = _COMMANDS[args.command](args, rest)
+        code = _command_of(args.command)(args, rest)
     except UimError as error:
         from uimjax.report.markup import visible  # names of files may hold anything
 
@@ -326,21 +326,17 @@ def _help(args: argparse.Namespace, _rest: list[str]) -> int:
     return 0
 
 
-_COMMANDS = {
-    "check": judge.check,
-    "demo": story.demo,
-    "dynamics": dynamics.dynamics,
-    "doctor": judge.doctor,
-    "index": index.index,
-    "new": _new,
-    "help": _help,
-    "plan": plan.plan,
-    "report": story.report,
-    "representation": representation.representation,
-    "scaling": scaling.scaling,
-    "understand": understand.understand,
-}
-_COMMANDS |= dict.fromkeys(("run", *STAGES), story.run)
+_OWN = {"new": _new, "help": _help}
+_ELSEWHERE = {"check": "judge", "demo": "story", "doctor": "judge", "report": "story"}
+_ELSEWHERE |= dict.fromkeys(("run", *STAGES), "story")
+
+
+def _command_of(name: str) -> Callable[[argparse.Namespace, list[str]], int]:
+    """Its function, imported now: `uimjax.commands.NAME:NAME` where nothing else is said."""
+    if name in _OWN:
+        return _OWN[name]
+    module = import_module(f"uimjax.commands.{_ELSEWHERE.get(name, name)}")
+    return module.run if name in STAGES else getattr(module, name)
 
 
 if __name__ == "__main__":

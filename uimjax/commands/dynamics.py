@@ -13,7 +13,6 @@ from uimjax.commands.base import as_json, cells, columns, plain
 from uimjax.commands.sources import MAIN, array_of, chosen, ids_of, influence_of, tables_of
 from uimjax.errors import DataError, ShapeError, UsageError
 
-ACTIONS = ("import", "compare", "spikes")
 MAP = ("confidence", "variability", "correctness")
 AREAS = ("auroc", "auroc_low", "auroc_high", "precision", "precision_low", "precision_high")
 PROBABILITIES = ("probabilities", "pred_probs", "probs")

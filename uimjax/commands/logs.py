@@ -11,7 +11,6 @@ from uimjax.commands.base import cells, pairs
 from uimjax.commands.sources import array_of, ids_of
 from uimjax.errors import DataError, MalformedRowError, MissingFileError, ShapeError, UsageError
 
-KINDS = ("cartography", "steps", "logits")
 KEPT = 64  # newest losses of an example that an import keeps at most
 
 

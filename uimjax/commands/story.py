@@ -7,15 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from uimjax.commands.base import override
+from uimjax.commands.names import PARTS, STAGES
 from uimjax.errors import UsageError
-
-STAGES = {
-    "train": "train the model and its clean twin",
-    "audit": "measure the failure",
-    "trace": "score every training row and write the edit; or ask an index of your own (`uimjax new trace`)",
-    "mitigate": "carry the edit out, with controls, and give the verdict",
-}
-PARTS = ("vision", "text")
 
 
 def demo(args: argparse.Namespace, rest: list[str]) -> int:

@@ -143,8 +143,9 @@ def test_splits_of_other_forms_and_refusals():
     power = uj.scaling.fit(made("power"), "power", loss="score", starts=16)
     with pytest.raises(UsageError, match="only a law of N and D"):
         uj.scaling.allocate(power, 1e21)
-    rising = uj.scaling.fit({"N": (t := made("chinchilla"))["N"], "D": t["D"], "loss": t["N"] ** 0.1 + 0 * t["D"]
-                             + 3 * t["D"] ** 0.05}, starts=32)  # fmt: skip
+    t = made("chinchilla")
+    rising = uj.scaling.fit({"N": t["N"], "D": t["D"], "loss": t["N"] ** 0.1 + 300 * t["D"] ** -0.3}, starts=32)
+    assert any("A, alpha no longer act" in line for line in rising.warnings), rising.warnings
     with pytest.raises(NonFiniteError, match="never trades size for data"):
         uj.scaling.allocate(rising, 1e21, uj.scaling.bootstrap(rising, 20))
 

@@ -11,6 +11,7 @@ from uimjax.understand.scaling.engine import jacobian, left
 PLACES = 32  # where the rank of the derivatives is looked at
 NOTHING = 1e-9  # a singular value, relative to the largest, that counts as none
 SPAN = 4.0  # an input that varies by less hardly shows its exponent
+IDLE = 1e-6  # of the loss: a parameter that moves no prediction by more, over all its range
 VAGUE = 0.5  # a standard error as a share of an exponent
 
 
@@ -86,6 +87,14 @@ def warnings(
     natural = {name: float(values[0]) for name, values in natural_all(form, theta[None], centre).items()}
     if "E" in natural and "E" in names and 0 <= natural["E"] < 1e-3 * float(np.min(np.abs(rows.y))):
         found.append("E went to 0: these rows show no floor of the loss, and predictions far out have none")
+    widths = np.array([p.high - p.low for p, is_free in zip(form.parameters, free, strict=True) if is_free])
+    moved = np.abs(matrix).max(0) * widths / (1.0 if objective.residual == "log" else max(float(np.std(y)), 1e-300))
+    idle = [name for name, by in zip(names, moved, strict=True) if by < IDLE and name != "E"]
+    if idle:
+        found.append(
+            f"{', '.join(idle)} no longer act: at every run their term is 0 beside the others, so their values mean "
+            "nothing; a smaller form fits as well"
+        )
     return found
 
 
