@@ -1,9 +1,12 @@
 """The study of label noise: its three answers on a small task, the page, records, the command, and what is refused."""
 
 import json
+import re
 import shutil
+from typing import Any
 
 import numpy as np
+import pydantic
 import pytest
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 from tensorboard.util import tensor_util
@@ -14,8 +17,10 @@ from uimjax.errors import DataError, MissingFileError, ShapeError, UsageError
 from uimjax.report.understood import write_page, write_pages
 from uimjax.workflow import noise
 
-SMALL = {"seeds": 2, "epochs": 12, "rates": (0.0, 0.4), "amounts": (200, 500, 1200), "corruptions": (0.0, 0.4),
-         "widths": (16,), "law_seeds": 2, "law_epochs": 10}  # fmt: skip
+SMALL: dict[str, Any] = {
+    "seeds": 2, "epochs": 12, "rates": (0.0, 0.4), "amounts": (200, 500, 1200), "corruptions": (0.0, 0.4),
+    "widths": (16,), "law_seeds": 2, "law_epochs": 10,
+}  # fmt: skip
 
 
 def test_flips_are_of_that_share_and_never_to_the_same_class():
@@ -223,3 +228,59 @@ def test_examples_of_ones_own(tmp_path):
     np.savez(tmp_path / "e.npz", **(held | {"given": held["true"][:5]}))
     with pytest.raises(ShapeError, match="given int64"):
         noise.examples(str(tmp_path / "e.npz"), 0.1)
+
+
+def test_files_that_are_no_examples(tmp_path):
+    rng = np.random.default_rng(0)
+    held = {"image": rng.random((20, 4, 4, 1)), "given": rng.integers(3, size=20), "true": rng.integers(3, size=20),
+            "test_image": rng.random((5, 4, 4, 1)), "test_label": rng.integers(3, size=5)}  # fmt: skip
+    path = tmp_path / "a.npz"
+
+    def refused(kind, told):
+        with pytest.raises(kind, match=re.escape(str(path)) + ".*" + told):
+            noise.examples(str(path), 0.1)
+
+    for data in (b"", b"no zip", b"PK\x03\x04 torn"):
+        path.write_bytes(data)
+        refused(DataError, "An .npz of image, given, .* arrays of numbers, was wanted")
+    with path.open("wb") as file:
+        np.save(file, held["given"])  # an .npy
+    refused(ShapeError, "holds no named arrays")
+    np.savez(path, **(held | {"given": held["given"].astype(object)}))
+    refused(DataError, "arrays of numbers, was wanted")
+    np.savez(path, **(held | {"image": held["image"][:0], "given": held["given"][:0], "true": held["true"][:0]}))
+    refused(ShapeError, r"image float64\(0, 4, 4, 1\)")
+    np.savez(path, **(held | {"test_image": held["test_image"][:0], "test_label": held["test_label"][:0]}))
+    refused(ShapeError, "test_image")
+    np.savez(path, **(held | {"image": held["image"].astype(str)}))
+    refused(ShapeError, "image <U")
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"widths": (16, 32)}, "one width was wanted"),
+        ({"widths": (0,)}, "1 or more"),
+        ({"rates": (0.0, 1.0)}, "from 0 to below 1"),
+        ({"corruptions": (-0.1, 0.2)}, "from 0 to below 1"),
+        ({"corruptions": (0.0, float("nan"))}, "from 0 to below 1"),
+        ({"rates": (0.1, 0.1)}, "none of them twice"),
+        ({"rates": ()}, "two or more"),
+        ({"corruptions": (0.2,)}, "two or more"),
+        ({"amounts": (100,)}, "two or more"),
+        ({"amounts": (0, 100)}, "1 or more"),
+        ({"amounts": (100, 200), "corruptions": (0.0, 0.2)}, "needs 5 pairs"),
+        ({"data": "a.npz", "rate": 0.1}, "a.npz has its given labels.*Leave rate out"),
+    ],
+)
+def test_configs_that_are_refused(given: dict[str, Any], told):
+    with pytest.raises(pydantic.ValidationError, match=told):
+        NoiseConfig(**given)
+    assert NoiseConfig.model_validate({"data": "a.npz"}).rate == 0.1  # a default is nobody's wish
+
+
+def test_more_data_than_there_are_is_refused_before_anything_trains(tmp_path, monkeypatch):
+    monkeypatch.setattr(noise, "_trained", lambda *_: pytest.fail("trained"))
+    more: dict[str, Any] = SMALL | {"amounts": (200, 500, 9999)}
+    with pytest.raises(UsageError, match="data=9999 arrived and there are 1500 training rows"):
+        noise.study(NoiseConfig(**more), tmp_path)

@@ -76,7 +76,8 @@ def fit(
     `weights` `[N]` (default ones): a row of weight 0 is met by nothing. With `folder`, a checkpoint is kept every
     `save_every` epochs and a run found there is continued; the parameters after each of the `snapshots` (numbers of
     finished epochs) stay there for good (`snapshot` reads them). `dynamics` collects its statistics in the same steps,
-    and their table is written there too, for `uimjax dynamics FOLDER`.
+    and their table is written there too, for `uimjax dynamics FOLDER`. `sinks` get a line an epoch, whose step is the
+    epoch's number, with `steps_per_epoch`: line e is of the rows e * steps_per_epoch and on of `steps.seen`.
 
     Raises:
         NonFiniteError: parameters, rows or the loss are not finite. UsageError: weights of another length.
@@ -95,7 +96,7 @@ def fit(
         start, state = checkpoint.load(folder, state)
     program = epoch(task, steps.static(recipe, count), dynamics)
     key = jax.random.key(recipe.seed)
-    curve = []
+    curve, many = [], {"steps_per_epoch": recipe.steps_per_epoch(count)}
     for number in progress(range(recipe.epochs), "training", unit="epochs", skip=start):
         if number >= start:
             begun = time.perf_counter()
@@ -109,7 +110,7 @@ def fit(
             if folder is not None and number + 1 in snapshots:
                 checkpoint.save(folder / _SNAPSHOTS, number + 1, state.params, keep=None)
             for sink in sinks:
-                sink.write(number, {"loss": loss, "margin": _mean(state.margin[number], weights)})
+                sink.write(number, {"loss": loss, "margin": _mean(state.margin[number], weights)} | many)
             if folder is not None and ((number + 1) % save_every == 0 or number + 1 == recipe.epochs):
                 checkpoint.save(folder, number + 1, state)
         curve.append(_mean(state.example_loss[number], weights))
@@ -123,7 +124,7 @@ def _write(folder: Path, task: Task, data: Any, recipe: Recipe, dynamics: Collec
     """The table that `uimjax dynamics` reads, at the run's last step."""
     labels = None if task.label is None else np.asarray(jax.vmap(task.label)(jax.tree.map(jnp.asarray, data)))
     write_dynamics(
-        folder, seen, run=folder.name, step=recipe.epochs * recipe.steps_per_epoch(row.count(data)),
+        folder, seen, run=folder.name, step=recipe.epochs * recipe.steps_per_epoch(row.count(data)), seed=recipe.seed,
         labels=labels if labels is not None and labels.ndim == 1 else None, margins=dynamics.margins,
         digests={"rows": digest_tree(data), "recipe": stage_key(str(recipe))}, replace=True,
     )  # fmt: skip

@@ -5,6 +5,8 @@ labels (several seeds of training), how the spectrum of the representation chang
 sweep of small trainings, how much data a unit of noise is worth.
 """
 
+import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +27,7 @@ from uimjax.steps import Recipe
 from uimjax.understand.dynamics import Collector, detection, read
 from uimjax.understand.dynamics.collector import CLASSES
 from uimjax.understand.representation import spectrum_of
+from uimjax.understand.scaling import sweeps
 from uimjax.workflow import recording
 
 LEVEL = 0.95
@@ -59,7 +62,8 @@ def examples(data: str, rate: float) -> Noisy:
     """The built-in digits with flipped labels, or an `.npz` of one's own with `PARTS`.
 
     Raises:
-        MissingFileError, ShapeError. DataError: no label is wrong, so that nothing could be found.
+        MissingFileError, ShapeError. DataError: the file is no .npz of numbers, or no label is wrong, so that nothing
+            could be found.
     """
     if data == "digits":
         corpus = digits()
@@ -69,16 +73,29 @@ def examples(data: str, rate: float) -> Noisy:
         path = Path(data)
         if not path.is_file():
             raise MissingFileError(f"{path} is not a file; 'digits' or an .npz of {', '.join(PARTS)} was wanted")
-        with np.load(path) as held:
-            lacking = [name for name in PARTS if name not in held.files]
-            if lacking:
-                raise ShapeError(f"{path} holds {', '.join(held.files)}; {', '.join(lacking)} are missing")
-            found = Noisy(*(held[name] for name in PARTS))
+        found = _opened(path)
     _check(data, found)
     return found
 
 
+def _opened(path: Path) -> Noisy:
+    try:
+        with path.open("rb") as file:
+            held = np.load(file)
+            names = list(getattr(held, "files", ()))  # of an .npy: none
+            parts = {name: held[name] for name in PARTS if name in names}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:  # objects are pickled: ValueError
+        raise DataError(f"{path}: {error}. An .npz of {', '.join(PARTS)}, arrays of numbers, was wanted") from error
+    if lacking := [name for name in PARTS if name not in parts]:
+        raise ShapeError(f"{path} holds {', '.join(names) or 'no named arrays'}; {', '.join(lacking)} are missing")
+    return Noisy(**parts)
+
+
 def _check(data: str, found: Noisy) -> None:
+    for name in ("image", "test_image"):
+        pictures = getattr(found, name)
+        if not pictures.size or pictures.dtype.kind not in "fiub":
+            raise ShapeError(f"{data}: {name} {pictures.dtype}{pictures.shape}; numbers [N, H, W, C], N > 0, wanted")
     if found.image.ndim != 4 or found.test_image.shape[1:] != found.image.shape[1:]:
         raise ShapeError(f"{data}: pictures {found.image.shape} and {found.test_image.shape}; [N, H, W, C] were wanted")
     for name, labels, count in (("given", found.given, len(found.image)), ("true", found.true, len(found.image)),
@@ -94,9 +111,10 @@ def study(config: Any, folder: Path, progress: Progress = quiet) -> dict[str, An
     `workflow.recording` says is there too.
 
     Raises:
-        As `examples`, `training.fit`, `scaling.sweep` and `scaling.fit`.
+        As `examples`, `sweeps.plan`, before anything trains; as `training.fit`, `scaling.sweep` and `scaling.fit`.
     """
     held = examples(config.data, config.rate)
+    sweeps.plan(_axes(config), None, "mlp", sweeps.problem_of("mlp", _rows(held)))  # refused now, not hours later
     records = recording.Records(folder) if config.tensorboard else None
     tables, features = [], []
     for seed in progress(range(config.seeds), "training with a collector", "seeds"):
@@ -155,10 +173,15 @@ def _spectra(held: Noisy, config: Any, folder: Path, progress: Progress) -> dict
     return {"rates": list(config.rates)} | _spread(each, len(config.rates))
 
 
-def _spread(each: Sequence[Any], rates: int) -> dict[str, dict[str, list[float]]]:
-    """Of the spectra of every seed at one rate, then at the next."""
-    return {name.upper(): _over_seeds(np.array([getattr(s, name) for s in each]).reshape(rates, -1))
-            for name in ("sve", "lsvr")}  # fmt: skip
+def _spread(each: Sequence[Any], rates: int) -> dict[str, dict[str, Any]]:
+    """Of the spectra of every seed at one rate, then at the next. `change` [mean, low, high] from the first rate to the
+    last, seed by seed: the seeds differ more among themselves than by noise."""
+    found = {}
+    for name in ("sve", "lsvr"):
+        values = np.array([getattr(s, name) for s in each]).reshape(rates, -1)
+        change = _over_seeds((values[-1] - values[0])[None])
+        found[name.upper()] = _over_seeds(values) | {"change": [change[key][0] for key in ("mean", "low", "high")]}
+    return found
 
 
 def _over_seeds(values: np.ndarray) -> dict[str, list[float]]:
@@ -169,18 +192,24 @@ def _over_seeds(values: np.ndarray) -> dict[str, list[float]]:
     return {"mean": mean.tolist(), "low": (mean - half).tolist(), "high": (mean + half).tolist()}
 
 
-def _law(
-    held: Noisy, config: Any, folder: Path, records: recording.Records | None, progress: Progress
-) -> tuple[Any, Any, Any]:
+def _rows(held: Noisy) -> Any:
     flat = lambda x: x.reshape(len(x), -1).astype(np.float32)  # noqa: E731  # one line, used twice
-    data = law.Labelled(flat(held.image), held.true, flat(held.test_image), held.test_label)
-    axes = {
+    return law.Labelled(flat(held.image), held.true, flat(held.test_image), held.test_label)
+
+
+def _axes(config: Any) -> dict[str, list[Any]]:
+    return {
         "width": list(config.widths), "data": list(config.amounts), "corruption": list(config.corruptions),
         "seed": list(range(config.law_seeds)), "epochs": [config.law_epochs],
         "learning_rate": [config.law_learning_rate],
     }  # fmt: skip
+
+
+def _law(
+    held: Noisy, config: Any, folder: Path, records: recording.Records | None, progress: Progress
+) -> tuple[Any, Any, Any]:
     where = folder / "sweep"
-    swept = law.sweep(where, axes, data=data, recorder=recording.recorder(records), progress=progress)
+    swept = law.sweep(where, _axes(config), data=_rows(held), recorder=recording.recorder(records), progress=progress)
     if records is not None:
         recording.swept_before(records, where, swept)
     fitted = law.fit(swept.rows, "corrupted", loss=config.fitted, columns={"D": "U"})
