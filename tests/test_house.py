@@ -86,7 +86,7 @@ INSIDE = {
         "base", "names", "sources", "logs", "ask", "checkpoints", "curvature", "curves", "dynamics", "failures",
         "index", "judge", "plan", "representation", "scaling", "story", "understand",
     ],
-    "uimjax.workflow": ["base", "vision", "text", "recording", "noise"],
+    "uimjax.workflow": ["base", "vision", "text", "reopening", "recording", "noise"],
     "uimjax.understand.dynamics": [
         "signals", "collector", "gradients", "stepping", "scoring", "table", "logs", "elsewhere", "labels", "reading",
         "influence",

@@ -51,20 +51,22 @@ def save(folder: Path, step: int, tree: Any, keep: int | None = KEEP) -> None:
             path.unlink()
 
 
+def finished(folder: Path) -> list[int]:
+    """Steps that are finished and there, in order."""
+    if not folder.is_dir():
+        return []
+    with _orbax().training.Checkpointer(str(folder.absolute())) as checkpointer:
+        return sorted(int(c.step) for c in checkpointer.checkpoints)
+
+
 def latest(folder: Path) -> int | None:
     """The newest finished step, or None."""
-    if not folder.is_dir():
-        return None
-    with _orbax().training.Checkpointer(str(folder.absolute())) as checkpointer:
-        return None if checkpointer.latest is None else int(checkpointer.latest.step)
+    return max(finished(folder), default=None)
 
 
 def has(folder: Path, step: int) -> bool:
     """Is that step finished and there?"""
-    if not folder.is_dir():
-        return False
-    with _orbax().training.Checkpointer(str(folder.absolute())) as checkpointer:
-        return step in {c.step for c in checkpointer.checkpoints}
+    return step in finished(folder)
 
 
 def load(folder: Path, template: Any, step: int | None = None) -> tuple[int, Any]:

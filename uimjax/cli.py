@@ -201,13 +201,13 @@ def _representation(commands: Any) -> None:
     what = "features of checkpoints or layers: spectra, ranks, CKA, angles, dimension; curvature of their loss"
     made = _command(commands, "representation", what, out="runs/representation")
     made.add_argument("files", nargs="*", help="features [N, d], one a checkpoint or layer: .npy, .npz, .parquet or "
-                      ".jsonl, or a folder of them; or instead --model and --corpus")  # fmt: skip
+                      ".jsonl, or a folder of them; or a run's folder; or instead --model and --corpus")  # fmt: skip
     made.add_argument("--centred", action="store_true", help="take the mean off before spectra and angles")
     made.add_argument("--names", nargs="+", help="one a file (default: names of files)")
     made.add_argument("--model", nargs="+", metavar="DIR", help="checkpoint folders of language models, in order")
     made.add_argument("--corpus", nargs="+", metavar="FILE", help="documents whose features are taken")
-    made.add_argument("--task", nargs="+", metavar="REF", help="your own, one a checkpoint: pkg.module:function "
-                      "returning (uimjax.Task, params, rows)")  # fmt: skip
+    made.add_argument("--task", nargs="+", metavar="REF", help="your own, one a checkpoint, or the one of a run of "
+                      "training.fit: pkg.module:function returning (uimjax.Task, params, rows)")  # fmt: skip
     made.add_argument("--limit", type=int, default=1000, help="rows of features, evenly spaced (default 1000)")
     made.add_argument("--curvature", metavar="hessian | ggn", help="the spectrum of that matrix of the loss, and "
                       "sharpness (extra: solve)")  # fmt: skip

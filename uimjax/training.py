@@ -46,7 +46,7 @@ class Fitted(NamedTuple):
     dynamics: Statistics | None = None
 
 
-_SNAPSHOTS = "snapshots"
+_SNAPSHOTS, _MARK = "snapshots", "run.json"
 
 
 class _State(NamedTuple):
@@ -192,6 +192,31 @@ def snapshot(folder: Path, params: Any, epochs: int) -> Any:
     return checkpoint.load(folder / _SNAPSHOTS, params, epochs)[1]
 
 
+def is_run(folder: Path) -> bool:
+    """Does `fit` keep a run there?"""
+    return (folder / _MARK).is_file()
+
+
+def kept(folder: Path) -> list[int]:
+    """Numbers of finished epochs after which the run in `folder` kept its parameters, in order: its snapshots and its
+    newest checkpoint; without snapshots the newest checkpoint, and 0 before it. Empty: it has kept nothing yet."""
+    last = checkpoint.finished(folder)[-1:]
+    return sorted({*(checkpoint.finished(folder / _SNAPSHOTS) or [0] * len(last)), *last})
+
+
+def parameters(folder: Path, params: Any, epochs: int) -> Any:
+    """Those after one of the `kept` numbers of epochs; `params` are the initial ones. No recipe is needed.
+
+    Raises:
+        MissingFileError, CorruptError, MismatchError, ShapeError: as `checkpoint.read_tree`.
+    """
+    if not epochs:
+        return params
+    if checkpoint.has(folder / _SNAPSHOTS, epochs):
+        return snapshot(folder, params, epochs)
+    return checkpoint.read_tree(folder, {"params": params}, epochs)["params"]
+
+
 def spread(epochs: int, count: int) -> tuple[int, ...]:
     """`count` numbers of finished epochs, evenly over the run, the end left out where there is room: what was learned
     shows no gradient there any more. 12 epochs, 5 of them: 2, 4, 6, 8, 10. One alone is the end itself."""
@@ -208,7 +233,7 @@ def _claim(folder: Path, causes: tuple[Any, ...], snapshots: Sequence[int]) -> i
     start = resumes_at(folder, snapshots)
     if not start and checkpoint.latest(folder):
         shutil.rmtree(folder)  # checkpoints that lack a snapshot are of no use
-    mark, key = make_folder(folder) / "run.json", stage_key(*(str(cause) for cause in causes))
+    mark, key = make_folder(folder) / _MARK, stage_key(*(str(cause) for cause in causes))
     if not mark.exists():
         write_json(mark, key)
     elif read_json(mark) != key:

@@ -34,8 +34,9 @@ class Asked(NamedTuple):
     seed: int
 
 
-def asked(args: argparse.Namespace) -> Asked | None:
-    """What flags ask for, None for no curvature. All that can be refused before a model is read is refused here.
+def asked(args: argparse.Namespace, models: bool) -> Asked | None:
+    """What flags ask for, None for no curvature; `models`: whether models arrived, not features. All that can be
+    refused before a model is read is refused here.
 
     Raises:
         UnknownNameError: no such matrix. UsageError: flags of a curvature without it, curvature without a model, too
@@ -48,8 +49,8 @@ def asked(args: argparse.Namespace) -> Asked | None:
         return None
     if args.curvature not in MATRICES:
         raise UnknownNameError("curvature", args.curvature, MATRICES)
-    if not (args.model or args.task):
-        raise UsageError("--curvature is that of a loss, not of features: give --model and --corpus, or --task")
+    if not models:
+        raise UsageError("--curvature is that of a loss, not of features: give a run, --model and --corpus, or --task")
     defaults = (PROBES, ORDER, ROWS, SEED)
     values = {n: d if v is None else v for (n, v), d in zip(given.items(), defaults, strict=True)}
     for name, least in (("probes", 2), ("order", 1), ("rows", 1), ("seed", 0)):

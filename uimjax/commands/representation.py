@@ -1,5 +1,5 @@
-"""Representations at the command line: features of checkpoints or layers, from files or from models over a corpus, and
-the curvature at these models."""
+"""Representations at the command line: features of checkpoints or layers, from files, a run, or models over a corpus,
+and the curvature at these models."""
 
 import argparse
 import re
@@ -11,9 +11,9 @@ import numpy as np
 
 from uimjax.commands import checkpoints, curvature
 from uimjax.commands.base import as_json, columns, plain
+from uimjax.commands.checkpoints import ENDINGS
 from uimjax.errors import DataError, MissingFileError, ShapeError, UimError, UsageError
 
-ENDINGS = (".npy", ".npz", ".parquet", ".jsonl")
 WHOLE = 256 << 20  # bytes of a .npy that are loaded at once; larger ones are streamed
 SIDE = 1 << 31  # bytes of sums that CKA may take for all files side by side; beyond, a pair at a time
 ROWS = 10_000  # that TwoNN is of, evenly spaced
@@ -39,11 +39,13 @@ def representation(args: argparse.Namespace, _rest: list[str]) -> int:
     from uimjax.store.base import make_folder
 
     progress = quiet if args.json else shown
-    models, how = _asks_models(args), curvature.asked(args)
+    where = None if args.model or args.corpus else checkpoints.run_in(args.files, args.task)
+    models = where is not None or _asks_models(args)
+    how = curvature.asked(args, models)
     out = make_folder(Path(args.out))
     found: dict[str, Any] = {"centred": args.centred}
     if models:
-        files, curved = _of_checkpoints(args, how, out, progress)
+        files, curved = _of_checkpoints(args, where, how, out, progress)
         found |= curved
     else:
         files = _files(args.files)
@@ -77,8 +79,8 @@ def _asks_models(args: argparse.Namespace) -> bool:
     if bool(args.model) != bool(args.corpus):
         raise UsageError("--model DIR and --corpus FILES go together: features are of a model's rows")
     if not args.files and not args.model and not args.task:
-        raise UsageError("no features arrived: `uimjax representation FILES...`, or --model DIR --corpus FILES, or "
-                         "--task REF")  # fmt: skip
+        raise UsageError("no features arrived: `uimjax representation FILES...`, or RUN, or --model DIR --corpus "
+                         "FILES, or --task REF")  # fmt: skip
     return bool(args.model or args.task)
 
 
@@ -86,9 +88,12 @@ def _files(given: Sequence[str]) -> list[Path]:
     """Files as they are given; those of a folder by name, numbers in it by size."""
     found: list[Path] = []
     for path in map(Path, given):
-        inside = [p for p in path.iterdir() if p.suffix in ENDINGS and p.is_file()] if path.is_dir() else [path]
+        inside = checkpoints.features_in(path) if path.is_dir() else [path]
         if not inside:
-            raise MissingFileError(f"{path} holds no features; files in {', '.join(ENDINGS)} were wanted")
+            raise MissingFileError(
+                f"{path} holds no features and is no run; files in {', '.join(ENDINGS)} were wanted, or the folder "
+                "that `uimjax run CONFIG` or training.fit(folder=..., snapshots=...) writes (the latter with --task)"
+            )
         found += sorted(inside, key=lambda p: [int(x) if x.isdecimal() else x for x in re.split(r"(\d+)", p.name)])
     for path in found:
         if not path.is_file():
@@ -160,23 +165,26 @@ def _table(path: Path) -> tuple[np.ndarray, list[str]]:
     return np.stack([table[n].to_numpy().astype(np.float64) for n in kinds], axis=1), list(kinds)
 
 
-def _of_checkpoints(args: argparse.Namespace, how: Any, out: Path, progress: Any) -> tuple[list[Path], dict[str, Any]]:
+def _of_checkpoints(
+    args: argparse.Namespace, where: Path | None, how: Any, out: Path, progress: Any
+) -> tuple[list[Path], dict[str, Any]]:
     """(features of each checkpoint as a .npy in `out`/features, its curvature); tasks without features have none."""
     from uimjax.store.base import make_folder
 
     if args.limit < 1:
         raise UsageError(f"--limit {args.limit} arrived; 1 row or more was wanted")
-    stems = checkpoints.names(args)
+    run = None if where is None else checkpoints.run_of(where, args.task)
+    stems = checkpoints.names(args, run)
     shown = _names([Path(f"{name}.npy") for name in stems], args.names)
     files: list[Path] = []
     curved: list[dict[str, Any]] = []
-    for k, its in enumerate(checkpoints.opened(args, out, progress)):
+    for k, its in enumerate(checkpoints.opened(args, out, progress, run)):
         if its.task.features is not None:
             files.append(make_folder(out / "features") / f"{stems[k]}.npy")
             checkpoints.write_features(its, args.limit, files[-1], progress)
         elif how is None:
-            raise UsageError(f"{args.task[k]} returned a task without features(params, example), which are asked for; "
-                             "give it these, or ask for its --curvature")  # fmt: skip
+            raise UsageError(f"{args.task[0 if run else k]} returned a task without features(params, example), which "
+                             "are asked for; give it these, or ask for its --curvature")  # fmt: skip
         if len(files) not in (0, k + 1):
             raise UsageError("some of the tasks have features and some have none; all or none fit in one series")
         if how is not None:

@@ -166,10 +166,15 @@ def checked_sites(task: Task, params: Any, rows: Any, corpus: TextCorpus) -> Sit
     return found
 
 
+def drawn(config: TextConfig, corpus: TextCorpus, seal: Callable[[str], Path] | None = None) -> PlantedText:
+    """The plants that the config asks for; only with `seal` is anything written."""
+    whole = bool(config.own_model)  # the reader's model may know no shorter rows
+    return corpora.plant_text(corpus, *plants_of(config), config.seed, whole, seal)
+
+
 def prepare(config: TextConfig, corpus: TextCorpus, folder: Path) -> Loop:
     """Plants, model and recipe; nothing is trained. The truths go to their sealed files."""
-    whole = bool(config.own_model)  # the reader's model may know no shorter rows
-    planted = corpora.plant_text(corpus, *plants_of(config), config.seed, whole)
+    planted = drawn(config, corpus)
     task, made = model_of(config, corpus)
     found = checked_sites(task, made, planted.train, corpus)
     base.check_ours(folder, CLEARED)
@@ -187,7 +192,7 @@ def prepare(config: TextConfig, corpus: TextCorpus, folder: Path) -> Loop:
     key = store.stage_key(*made_of, *choices, base.versions())
     base.keep_or_clear(folder, key, CLEARED, ("metrics.jsonl",))
     seal = lambda name: base.truth_of(make_folder(folder / name))  # noqa: E731  # one line, used once
-    corpora.plant_text(corpus, *plants_of(config), config.seed, whole, seal)
+    drawn(config, corpus, seal)
     corpus.tokenizer.save(folder / "tokenizer.json")
     tables.write_documents(folder / "documents.parquet", planted.documents)
     return Loop(folder, config, corpus, planted, task, initial, recipe, key)

@@ -86,8 +86,7 @@ def run(
     check_fits(config, corpus)
     make_folder(folder)
     (folder / "vision.json").unlink(missing_ok=True)  # written again at the end: a page never mixes two runs
-    digests = {"train": store.digest_tree(corpus.train), "test": store.digest_tree(corpus.test)}
-    base.write_lock(folder, config, digests)
+    base.write_lock(folder, config, digests_of(corpus))
     draws = []
     for number in range(config.plant.draws):
         draw = prepare(config, corpus, folder / f"draw-{number}", number)
@@ -104,8 +103,7 @@ def run(
 
 def check_fits(config: RunConfig, corpus: Corpus) -> None:
     """Plant, model and budget go with the corpus; refused here, before anything is written."""
-    corpora.backdoor(corpus, plant_of(config), config.seed)
-    models.build(model_of(config), corpus.train["image"].shape[1:], corpus.classes, config.seed)
+    drawn(config, corpus, 0)
     base.check_budget(config.mitigate, len(corpus.train["label"]))
 
 
@@ -133,13 +131,24 @@ def load_corpus(config: RunConfig) -> Corpus:
     return corpora.digits()
 
 
+def digests_of(corpus: Corpus) -> dict[str, str]:
+    """As the lock keeps them."""
+    return {"train": store.digest_tree(corpus.train), "test": store.digest_tree(corpus.test)}
+
+
+def drawn(config: RunConfig, corpus: Corpus, number: int) -> tuple[corpora.Planted, Task, Any]:
+    """(rows, task, parameters) of one draw, all from the config and the corpus; nothing is written."""
+    seed = config.seed + number
+    planted = corpora.backdoor(corpus, plant_of(config), seed)
+    return planted, *models.build(model_of(config), planted.train["image"].shape[1:], corpus.classes, seed)
+
+
 def prepare(config: RunConfig, corpus: Corpus, folder: Path, number: int) -> Draw:
     """Plant, model and recipe of one draw; nothing is trained. The truth goes to its sealed file."""
     base.check_ours(folder, CLEARED)
     make_folder(folder)
     seed = config.seed + number
-    planted = corpora.backdoor(corpus, plant_of(config), seed)
-    task, made = models.build(model_of(config), planted.train["image"].shape[1:], corpus.classes, seed)
+    planted, task, made = drawn(config, corpus, number)
     initial = base.begun_from(folder, made)
     recipe = steps.Recipe(**config.train.model_dump(), seed=seed)
     rows = [store.digest_tree(part) for part in planted]
