@@ -15,7 +15,7 @@ import pytest
 from flax import nnx
 
 from uimjax.corpora.handwritten import digits
-from uimjax.errors import CorruptError, DataError, NoRoomError, ShapeError, UnknownNameError, UsageError
+from uimjax.errors import CorruptError, DataError, MismatchError, NoRoomError, ShapeError, UnknownNameError, UsageError
 from uimjax.models.blocks import Shape
 from uimjax.models.classifiers import MLP
 from uimjax.models.decoder import Decoder
@@ -418,6 +418,31 @@ def test_a_changed_journal_is_refused(tmp_path):
             sweeps.sweep(tmp_path, OWN, train=f"{HERE}:law")
 
 
+def test_runs_of_two_versions_are_not_mixed(tmp_path, monkeypatch):
+    sweeps.sweep(tmp_path, OWN, train=f"{HERE}:law")
+    CALLS.clear()
+    monkeypatch.setattr(sweeps, "_VERSIONS", {"uimjax": "99", "jax": "98"})
+    assert len(sweeps.sweep(tmp_path, OWN, train=f"{HERE}:law").rows) == 6  # all of one version: nothing to mix
+    with pytest.raises(MismatchError, match="of uimjax .*; here is uimjax 99, jax 98.*another folder"):
+        sweeps.sweep(tmp_path, {**OWN, "seed": [0, 1]}, train=f"{HERE}:law")
+    assert not CALLS
+    assert (tmp_path / "runs.csv").exists()
+    assert len(sweeps.sweep(tmp_path, {**OWN, "seed": [1]}, train=f"{HERE}:law").rows) == 6  # runs of its own
+
+
+def test_tables_of_an_earlier_sweep_go_while_runs_wait(tmp_path):
+    """And come again when none waits."""
+    names, wider = ("runs.parquet", "runs.csv", "columns.json"), {**OWN, "seed": [0, 1]}
+    sweeps.sweep(tmp_path, OWN, train=f"{HERE}:law")
+    before = (tmp_path / "runs.csv").read_bytes()
+    swept = sweeps.sweep(tmp_path, wider, train=f"{HERE}:law", process=0, processes=2)
+    assert (swept.table, swept.waiting > 0) == (None, True)
+    assert not any((tmp_path / name).exists() for name in names)
+    sweeps.sweep(tmp_path, OWN, train=f"{HERE}:law")
+    assert (tmp_path / "runs.csv").read_bytes() == before
+    assert all((tmp_path / name).exists() for name in names)
+
+
 # ---------------------------------------------------------------- recorders, laws
 
 
@@ -494,7 +519,7 @@ def test_choices_that_are_refused(data, tmp_path, monkeypatch):
         go(train="nowhere:fn", data=None)
     with refused("reads its own data; leave data out"):
         go(train=f"{HERE}:law")
-    with refused(r"trainer 'decoder' learns from Tokens\(tokens, test_tokens, vocabulary\) and data is NoneType"):
+    with refused(r"'decoder' learns from Tokens\(tokens, test_tokens, vocabulary\) and data is NoneType: .*sweep\("):
         go(train="decoder", data=None)
     with refused("process 2 of 2: a number from 0 to 1"):
         go(process=2, processes=2)

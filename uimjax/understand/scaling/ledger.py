@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 from pyarrow import csv, parquet
 
-from uimjax.errors import CorruptError, DataError, OutputError
+from uimjax.errors import CorruptError, DataError, MismatchError, OutputError
 from uimjax.store import digest_text, write_json
 from uimjax.store.base import atomic
 from uimjax.understand.scaling.runs import Run
@@ -131,6 +131,29 @@ def read(folder: Path) -> dict[str, Entry]:
 def finished(entries: Mapping[str, Entry], run: Run) -> bool:
     """A run that failed is tried again."""
     return run.key in entries and entries[run.key].failed is None
+
+
+def begun(folder: Path, runs: Sequence[Run], versions: Mapping[str, str]) -> None:
+    """Before runs are added: none that other versions finished stand beside them, and tables of an earlier, smaller
+    sweep go, which would pass for this one's. (The journal has all that they were made of.)
+
+    Raises:
+        MismatchError: runs of this sweep are there of other versions, and others are not.
+    """
+    entries = read(folder)
+    there = [entries[run.key] for run in runs if finished(entries, run)]
+    made = sorted({tuple((name, str(entry.results.get(name))) for name in versions) for entry in there})
+    other = [its for its in made if dict(its) != versions]
+    if other and (len(there) < len(runs) or len(made) > 1):
+        said = "; ".join(", ".join(f"{name} {value}" for name, value in its) for its in other)
+        here = ", ".join(f"{name} {value}" for name, value in versions.items())
+        raise MismatchError(
+            f"{folder / JOURNAL} has runs of this sweep of {said}; here is {here}. One table would mix them: take "
+            "another folder, or finish it with those versions."
+        )
+    if any(run.key not in entries for run in runs):
+        for name in (TABLE, TEXT, LEFT, ABOUT):
+            (folder / name).unlink(missing_ok=True)
 
 
 def settled(folder: Path, runs: Sequence[Run]) -> Swept:

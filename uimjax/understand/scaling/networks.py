@@ -76,7 +76,8 @@ def problem(trainer: str, data: Any) -> Problem:
     if not isinstance(data, wanted):
         raise UsageError(
             f"trainer {trainer!r} learns from {wanted.__name__}({', '.join(wanted._fields)}) and data is "
-            f"{type(data).__name__}"
+            f"{type(data).__name__}: uimjax.scaling.sweep(..., data=uimjax.scaling.{wanted.__name__}(...)), or a "
+            "trainer of your own, pkg.module:fn, that reads its data"
         )
     return _classes(data) if isinstance(data, Labelled) else _language(data)
 

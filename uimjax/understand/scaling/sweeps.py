@@ -10,7 +10,8 @@ each column means.
 that was stopped and started again on the same devices gives the same table to the bit, but for the seconds of what was
 repeated. What is finished stands in a journal under a digest of all that it follows from: it is not repeated, and one
 with any other setting, or other data, is another run. (What your own function computes is not looked into: when you
-change it, take another folder.)
+change it, take another folder.) A sweep that other versions of uimjax or jax began is not gone on with. While runs wait
+the tables of an earlier sweep in the folder are gone.
 """
 
 import math
@@ -34,6 +35,7 @@ from uimjax.understand.scaling.runs import TOLD, TRAINERS, Run, Settings, comple
 AT_ONCE = 32  # runs in one program
 DIVERGED_AT = 3.0
 _GIVEN = ("loss", "accuracy", "error_rate", "train_loss", "diverged")  # what one's own trainer may give of TOLD
+_VERSIONS = {"uimjax": __version__, "jax": jax.__version__}
 Recording = Callable[[str], Recorder | None]
 
 
@@ -69,8 +71,8 @@ def sweep(
 
     Raises:
         UsageError, UnknownNameError: axes, values or choices that are none. ShapeError, NonFiniteError: of the data.
-        NoRoomError: so many runs `at_once` do not fit. DataError: not a single run can be fitted. CorruptError: the
-        journal was changed. OutputError: the folder cannot be written.
+        NoRoomError: so many runs `at_once` do not fit. DataError: not a single run can be fitted. MismatchError: other
+        versions began it. CorruptError: the journal was changed. OutputError: the folder cannot be written.
 
     >>> import tempfile
     >>> from uimjax.understand.scaling.sweeps import sweep
@@ -82,6 +84,7 @@ def sweep(
     learnt = problem_of(train, data)
     planned = plan(axes, runs, train, learnt, diverged_at)
     folder = make_folder(Path(folder))
+    ledger.begun(folder, planned, _VERSIONS)
     if learnt is None:
         _own(folder, train, planned[process::processes], recorder, progress)
     else:
@@ -190,7 +193,7 @@ def told(found: Any, settings: Settings) -> Row:
 
 
 def _entry(run: Run, results: Row) -> Entry:
-    return Entry(run.key, run.name, run.settings, results | {"uimjax": __version__, "jax": jax.__version__})
+    return Entry(run.key, run.name, run.settings, results | _VERSIONS)
 
 
 def _finish(folder: Path, entries: Sequence[Entry], recorder: Recording | None) -> None:
