@@ -13,7 +13,7 @@ from tensorboard.plugins.hparams import api_pb2, backend_context, list_session_g
 from tensorboard.summary.writer import event_file_writer
 from tensorboard.util import tensor_util
 
-from uimjax.errors import NonFiniteError, OutputError, ShapeError, UsageError
+from uimjax.errors import MalformedRowError, NonFiniteError, OutputError, ShapeError, UsageError
 from uimjax.sinks import BUCKETS, JsonLines, Recorder, TensorBoard, buckets
 
 
@@ -338,3 +338,13 @@ def test_what_is_written_is_strict_json(tmp_path):
             assert strict(line)["step"] == 3
     kept = strict((tmp_path / "metrics-hparams.json").read_text())
     assert kept == {"hparams": {"rate": 0.5, "layers": 3}, "metrics": {"accuracy": 0.5}}
+
+
+def test_a_line_that_is_none_is_named_and_nan_is_null(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    JsonLines(path).write(0, {"loss": float("nan"), "margin": 1.0})
+    assert strict(path.read_text()) == {"step": 0, "loss": None, "margin": 1.0}
+    for odd in ("{not json", '{"epoch": 3}', "[1]", '{"step": "a"}'):
+        path.write_text('{"step": 0, "loss": 1.0}\n' + odd + "\n")
+        with pytest.raises(MalformedRowError, match="metrics.jsonl, line 2"):
+            JsonLines(path, resume=1)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from uimjax.errors import NonFiniteError, OutputError, ShapeError, UsageError
+from uimjax.errors import MalformedRowError, NonFiniteError, OutputError, ShapeError, UsageError
 from uimjax.store.base import atomic, make_folder
 
 BUCKETS = 30  # as many as TensorBoard draws
@@ -81,7 +81,8 @@ def buckets(values: Any) -> Buckets:
 
 
 class JsonLines:
-    """`metrics.jsonl`: one object a step. Steps from `resume` on are cut off, so a resumed run has no doubles.
+    """`metrics.jsonl`: one object a step; NaN and infinity, which JSON has not, are null. Steps from `resume` on are
+    cut off, so a resumed run has no doubles.
 
     What is no scalar stands beside it, made when the first is written: `metrics-histograms.jsonl` and
     `metrics-texts.jsonl`, one object a step and name, and `metrics-hparams.json`, one object.
@@ -100,7 +101,8 @@ class JsonLines:
             self._hparams.unlink(missing_ok=True)  # of another run
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        _append(self._path, {"step": step} | {k: float(v) for k, v in scalars.items()})
+        plain = {k: float(v) for k, v in scalars.items()}
+        _append(self._path, {"step": step} | {k: v if math.isfinite(v) else None for k, v in plain.items()})
 
     def histogram(self, step: int, name: str, values: Any) -> None:
         """`edges` and `counts` as `buckets` gives them."""
@@ -245,9 +247,20 @@ def _cut(path: Path, resume: int) -> None:
     if path.exists():
         lines = path.read_text().splitlines(keepends=True)  # the last may be torn by a crash
         whole = [line.strip() for line in lines if line.endswith("\n")]
-        kept = [line for line in whole if line and json.loads(line)["step"] < resume]
+        kept = [line for number, line in enumerate(whole, 1) if line and _step(path, number, line) < resume]
     with atomic(path) as temporary:
         temporary.write_text("".join(f"{line}\n" for line in kept))
+
+
+def _step(path: Path, number: int, line: str) -> int:
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise MalformedRowError(path, number, f"not JSON ({error}); move the file away, or mend it") from error
+    step = found.get("step") if isinstance(found, dict) else None
+    if not isinstance(step, int):
+        raise MalformedRowError(path, number, "an object with a whole number `step` was wanted; move the file away")
+    return step
 
 
 def _append(path: Path, record: Mapping[str, Any]) -> None:

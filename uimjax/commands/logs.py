@@ -12,6 +12,7 @@ from uimjax.commands.sources import array_of, ids_of
 from uimjax.errors import DataError, MalformedRowError, MissingFileError, ShapeError, UsageError
 
 KEPT = 64  # newest losses of an example that an import keeps at most
+SHOWN = 20  # documents of a spike in a line of text
 
 
 def imported(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
@@ -64,40 +65,77 @@ def spiked(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     from uimjax.report.figures import label
     from uimjax.understand.dynamics.reading import documents_of, spikes
 
-    at, curve = _curve(Path(args.metrics))
+    at, curve, each = _curve(Path(args.metrics))
     made = spikes(curve, args.window, args.threshold)
-    steps = at[made.steps]
+    steps, unit = at[made.steps], "step" if each is None else "epoch"
     values = (x.tolist() for x in (steps, *made[1:]))
-    names = ("step", "loss", "median", "deviation")
+    names = (unit, "loss", "median", "deviation")
     rows: list[Any] = [dict(zip(names, each, strict=True)) for each in zip(*values, strict=True)]
-    found: dict[str, Any] = {"steps": len(curve), "spikes": rows}
-    lines = [f"{len(rows)} of {len(curve)} steps spike: more than {args.threshold:g} MADs above the median of the "
+    found: dict[str, Any] = {f"{unit}s": len(curve), "spikes": rows}
+    lines = [f"{len(rows)} of {len(curve)} {unit}s spike: more than {args.threshold:g} MADs above the median of the "
              f"{args.window} before"]  # fmt: skip
-    lines += cells(["step", "loss", "median", "MAD"], rows) if rows else []
-    if args.batches is not None:
-        batches, _ = array_of(Path(args.batches), ("batches",))
-        if batches.ndim != 2:
-            raise ShapeError(f"{args.batches} of shape {list(batches.shape)} arrived; ids [steps, B] were wanted")
-        for row in rows:
-            row["ids"] = documents_of(row["step"], batches)[0].tolist()
-        ids, often = documents_of(steps, batches)
-        found["documents"] = [{"id": key, "times": n} for key, n in zip(ids.tolist(), often.tolist(), strict=True)]
-        lines += [f"documents of step {row['step']}: {', '.join(map(label, row['ids']))}" for row in rows]
+    lines += cells([unit, "loss", "median", "MAD"], rows) if rows else []
+    if args.batches is None:
+        return found, lines
+    batches = _batches(Path(args.batches), at, each)
+    of = lambda at: np.arange(at * (each or 1), (at + 1) * (each or 1))  # noqa: E731  # steps of a line of the curve
+    for row in rows:
+        row["ids"] = documents_of(of(row[unit]), batches)[0].tolist()
+        if each is not None:
+            row["steps"] = [int(of(row[unit])[0]), int(of(row[unit])[-1])]
+    ids, often = documents_of(np.concatenate([np.zeros(0, int), *map(of, steps)]), batches)
+    found["documents"] = [{"id": key, "times": n} for key, n in zip(ids.tolist(), often.tolist(), strict=True)]
+    for row in rows:
+        known, more = row["ids"][:SHOWN], len(row["ids"]) - SHOWN
+        which = f"{unit} {row[unit]}" + (f" (of all its steps {row['steps'][0]}..{row['steps'][1]})" if each else "")
+        lines.append(f"documents of {which}: {', '.join(map(label, known))}" + (f", {more} more" if more > 0 else ""))
+    if each is not None and rows:
+        lines.append("the curve has a line an epoch, so that no step of it can be told from the others; log the loss "
+                     "of every step to find the batch of a spike")  # fmt: skip
     return found, lines
 
 
-def _curve(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """(steps, losses), rising; of a step that was written again, the last."""
+def _batches(path: Path, at: np.ndarray, each: int | None) -> np.ndarray:
+    """Ids `[steps, B]` whose rows are the steps of the curve, or refused."""
+    batches, _ = array_of(path, ("batches",))
+    if batches.ndim != 2:
+        raise ShapeError(f"{path} of shape {list(batches.shape)} arrived; ids [steps, B] were wanted")
+    if each is not None:
+        if len(batches) % each or len(batches) < (at[-1] + 1) * each:
+            raise ShapeError(
+                f"{path} has {len(batches)} rows, and the curve {each} steps in each epoch up to {at[-1]}: the batches "
+                "of this run were wanted, uimjax.steps.seen(recipe, rows)"
+            )
+        return batches
+    stride = int(np.median(np.diff(at))) if len(at) > 1 else 1
+    if not at[-1] < len(batches) <= at[-1] + stride:
+        raise ShapeError(
+            f"{path} has {len(batches)} rows, and the curve ends at step {at[-1]}: a row for each of its steps was "
+            "wanted. Does it count epochs? Curves that training.fit wrote say so by `steps_per_epoch`; a run that was "
+            f"stopped saw the first {at[-1] + 1} rows alone"
+        )
+    return batches
+
+
+def _curve(path: Path) -> tuple[np.ndarray, np.ndarray, int | None]:
+    """(steps, losses, steps in each), rising; of a step that was written again, the last. None: lines are steps, and
+    else epochs."""
     from uimjax.understand.dynamics import logs
 
     held: dict[int, float] = {}
+    many: set[Any] = set()
     for line, row in tables.lines(path):
         if "loss" in row:  # other lines are of other measurements
             logs.check_fields(path, line, row, ("step",))
-            if not isinstance(row["step"], int) or not isinstance(row["loss"], (int, float)):
-                raise MalformedRowError(path, line, f"step {row['step']!r}, loss {row['loss']!r}: numbers were wanted")
-            held[row["step"]] = float(row["loss"])
+            step, loss, each = row["step"], row["loss"], row.get("steps_per_epoch")
+            if not isinstance(step, int) or not isinstance(loss, (int, float, type(None))):
+                raise MalformedRowError(path, line, f"step {step!r}, loss {loss!r}: numbers were wanted")
+            held[step] = np.nan if loss is None else float(loss)  # JSON has no NaN
+            many.add(each)
+            if len(many) > 1 or not (each is None or (isinstance(each, (int, float)) and each >= 1 and each % 1 == 0)):
+                raise MalformedRowError(path, line, f"steps_per_epoch is {each!r}; one number in all lines was wanted")
     if not held:
         raise DataError(f'{path} holds no losses; lines {{"step": ..., "loss": ...}} were wanted, as JsonLines writes')
     steps, losses = zip(*sorted(held.items()), strict=True)
-    return np.array(steps), np.array(losses)
+    each = many.pop()
+    return np.array(steps), np.array(losses), None if each is None else int(each)

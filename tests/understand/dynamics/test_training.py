@@ -1,6 +1,7 @@
 """The collector inside our own training loop: the same run, and what it saw, resumed or not."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +9,10 @@ import numpy as np
 import pytest
 
 import uimjax as uj
+from tests.understand.dynamics.test_command import answer, called
 from uimjax import steps, training
-from uimjax.errors import MismatchError, UsageError
+from uimjax.errors import MismatchError, ShapeError, UsageError
+from uimjax.sinks import JsonLines
 
 EVERY = ("loss", "margin", "probability", "correct", "el2n", "grand")
 RECIPE = steps.Recipe(5, 8, 3e-2, seed=3)
@@ -80,7 +83,7 @@ def test_a_stopped_and_resumed_run_has_the_same_statistics_to_the_bit(setting, t
     told = uj.dynamics.read(tmp_path)
     np.testing.assert_array_equal(told.scores["aum"].values, whole.dynamics.margin)
     assert told.labels.tolist() == rows["y"].tolist()
-    assert told.metadata["step"] == 20
+    assert (told.metadata["step"], told.metadata["seed"]) == (20, RECIPE.seed)
     with pytest.raises(MismatchError, match="another run"):
         training.fit(TASK, params, rows, RECIPE, folder=tmp_path)
 
@@ -110,3 +113,28 @@ def test_what_cannot_be_collected_is_refused_before_anything_runs(setting):
     other = dataclasses.replace(TASK, loss=lambda p, e: 2 * TASK.loss(p, e))
     with pytest.raises(MismatchError, match="cross-entropy of the outputs"):
         training.fit(other, params, rows, RECIPE, dynamics=uj.dynamics.Collector(30))
+
+
+def test_spikes_of_an_epoch_are_of_the_batches_of_that_epoch(setting, tmp_path, monkeypatch, capsys):
+    params, rows = setting
+    sink, seen = JsonLines(tmp_path / "metrics.jsonl"), steps.seen(RECIPE, 30)
+    training.fit(TASK, params, rows, RECIPE, sinks=[sink])
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["steps_per_epoch"]) for line in lines] == [(e, 4) for e in range(5)]
+    lines[3]["loss"] = 1e6
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    np.save(tmp_path / "seen.npy", seen)
+    words = ("spikes", "metrics.jsonl", "--batches", "seen.npy", "--window", "2")
+    called(tmp_path, monkeypatch, *words, "--json")
+    (spike,) = answer(capsys)["spikes"]
+    assert (spike["epoch"], spike["steps"]) == (3, [12, 15])
+    assert sorted(spike["ids"]) == sorted(x for x in seen[12:16].ravel().tolist() if x >= 0)
+    called(tmp_path, monkeypatch, *words)
+    assert "documents of epoch 3 (of all its steps 12..15): " in capsys.readouterr().out
+    np.save(tmp_path / "short.npy", seen[:12])
+    with pytest.raises(ShapeError, match="has 12 rows, and the curve 4 steps in each epoch up to 4"):
+        called(tmp_path, monkeypatch, *words[:3], "short.npy", "--window", "2")
+    bare = [{"step": line["step"], "loss": line["loss"]} for line in lines]  # as it was written before
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in bare))
+    with pytest.raises(ShapeError, match="has 20 rows, and the curve ends at step 4: .*Does it count epochs"):
+        called(tmp_path, monkeypatch, *words)

@@ -14,6 +14,7 @@ from uimjax.understand.dynamics.table import Table
 
 SAMPLE = 5000  # trajectories that the silhouette is of
 BLOCK = 1 << 22  # numbers at once
+FLOOR = 1e-4  # of the median: what a median absolute deviation is at least
 
 
 class Suspicious(NamedTuple):
@@ -71,7 +72,8 @@ class Comparison(NamedTuple):
 
 
 class Spikes(NamedTuple):
-    """`steps` `[K]`, their `losses`, and the running `medians` and `deviations` (MADs) they were held against."""
+    """`steps` `[K]`, their `losses`, and the running `medians` and `deviations` (MADs, not below the floor) they were
+    held against."""
 
     steps: np.ndarray
     losses: np.ndarray
@@ -206,8 +208,9 @@ def compare(a: Table, b: Table, count: int = 10) -> Comparison:
 
 def spikes(curve: Any, window: int = 50, threshold: float = 10.0) -> Spikes:
     """Steps of a training curve `[T]` whose loss exceeds the median of the `window` steps before by more than
-    `threshold` times their median absolute deviation. The first `window` steps have no such past and are none. A loss
-    that is NaN or infinite is a spike, and no part of a median.
+    `threshold` times their median absolute deviation, which counts as `FLOOR` of the median at least: a curve that
+    stands still spikes at no rounding. The first `window` steps have no such past and are none. Losses that are NaN or
+    infinite are no part of a median; each stretch of them is one spike, at its first step.
 
     Raises:
         ShapeError: no curve. UsageError: `window` below 2, or not above the curve's length; `threshold` not above 0.
@@ -228,8 +231,10 @@ def spikes(curve: Any, window: int = 50, threshold: float = 10.0) -> Spikes:
         middle = np.nanmedian(block[there], axis=1)
         medians[start : start + size][there] = middle
         deviations[start : start + size][there] = np.nanmedian(np.abs(block[there] - middle[:, None]), axis=1)
-    now = curve[window:]
-    found = np.flatnonzero((now > medians + threshold * deviations) | ~np.isfinite(now))
+    now, deviations = curve[window:], np.maximum(deviations, FLOOR * np.abs(medians))
+    lost = ~np.isfinite(now)
+    first = lost & ~np.concatenate([[False], lost[:-1]])
+    found = np.flatnonzero(~lost & (now > medians + threshold * deviations) | first)
     return Spikes(found + window, now[found], medians[found], deviations[found])
 
 
