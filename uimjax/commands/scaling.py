@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from uimjax.commands.base import as_json, pairs
-from uimjax.errors import UsageError
+from uimjax.errors import DataError, UnknownNameError, UsageError
 
 
 def scaling(args: argparse.Namespace, _rest: list[str]) -> int:
@@ -39,6 +39,9 @@ def _objective(args: argparse.Namespace) -> Any:
 
     found = fits.objective_of(args.objective, form_of(args.form))
     given = {name: getattr(args, name) for name in ("delta", "over", "residual") if getattr(args, name) is not None}
+    for name, kinds in (("delta", ("huber", "asymmetric")), ("over", ("asymmetric",))):
+        if name in given and found.kind not in kinds:
+            raise UsageError(f"--{name} would change nothing: it is of {' and '.join(kinds)}, not of {found.kind}")
     return dataclasses.replace(found, **given)
 
 
@@ -61,10 +64,14 @@ def _fit(args: argparse.Namespace, progress: Any) -> dict[str, Any]:
     next(steps)
     draws = law.bootstrap(found, args.draws, args.seed)
     law.save(out, found, draws, used, args.form)
-    answer = told(found, draws, used, args.form) | {"out": str(out)}
-    held = law.holdout(found, args.seed) if args.holdout else None
-    if held is not None:
-        answer["holdout"] = _held(held)
+    answer: dict[str, Any] = told(found, draws, used, args.form) | {"out": str(out)}
+    held = None
+    if args.holdout:
+        try:
+            held = law.holdout(found, args.seed, args.starts, draws=args.draws)
+            answer["holdout"] = _held(held)
+        except DataError as error:  # the law of all runs is there, and stays
+            answer["warnings"].append(f"nothing could be held out: without the largest run, {error}")
     if args.profile:
         names = [name for name, free in zip(found.form.names, found.free, strict=True) if free]
         kept = {name: law.profile(found, name) for name in names}
@@ -174,6 +181,8 @@ def _sweep(args: argparse.Namespace, progress: Any) -> dict[str, Any]:
 
     config: Any = parse(SweepConfig, read_yaml(Path(args.target)), args.target)
     out = Path(args.out or config.out)
+    if config.form:
+        _check_law(config)
     swept = uj.scaling.sweep(
         out, config.axes, train=config.train, at_once=config.at_once, diverged_at=config.diverged_at,
         process=args.process, processes=args.processes, recorder=_recorder(out) if config.tensorboard else None,
@@ -182,7 +191,9 @@ def _sweep(args: argparse.Namespace, progress: Any) -> dict[str, Any]:
     found: dict[str, Any] = {"out": str(out), "runs": len(swept.rows), "left_out": len(swept.left_out),
                              "waiting": swept.waiting, "table": swept.table and str(swept.table)}  # fmt: skip
     if not args.json:
-        print(f"{len(swept.rows)} runs in {swept.table or out}; {len(swept.left_out)} left out (left_out.csv)")
+        where = f" ({out / 'left_out.csv'})" if swept.left_out and swept.table else ""
+        waiting = f"; {swept.waiting} not finished yet" if swept.waiting else ""
+        print(f"{len(swept.rows)} runs in {swept.table or out}; {len(swept.left_out)} left out{where}{waiting}")
     if swept.table is not None and config.form:
         told = argparse.Namespace(
             target=swept.table, form=config.form, objective=config.objective, delta=None, over=None, residual=None,
@@ -192,6 +203,41 @@ def _sweep(args: argparse.Namespace, progress: Any) -> dict[str, Any]:
         )  # fmt: skip
         found["law"] = _fit(told, progress)
     return found
+
+
+def _check_law(config: Any) -> None:
+    """That the planned runs could show the law, as far as their settings tell; before any of them trains.
+
+    Raises:
+        UsageError, UnknownNameError: the config's law or columns. DataError: too few different runs.
+    """
+    from uimjax.understand.scaling import design, sweeps
+    from uimjax.understand.scaling.base import centre_of
+    from uimjax.understand.scaling.fits import objective_of
+    from uimjax.understand.scaling.forms import form_of
+    from uimjax.understand.scaling.table import rows_of
+
+    form = form_of(config.form)
+    objective = objective_of(config.objective, form)
+    for what in config.columns:
+        if what not in (*form.inputs, "C", "D", "N"):
+            raise UnknownNameError(f"input of the form {form.name}", what, form.inputs)
+    learnt = sweeps.problem_of(config.train, None)
+    planned = sweeps.plan(config.axes, None, config.train, learnt, config.diverged_at)
+    if learnt is None:  # which columns the reader's own trainer adds is known when it has run
+        return
+    expected = sweeps.expected(planned, learnt)
+    rows, used = rows_of(expected, form, objective, config.columns, config.loss)
+    try:
+        design.check(form, rows, objective, np.ones(len(form.names), bool), centre_of(form, rows.x))
+    except DataError as error:
+        cure = ""
+        if used.get("D") == "D" and len({row["D"] for row in expected}) < len({row["U"] for row in expected}):
+            cure = (
+                " D is steps x batch_size, of which there are few: `columns: {D: U}` takes the different examples in "
+                "its place, and axes of epochs rather than steps let D grow with the data."
+            )
+        raise DataError(f"the planned runs could not show the law: {error}{cure} Nothing was trained.") from error
 
 
 def _recorder(out: Path) -> Any:

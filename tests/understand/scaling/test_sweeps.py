@@ -1,5 +1,6 @@
 """Sweeps: slow twins of single runs, what a run must not depend on, stopping and going on, and what is refused."""
 
+import argparse
 import json
 import signal
 import subprocess
@@ -12,10 +13,21 @@ import numpy as np
 import optax
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from flax import nnx
 
+from uimjax.commands import scaling as command
 from uimjax.corpora.handwritten import digits
-from uimjax.errors import CorruptError, DataError, MismatchError, NoRoomError, ShapeError, UnknownNameError, UsageError
+from uimjax.errors import (
+    CorruptError,
+    DataError,
+    MismatchError,
+    NoRoomError,
+    ShapeError,
+    UimError,
+    UnknownNameError,
+    UsageError,
+)
 from uimjax.models.blocks import Shape
 from uimjax.models.classifiers import MLP
 from uimjax.models.decoder import Decoder
@@ -573,3 +585,47 @@ def test_a_column_is_of_one_type(tmp_path):
     planned = [runs.Run(entry.run, entry.key, entry.settings) for entry in rows]
     assert pq.read_table(ledger.settled(tmp_path, planned).table)["a"].to_pylist() == [1.0, 2.5, None]
     assert ledger._column([1, "b"]).to_pylist() == ["1", "b"]
+
+
+GRID = {"width": [8], "data": [100, 200, 400, 800], "corruption": [0.0, 0.2]}
+
+
+def swept_by_command(folder, **config):
+    (folder / "sweep.yaml").write_text(yaml.safe_dump({"kind": "sweep", "out": str(folder / "s")} | config))
+    given = {"action": "sweep", "target": str(folder / "sweep.yaml"), "out": None, "json": False}
+    return command.scaling(argparse.Namespace(**given, process=0, processes=1), [])
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        ({"axes": GRID, "form": "corupted"}, "Did you mean 'corrupted'"),
+        ({"axes": GRID, "objective": "hubber"}, "huber"),
+        ({"axes": GRID, "loss": "los"}, "Did you mean 'loss'"),
+        ({"axes": GRID, "columns": {"D": "V"}}, "unknown column 'V'"),
+        ({"axes": GRID, "columns": {"Q": "U"}}, "unknown input of the form corrupted 'Q'"),
+        ({"axes": GRID | {"data": [100, 200]}}, "needs at least 5 runs of different D, noise; 4 arrived"),
+        ({"axes": GRID | {"steps": [9]}}, r"needs at least 5 .*`columns: {D: U}` takes .*Nothing was trained"),
+        ({"axes": GRID | {"corruption": [0.0]}, "columns": {"D": "U"}}, "needs at least 5 runs of different D, noise"),
+        ({"axes": GRID, "form": "corrupted_sized"}, "cannot tell .* apart: different values there are 1 of N"),
+        ({"axes": GRID, "train": "decoder"}, "a decoder learns from tokens.*uj.scaling.sweep"),
+        ({"axes": {"D": [1]}, "train": f"{HERE}:law", "columns": {"Q": "D"}}, "unknown input of the form"),
+    ],
+)
+def test_a_law_that_the_runs_could_not_show_is_refused_before_they_train(config, told, tmp_path, monkeypatch):
+    monkeypatch.setattr(together, "trained", lambda *_: pytest.fail("trained"))
+    with pytest.raises(UimError, match=told):
+        swept_by_command(tmp_path, **config)
+    assert not CALLS
+    assert not (tmp_path / "s").exists()
+
+
+def test_no_list_is_named_that_is_not_there(tmp_path, capsys):
+    config = {"axes": OWN, "train": f"{HERE}:law", "form": None}
+    swept_by_command(tmp_path, **config)
+    assert "6 runs in" in (said := capsys.readouterr().out)
+    assert "0 left out" in said
+    assert "left_out.csv" not in said
+    STOP.update({"at": 6400, "error": ZeroDivisionError("no luck")})
+    swept_by_command(tmp_path, **(config | {"axes": OWN | {"D": [100, 6400]}}))
+    assert "2 left out (" + str(tmp_path / "s" / "left_out.csv") in capsys.readouterr().out

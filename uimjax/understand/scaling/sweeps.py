@@ -133,6 +133,22 @@ def plan(
     return named(listed, said, train, learnt.digest, float(diverged_at))
 
 
+def expected(planned: Sequence[Run], learnt: Problem) -> list[Row]:
+    """The table of the runs of a built-in trainer as far as it is known before they train: what is measured has some
+    number in its place, one for each run, and N, which only tells sizes apart, too."""
+    found = []
+    for number, run in enumerate(planned, start=1):
+        s = run.settings
+        size, met = s["depth"] * s["width"] ** 2, s["steps"] * s["batch_size"]
+        counted = {"N": size, "D": met * learnt.units, "U": networks.unique(s) * learnt.units}
+        measured = dict.fromkeys(("loss", "error_rate", "accuracy", "train_loss", "seconds"), 1 / (1 + number))
+        found.append(
+            s | counted | measured | {"C": together.FLOPS * size * counted["D"], "noise": s["corruption"]}
+            | {"repeats": met / networks.unique(s)}
+        )  # fmt: skip
+    return found
+
+
 def _built_in(
     folder: Path, learnt: Problem, planned: list[Run], at_once: int, devices: Sequence[Any] | None, diverged_at: float,
     process: int, processes: int, recorder: Recording | None, progress: Progress,
