@@ -159,6 +159,8 @@ def _dynamics(commands: Any, words: Sequence[str]) -> None:
     taken.add_argument("--labels", help="of logits: .npy, .npz, or a whole number a line")
     taken.add_argument("--columns", nargs="+", metavar="NAME=COLUMN", help="of steps: id=guid loss=nll ...")
     taken.add_argument("--run", help="the run's name in the table (default: the log's)")
+    taken.add_argument("--floor", type=float, metavar="P", help="of steps: what a probability of 0 stands for (1e-7)")
+    taken.add_argument("--replace", action="store_true", help="write over the table of another log")
     two = _command(kinds, "compare", "two runs by the examples that both have", out="")
     two.add_argument("a", help="a run")
     two.add_argument("b", help="the other")
@@ -194,6 +196,10 @@ def _of_dynamics(run: argparse.ArgumentParser) -> None:
     run.add_argument("--influence-column", metavar="NAME", help="the column or array, where names do not tell")
     run.add_argument("--influence-top", metavar="K", type=int, help="most suspicious of both (default: a tenth)")
     run.add_argument("--clusters", type=int, metavar="K", help="of loss trajectories (default: by silhouette)")
+    run.add_argument("--never-learned", metavar="HOW", help="forgetting of what was never right: meetings, cartography "
+                     "(1000), infinity or a number")  # fmt: skip
+    run.add_argument("--variability", metavar="population | widened", help="the standard deviation of confidence")
+    run.add_argument("--el2n-squared", action="store_true", default=None, help="EL2N as means of the squared norm")
     run.add_argument("--export", metavar="FILE", help="the ids shown, as .txt or .jsonl")
 
 

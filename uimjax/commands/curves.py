@@ -9,8 +9,10 @@ BEYOND = 3.0  # the curve goes on to so many times the largest run
 
 
 def curve(found: Any, draws: Any, held: Any) -> dict[str, Any]:
-    """Arguments of `report.figures_scaling.scaling`. Along compute, at the best split, for a law of N and D alone; else
-    along the first logged input, the others at their medians."""
+    """Arguments of `report.figures_scaling.scaling`; with runs held out, of the law of the others. Along compute, at
+    the best split, for a law of N and D alone; else along the first logged input, the others at their medians."""
+    if held is not None:
+        found, draws = held.fit, held.draws  # the law that knows nothing of the run held out
     form, x = found.form, found.rows.x
     if set(form.inputs) == {"N", "D"}:
         axis, title = 6 * x["N"] * x["D"], "compute C = 6 N D (operations)"
@@ -45,12 +47,13 @@ def _frontier(found: Any, draws: Any, axis: np.ndarray) -> Any:
 
 
 def _arguments(found: Any, held: Any, axis: np.ndarray, title: str, made: Any, band: str, name: str | None = None):
+    from uimjax.understand.scaling.using import fitted
+
     points = [(float(a), float(y), "run") for a, y in zip(axis, found.rows.y, strict=True)]
-    out = []
+    out, misfit = [], found.rows.y / fitted(found) - 1
     if held is not None:
         x = held.rows.x
         where = x[name] if name else 6 * x["N"] * x["D"]
         out = [(float(a), float(y), float(low), float(high), "") for a, y, low, high in
                zip(where, held.rows.y, held.prediction.run_low, held.prediction.run_high, strict=True)]  # fmt: skip
-        points = [p for k, p in enumerate(points) if k not in set(held.held.tolist())]
-    return {"points": points, "curve": made, "held_out": out, "x_title": title, "band": band}
+    return {"points": points, "curve": made, "held_out": out, "x_title": title, "band": band, "misfit": misfit}

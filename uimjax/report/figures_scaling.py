@@ -52,8 +52,10 @@ def scaling(
     x_title: str = "training compute (FLOPs)",
     y_title: str = "loss (nats per token)",
     band: str = "bootstrap band",
+    misfit: Sequence[float] | None = None,
 ) -> Figure:
     """A law with its band, the runs (x, loss, label) that it was fitted to, and those held out, both axes logarithmic.
+    `misfit`: each run's loss / prediction - 1, where the curve is not the prediction of every run (of other inputs).
 
     Raises:
         ShapeError: nothing, or other lengths. NonFiniteError: NaN. UsageError: nothing above 0, x of the curve that
@@ -87,7 +89,7 @@ def scaling(
     ]
     names = list(shown.values()) if 1 < len(known) <= len(figures.COLOURS) - 1 else []
     chart = _law_drawn(rows, line, names, figures.label(x_title), figures.label(y_title))
-    reading = _law_read(law, at, losses, held, figures.label(x_title), figures.label(band))
+    reading = _law_read(law, at, losses, misfit, held, figures.label(x_title), figures.label(band))
     return figures.drawn(chart, rows + line, reading)
 
 
@@ -135,10 +137,15 @@ def _law_drawn(rows: list[dict[str, Any]], line: list[dict[str, Any]], names: li
     return alt.layer(*layers).properties(width=figures.WIDTH, height=figures.HEIGHT)
 
 
-def _law_read(law: Law, at: np.ndarray, losses: np.ndarray, held: list[HeldOut], title: str, band: str) -> str:
+def _law_read(
+    law: Law, at: np.ndarray, losses: np.ndarray, misfit: Sequence[float] | None, held: list[HeldOut], title: str,
+    band: str,
+) -> str:  # fmt: skip
     inside = (at >= law.x[0]) & (at <= law.x[-1])
     text = f"The law is fitted to {len(at):,} runs, from {short(at.min())} to {short(at.max())} in {title}"
-    if inside.any():
+    if misfit is not None:
+        text += f", whose losses are {np.median(np.abs(misfit)):.2%} off it in the median"
+    elif inside.any():
         given = np.exp(np.interp(np.log(at[inside]), np.log(law.x), np.log(law.mid)))
         text += f", whose losses are {np.median(np.abs(losses[inside] / given - 1)):.2%} off it in the median"
     if not held:

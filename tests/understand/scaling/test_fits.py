@@ -333,3 +333,34 @@ def test_a_term_that_vanishes_holds_up_none_of_the_others(kind):
     table = x | {"loss": literal("corrupted", TRUE["corrupted"] | {"E": 0.0}, x) * noise}
     law = uj.scaling.fit(table, "corrupted", kind, starts=256)
     assert law.optima[0].share > 0.98
+
+
+@pytest.mark.parametrize("name", ["trend", "sigmoid"])
+@pytest.mark.parametrize("scale", [1e-5, 1e4])
+def test_the_unit_of_a_measurement_changes_nothing(name, scale):
+    table, objective = made(name), Objective("least_squares", residual="linear")
+    once = uj.scaling.fit(table, name, objective, loss="score", starts=96)
+    again = uj.scaling.fit(table | {"score": scale * table["score"]}, name, objective, loss="score", starts=96)
+    for key, value in once.natural.items():
+        assert again.natural[key] == pytest.approx(value * (scale if key in ("A", "E", "a", "b") else 1), rel=1e-4)
+
+
+def test_what_cannot_be_fitted_or_would_change_nothing_is_refused():
+    table = made("chinchilla") | {"flops": made("chinchilla")["N"] * 3.0}
+    with pytest.raises(DataError, match="2.5 in every row"):
+        uj.scaling.fit(table | {"score": np.full(60, 2.5)}, loss="score")
+    with pytest.raises(UsageError, match="C=flops would change nothing"):
+        uj.scaling.fit(table, loss="score", columns={"C": "flops"})
+    with pytest.raises(DataError, match=r"'noise', row 1 is 40; a share from 0 to 1"):
+        uj.scaling.fit(made("corrupted") | {"noise": np.full(60, 40.0)}, "corrupted", loss="score")
+
+
+def test_repeats_beyond_the_tokens_seen_are_none():
+    """With more unique tokens than were seen nothing is repeated: the published law is then Chinchilla's."""
+    p, rng = TRUE["data_constrained"], np.random.default_rng(2)
+    data = 10 ** rng.uniform(9, 11, 20)
+    x = {"N": np.full(20, 1e6), "D": data, "U": data * rng.uniform(1, 1e4, 20)}
+    form = FORMS["data_constrained"]()
+    centre = centre_of(form, x)
+    found = engine.values(form, coordinates_of(form, p, centre)[None], prepared(form, x, centre))[0]
+    np.testing.assert_allclose(found, literal("chinchilla", p, x), rtol=1e-9)

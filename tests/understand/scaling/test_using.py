@@ -164,6 +164,37 @@ def test_the_largest_run_is_held_out_and_told(law):
     assert not off.inside[0]
 
 
+def test_the_largest_run_has_the_most_compute_of_any_form():
+    def mine(p, x):
+        return p["E"] + p["A"] / x["N"] ** 0.3 + p["A"] / x["D"] ** 0.3
+
+    size, data = (grid.ravel() for grid in np.meshgrid(np.geomspace(1e6, 1e9, 6), np.geomspace(1e8, 1e11, 6)))
+    own = uj.scaling.own(mine, ("N", "D"), {"E": (1.0, 3.0), "A": (10.0, 900.0)})
+    table = {"N": size, "D": data, "M": data / size, "loss": mine({"E": 1.7, "A": 400.0}, {"N": size, "D": data})}
+    for form, largest in ((own, 35), ("overtraining", 35)):
+        held = uj.scaling.holdout(uj.scaling.fit(table, form, starts=16), starts=16, draws=20).held
+        assert held.tolist() == [largest], form
+    other = uj.scaling.own(lambda p, x: p["a"] * x["z"], ("z",), {"a": (0.1, 2.0)})
+    law = uj.scaling.fit({"z": [-1.0, 2.0, 3.0], "loss": [-1.0, 2.0, 3.1]}, other,
+                         Objective("least_squares", residual="linear"), starts=8)  # fmt: skip
+    with pytest.raises(UsageError, match="no run of .* is the largest"):
+        uj.scaling.holdout(law)
+
+
+def test_splits_refuse_what_is_no_number_and_take_small_runs(law, draws):
+    for compute in (float("inf"), float("nan"), -1.0):
+        with pytest.raises(UsageError, match="leave no room"):
+            uj.scaling.allocate(law, compute, draws)
+    assert uj.scaling.allocate(law, 2.5e6, draws).parameters["value"] > 1  # a sweep's own scale
+    limited = uj.scaling.fit(made("data_constrained"), "data_constrained", loss="score", starts=64)
+    for unique in (-1.0, float("nan")):
+        with pytest.raises(DataError, match="finite numbers above 0"):
+            uj.scaling.allocate(limited, 1e21, given={"U": unique})
+    plenty = uj.scaling.predict(limited, {"N": [1e6], "D": [1e9], "U": [1e13]})
+    assert np.isfinite(plenty).all()
+    np.testing.assert_allclose(plenty.value, uj.scaling.predict(limited, {"N": [1e6], "D": [1e9], "U": [1e9]}).value)
+
+
 def test_iso_flop_minima_and_their_exponent():
     p, rows = TRUE["chinchilla"], []
     for compute in (1e18, 1e19, 1e20, 1e21):
@@ -179,6 +210,12 @@ def test_iso_flop_minima_and_their_exponent():
     assert found.budgets[-1].best_size == pytest.approx(best, rel=0.02)
     with pytest.raises(DataError, match="1 have a minimum"):
         uj.scaling.isoflop(rows[:7])
+    with pytest.raises(UnknownNameError, match="column of an IsoFLOP profile 'Z'"):
+        uj.scaling.isoflop(rows, columns={"Z": "N"})
+    with pytest.raises(UsageError, match="draws=0"):
+        uj.scaling.isoflop(rows, draws=0)
+    with pytest.raises(DataError, match="above 0"):
+        uj.scaling.isoflop([row | {"loss": row["loss"] - 5} for row in rows])
     with pytest.raises(DataError, match="a size N, C"):
         uj.scaling.isoflop([{"width": 3, "loss": 2.0}])
 
@@ -206,6 +243,25 @@ def test_two_stages_carry_the_errors_of_both():
     anchored = uj.scaling.two_stage(held, "accuracy", best=1.0, starts=64, draws=20)
     assert len(anchored.score.rows.y) == 61
     assert anchored.score.rows.x["loss"][-1] == 0
+
+
+def test_a_further_run_scatters_in_both_steps():
+    """Losses that scatter widely about the first law, scores hardly about the second: the first decides."""
+    rng, p, q = np.random.default_rng(3), TRUE["chinchilla"], TRUE["sigmoid"]
+    x = {"N": 10 ** rng.uniform(7, 9, 60), "D": 10 ** rng.uniform(9, 11, 60)}
+
+    def runs(where):
+        loss = literal("chinchilla", p, where) * np.exp(0.05 * rng.normal(size=len(where["N"])))
+        return loss, literal("sigmoid", q, {"loss": loss}) + 1e-3 * rng.normal(size=len(loss))
+
+    loss, accuracy = runs(x)
+    ladder = uj.scaling.two_stage(x | {"loss": loss, "accuracy": accuracy}, "accuracy", starts=48, draws=200, best=1.0)
+    found = uj.scaling.predict_score(ladder, {"N": [3e8], "D": [2e10]})
+    _, further = runs({"N": np.full(2000, 3e8), "D": np.full(2000, 2e10)})
+    inside = np.mean((found.run_low[0] <= further) & (further <= found.run_high[0]))
+    assert 0.9 <= inside <= 0.99, inside
+    with pytest.raises(UnknownNameError, match="column 'acuracy'.*'accuracy'"):
+        uj.scaling.two_stage(x | {"loss": loss, "accuracy": accuracy}, "acuracy")
 
 
 def test_a_law_on_disk_predicts_as_it_did(law, draws, tmp_path):

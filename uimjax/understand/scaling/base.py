@@ -49,6 +49,8 @@ class Form:
     raw: tuple[str, ...] = ()
     together: tuple[str, ...] = ()  # inputs of one unit, which share the centre of the first
     level: tuple[int, ...] = ()
+    linear_in: tuple[int, ...] = ()  # coordinates in the unit of the fitted values
+    shares: tuple[str, ...] = ()  # inputs from 0 to 1
 
     def __post_init__(self):
         said = [name for name in ("value", "log_value", "terms") if getattr(self, name) is not None]
@@ -185,6 +187,13 @@ def prepared(form: Form, x: Mapping[str, Any], centre: Mapping[str, float]) -> d
         name: np.asarray(x[name], np.float64) if name in form.raw else np.log(np.asarray(x[name]) / centre[name])
         for name in form.inputs
     }
+
+
+def unit_of(form: Form, y: np.ndarray) -> np.ndarray:
+    """The unit of each coordinate `[p]`: the largest fitted value for those that are measured in it, 1 for the rest."""
+    found = np.ones(len(form.parameters))
+    found[list(form.linear_in)] = float(np.max(np.abs(y))) or 1.0
+    return found
 
 
 def centre_of(form: Form, x: Mapping[str, Any]) -> dict[str, float]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from uimjax.errors import DataError
-from uimjax.understand.scaling.base import Form, Objective, Rows, natural_all, prepared, target
+from uimjax.understand.scaling.base import Form, Objective, Rows, natural_all, prepared, target, unit_of
 from uimjax.understand.scaling.engine import jacobian, left
 
 PLACES = 32  # where the rank of the derivatives is looked at
@@ -19,7 +19,7 @@ def starts(form: Form, rows: Rows, objective: Objective, count: int, seed: int) 
     """`[count, p]` drawn evenly from each coordinate's range; levels relative to that of the losses."""
     drawn = np.random.default_rng(seed).random((count, len(form.parameters)))
     low, high = (np.array([getattr(p, side) for p in form.parameters]) for side in ("low", "high"))
-    found = low + drawn * (high - low)
+    found = (low + drawn * (high - low)) * unit_of(form, rows.y)
     if form.level:
         level = np.mean(np.log(rows.y)) if objective.residual == "log" else np.log(max(np.mean(rows.y), 1e-30))
         found[:, list(form.level)] += level
@@ -49,8 +49,10 @@ def check(form: Form, rows: Rows, objective: Objective, free: np.ndarray, centre
             f"needs at least {size + 1} runs of different {', '.join(form.inputs)}; {distinct} arrived. Add runs, "
             "fix parameters, or take a smaller form."
         )
+    if np.ptp(rows.y) == 0:
+        raise DataError(f"the fitted column is {rows.y[0]:g} in every row: no law can be told from it")
     x, y = prepared(form, rows.x, centre), target(objective, rows.y)
-    best, odd = 0, np.zeros(size)
+    best, odd = 0, np.zeros((1, size))
     for found in jacobian(form, objective, starts(form, rows, objective, PLACES, seed=1), x, y)[:, :, free]:
         if not np.isfinite(found).all():
             continue  # too far out
@@ -58,14 +60,14 @@ def check(form: Form, rows: Rows, objective: Objective, free: np.ndarray, centre
         _, values, right = np.linalg.svd(found, full_matrices=False)
         rank = int((values > NOTHING * values[0]).sum())
         if rank > best:
-            best, odd = rank, right[-1]
+            best, odd = rank, right[rank:]
     if best < size:
-        mixed = [name for name, part in zip(names, odd, strict=True) if abs(part) > 0.1]
+        mixed = [name for name, part in zip(names, np.abs(odd).max(0), strict=True) if part > 0.1]
         counted = {name: len(np.unique(values)) for name, values in rows.x.items()}
         raise DataError(
             f"these runs cannot tell {', '.join(mixed)} of {form.name} apart: different values there are "
             f"{', '.join(f'{count} of {name}' for name, count in counted.items())}. Add runs that vary what varies "
-            "least, by itself, or fix one of these parameters (fixed={...})."
+            "least, by itself, or fix some of these parameters (fixed={...}; --fix)."
         )
 
 
@@ -87,7 +89,7 @@ def warnings(
     natural = {name: float(values[0]) for name, values in natural_all(form, theta[None], centre).items()}
     if "E" in natural and "E" in names and 0 <= natural["E"] < 1e-3 * float(np.min(np.abs(rows.y))):
         found.append("E went to 0: these rows show no floor of the loss, and predictions far out have none")
-    widths = np.array([p.high - p.low for p, is_free in zip(form.parameters, free, strict=True) if is_free])
+    widths = (np.array([p.high - p.low for p in form.parameters]) * unit_of(form, rows.y))[free]
     moved = np.abs(matrix).max(0) * widths / (1.0 if objective.residual == "log" else max(float(np.std(y)), 1e-300))
     idle = [name for name, by in zip(names, moved, strict=True) if by < IDLE and name != "E"]
     if idle:

@@ -21,6 +21,7 @@ from uimjax.understand.scaling.base import (
     natural_all,
     prepared,
     target,
+    unit_of,
 )
 from uimjax.understand.scaling.forms import form_of
 from uimjax.understand.scaling.table import Table, rows_of
@@ -129,6 +130,8 @@ def minima(
     free: np.ndarray, dtype: Any = np.float64, weights: np.ndarray | None = None,
 ) -> engine.Found:  # fmt: skip
     """Where the starts end; least absolute deviations through ever narrower Huber zones."""
+    if form.linear_in and objective.residual == "linear" and (unit := unit_of(form, rows.y)).max() != 1:
+        return _in_units(form, objective, rows, centre, starts, free, dtype, weights, unit)
     x, y = prepared(form, rows.x, centre), target(objective, rows.y)
     if objective.kind != "lad":
         return engine.minimise(form, objective, x, y, starts, weights=weights, free=free, dtype=dtype)
@@ -140,6 +143,16 @@ def minima(
         ends, steps = found.theta, np.maximum(steps, found.steps)
     size = np.abs(engine.left(form, objective, ends, x, y))
     return engine.Found(ends, np.sum(size if weights is None else size * weights, axis=1), steps)
+
+
+def _in_units(form, objective, rows, centre, starts, free, dtype, weights, unit) -> engine.Found:
+    """The same of values of about 1, so that steps and starts fit whatever they are measured in: with s the unit,
+    rho(r / s; delta / s) = rho(r; delta) / s^2 (absolute deviations: / s)."""
+    size = unit.max()
+    scaled = dataclasses.replace(objective, delta=objective.delta / size)
+    found = minima(form, scaled, rows._replace(y=rows.y / size), centre, starts / unit, free, dtype, weights)
+    back = size if objective.kind == "lad" else size**2
+    return engine.Found(found.theta * unit, found.value * back, found.steps)
 
 
 def _at_vertex(
@@ -167,17 +180,19 @@ def clustered(
     """The optima among the ends, best first. Ends that did not settle within the steps belong to none, unless none did:
     then the objective is a valley, and they lie along it. Two ends are one optimum if their coordinates are, or if they
     say the same of every row: of a term that went to 0 the coordinates mean nothing."""
-    reach = np.array([p.high - p.low for p in form.parameters]) * SAME
+    reach = np.array([p.high - p.low for p in form.parameters]) * SAME * unit_of(form, rows.y)
     settled = np.isfinite(found.value) & (found.steps < engine.STEPS)
     settled = settled if settled.any() else np.isfinite(found.value)
     order = [k for k in np.argsort(found.value, kind="stable") if settled[k]]
     said = engine.left(form, objective, found.theta, prepared(form, rows.x, centre), target(objective, rows.y))
 
+    close = SAID * (1.0 if objective.residual == "log" else float(np.max(np.abs(rows.y))))
+
     def same(k: int, head: int) -> bool:
         if (np.abs(found.theta[k] - found.theta[head]) <= reach).all():
             return True
         near = found.value[k] <= found.value[head] * (1 + ALIKE)
-        return bool(near and np.abs(said[k] - said[head]).max() <= SAID)
+        return bool(near and np.abs(said[k] - said[head]).max() <= close)
 
     heads: list[int] = []
     counts: list[int] = []

@@ -77,7 +77,7 @@ def trend() -> Form:
 
     parameters = (Parameter("E", -2.0, 2.0), Parameter("A", -2.0, 2.0), Parameter("alpha", -1.0, 1.5))
     return Form("trend", "f = E + A / x^alpha, A and E of any sign", ("x",), parameters, natural, coordinates,
-                "the power law with signs", value=value)  # fmt: skip
+                "the power law with signs", value=value, linear_in=(0, 1))  # fmt: skip
 
 
 @functools.cache
@@ -146,7 +146,7 @@ def corrupted(sized: bool = False) -> Form:
                   Parameter("kappa", 0.0, 8.0), *extra)  # fmt: skip
     equation = f"L = E + {'A / N^alpha + ' if sized else ''}B / (D exp(-kappa noise))^beta"
     return Form("corrupted_sized" if sized else "corrupted", equation, inputs, parameters, natural,
-                coordinates, "effective data, as repeats count in arXiv 2305.16264", raw=("noise",),
+                coordinates, "effective data, as repeats count in arXiv 2305.16264", raw=("noise",), shares=("noise",),
                 terms=terms, level=(0, 1, 4) if sized else (0, 1))  # fmt: skip
 
 
@@ -156,11 +156,12 @@ def data_constrained() -> Form:
 
     def terms(t: Any, x: Inputs) -> tuple[Any, ...]:
         alpha, beta = t[3], t[4]
+        unique = jnp.minimum(x["U"], x["D"])  # no more tokens than were seen
         # coordinates are of the levels at the centre, where D and U share one
         best = (jnp.log(alpha / beta) + t[0] - t[1]) / (alpha + beta)  # log G
-        unique_n = jnp.minimum(x["N"], best + (x["U"] + best) * beta / alpha)
+        unique_n = jnp.minimum(x["N"], best + (unique + best) * beta / alpha)
         size = unique_n + _saturated(jnp.expm1(x["N"] - unique_n), jnp.exp(t[6]))
-        data = x["U"] + _saturated(jnp.expm1(x["D"] - x["U"]), jnp.exp(t[5]))
+        data = unique + _saturated(jnp.expm1(x["D"] - unique), jnp.exp(t[5]))
         return t[0] - alpha * size, t[1] - beta * data, t[2]
 
     def natural(t: Any, c: Mapping[str, float]) -> Natural:
@@ -232,7 +233,8 @@ def sigmoid() -> Form:
     parameters = (Parameter("a", 0.1, 1.0), Parameter("b", 0.0, 0.5), Parameter("k", -12.0, -0.5),
                   Parameter("x0", 0.0, 5.0))  # fmt: skip
     return Form("sigmoid", "score = a / (1 + exp(-k (loss - x0))) + b", ("loss",), parameters, natural,
-                coordinates, "Bhagia et al. 2024, arXiv 2412.04403", value=value, raw=("loss",))  # fmt: skip
+                coordinates, "Bhagia et al. 2024, arXiv 2412.04403", value=value, raw=("loss",),
+                linear_in=(0, 1))  # fmt: skip
 
 
 FORMS: dict[str, Callable[[], Form]] = {

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from uimjax.errors import DataError
+from uimjax.errors import DataError, UnknownNameError, UsageError
 from uimjax.understand.scaling.intervals import DRAWS, LEVEL, percentiles
 from uimjax.understand.scaling.table import FLOPS, Table, column, numbers, read
 
@@ -47,13 +47,18 @@ def isoflop(
     """
     held = read(table)
     given = dict(columns or {})
+    for what in given:
+        if what not in ("N", "C", "D"):
+            raise UnknownNameError("column of an IsoFLOP profile", what, ("N", "C", "D"))
+    if draws < 1:
+        raise UsageError(f"draws={draws} arrived; at least one was wanted")
     names = {what: column(held, what, given) for what in ("N", "C", "D", "loss") if what != "loss"}
     target = column(held, "loss", {} if loss == "loss" and "loss" not in held else {"loss": loss})
     if names["N"] is None or target is None or (names["C"] is None and names["D"] is None):
         raise DataError(
             f"columns {', '.join(held)} arrived; a size N, C (or D) and a loss were wanted (columns={{...}})"
         )
-    size, value = numbers(held, names["N"], positive=True), numbers(held, target)
+    size, value = numbers(held, names["N"], positive=True), numbers(held, target, positive=True)
     if names["C"] is not None:
         compute = numbers(held, names["C"], positive=True)
     else:

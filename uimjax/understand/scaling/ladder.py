@@ -5,13 +5,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from uimjax.errors import DataError
+from uimjax.errors import DataError, UnknownNameError
 from uimjax.understand.scaling import engine, fits, intervals
 from uimjax.understand.scaling.base import Fit, Form, Objective, Rows, prepared
 from uimjax.understand.scaling.forms import sigmoid
 from uimjax.understand.scaling.intervals import DRAWS, LEVEL, Draws
 from uimjax.understand.scaling.table import Table, numbers, read
-from uimjax.understand.scaling.using import Prediction, predict
+from uimjax.understand.scaling.using import Prediction, predict, scatter
 
 
 class Ladder(NamedTuple):
@@ -42,8 +42,11 @@ def two_stage(
     Raises:
         As `fit`.
     """
-    first = fits.fit(table, form, objective, seed=seed, **settings)
-    loss, values = first.rows.y, numbers(read(table), score)
+    columns = read(table)
+    if score not in columns:
+        raise UnknownNameError("column", score, columns)
+    first = fits.fit(columns, form, objective, seed=seed, **settings)
+    loss, values = first.rows.y, numbers(columns, score)
     if len(values) != len(loss):
         raise DataError(f"{len(values)} scores arrived for {len(loss)} losses")
     extra = int(best is not None)
@@ -60,7 +63,8 @@ def two_stage(
 
 
 def predict_score(ladder: Ladder, inputs: Mapping[str, Sequence[float]], level: float = LEVEL) -> Prediction:
-    """The score at inputs `{name: [m]}`: the second law at the loss of the first, for the fit and for each draw.
+    """The score at inputs `{name: [m]}`: the second law at the loss of the first, for the fit and for each draw. A
+    further run scatters in both steps: about the first law in its loss, and about the second in its score.
 
     Raises:
         As `predict`.
@@ -73,8 +77,10 @@ def predict_score(ladder: Ladder, inputs: Mapping[str, Sequence[float]], level: 
     value = engine.values(ladder.score.form, ladder.score.theta[None], {"loss": value})[0]
     losses = engine.values(ladder.loss.form, ladder.loss_draws.theta, x)
     each = engine.values(ladder.score.form, ladder.score_draws.theta, {"loss": losses})
-    left = ladder.score.rows.y - engine.values(
-        ladder.score.form, ladder.score.theta[None], {"loss": ladder.score.rows.x["loss"]}
-    )[0]  # fmt: skip
-    runs = each + np.random.default_rng(ladder.score_draws.seed).choice(left, size=each.shape)
+    rng, first = np.random.default_rng(ladder.score_draws.seed), scatter(ladder.loss)
+    met = np.arange(len(ladder.score.rows.y)) < len(ladder.loss.rows.y)  # not the score that was added for a loss of 0
+    off = rng.choice(first, size=losses.shape)
+    scattered = losses * np.exp(off) if ladder.loss.objective.residual == "log" else losses + off
+    runs = engine.values(ladder.score.form, ladder.score_draws.theta, {"loss": scattered})
+    runs = runs + rng.choice(scatter(ladder.score)[met], size=runs.shape)
     return Prediction(value, *intervals.percentiles(each, level), *intervals.percentiles(runs, level))

@@ -91,26 +91,48 @@ def rows_of(
     if target is None:
         raise UnknownNameError("column", loss, columns)
     used = {"loss": target}
-    x = {name: _input(columns, name, given, used, form) for name in form.inputs}
+    taken: set[str] = set()
+    x = {name: _input(columns, name, given, used, taken, form) for name in form.inputs}
+    idle = sorted(set(given) - taken)
+    if idle:
+        raise UsageError(
+            f"{', '.join(f'{what}={given[what]}' for what in idle)} would change nothing: {form.name} takes "
+            f"{', '.join(f'{what} from {used[what]}' for what in form.inputs)}; leave it out"
+        )
     y = numbers(columns, target, positive=objective.residual == "log")
     for name in form.inputs:
         if name not in form.raw:
             _check_positive(used[name], x[name], "the form takes its logarithm")
+        if name in form.shares:
+            check_share(used[name], x[name])
     return Rows(x, y, groups(columns, group, len(y))), used
 
 
-def _input(columns: Columns, what: str, given: Mapping[str, str], used: dict[str, str], form: Form) -> np.ndarray:
+def check_share(name: str, values: np.ndarray) -> None:
+    """Raises DataError."""
+    if not ((values >= 0) & (values <= 1)).all():
+        at = int(np.flatnonzero(~((values >= 0) & (values <= 1)))[0])
+        raise DataError(f"{name!r}, row {at + 1} is {values[at]:g}; a share from 0 to 1 was wanted (percent / 100)")
+
+
+def _input(
+    columns: Columns, what: str, given: Mapping[str, str], used: dict[str, str], taken: set[str], form: Form
+) -> np.ndarray:
+    """A column by itself, or made of others; what it was `taken` from is noted."""
     name = column(columns, what, given)
+    taken.add(what)
     if name is not None:
         used[what] = name
         return numbers(columns, name)
     size, flops = column(columns, "N", given), column(columns, "C", given)
     if what == "D" and size and flops:
         used[what] = f"{flops} / ({FLOPS:g} {size})"
+        taken |= {"N", "C"}
         return numbers(columns, flops) / (FLOPS * numbers(columns, size))
     data = column(columns, "D", given)
     if what == "M" and size and data:
         used[what] = f"{data} / {size}"
+        taken |= {"N", "D"}
         return numbers(columns, data) / numbers(columns, size)
     known = f" ({form.name} takes {', '.join(form.inputs)}; say which column: {what}=NAME)"
     raise UnknownNameError(f"column for {what}{known}", what, columns)

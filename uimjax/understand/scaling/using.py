@@ -9,10 +9,10 @@ from uimjax.errors import DataError, NonFiniteError, UnknownNameError, UsageErro
 from uimjax.understand.scaling import engine, fits, intervals
 from uimjax.understand.scaling.base import Fit, Form, Rows, prepared, target
 from uimjax.understand.scaling.intervals import LEVEL, Draws
-from uimjax.understand.scaling.table import FLOPS
+from uimjax.understand.scaling.table import FLOPS, check_share
 
 GRID, ROUNDS = 401, 5  # places of a model's size that are looked at, and how often more closely
-SMALLEST = 1e3  # parameters, and tokens
+SMALLEST = 1.0  # parameters, and tokens
 EDGE = 0.02  # of the range of sizes: a best size there is none
 
 
@@ -42,14 +42,20 @@ def predict(
     draws = intervals.bootstrap(fit) if draws is None else draws
     given = prepared(fit.form, x, fit.centre)
     value, each = engine.values(fit.form, fit.theta[None], given)[0], engine.values(fit.form, draws.theta, given)
-    left = _scatter(fit)
+    left = scatter(fit)
     drawn = np.random.default_rng(draws.seed).choice(left, size=each.shape)
     runs = each * np.exp(drawn) if fit.objective.residual == "log" else each + drawn
     low, high = intervals.percentiles(each, level)
     return Prediction(value, low, high, *intervals.percentiles(runs, level))
 
 
-def _scatter(fit: Fit) -> np.ndarray:
+def fitted(fit: Fit) -> np.ndarray:
+    """What the law says of the rows that it was fitted to, `[n]`."""
+    return engine.values(fit.form, fit.theta[None], prepared(fit.form, fit.rows.x, fit.centre))[0]
+
+
+def scatter(fit: Fit) -> np.ndarray:
+    """Residuals of the fit `[n]`, widened by sqrt(n / (n - p))."""
     x, y = prepared(fit.form, fit.rows.x, fit.centre), target(fit.objective, fit.rows.y)
     left = engine.left(fit.form, fit.objective, fit.theta[None], x, y)[0]
     return left * np.sqrt(len(y) / max(len(y) - int(fit.free.sum()), 1))
@@ -63,10 +69,16 @@ def _checked(form: Form, inputs: Mapping[str, Sequence[float]]) -> dict[str, np.
     if missing:
         raise DataError(f"{form.name} takes {', '.join(form.inputs)}; {', '.join(missing)} did not arrive")
     found = {name: np.atleast_1d(np.asarray(values, np.float64)) for name, values in inputs.items()}
+    _check_values(form, found)
+    return found
+
+
+def _check_values(form: Form, found: Mapping[str, np.ndarray]) -> None:
     for name, values in found.items():
         if not np.isfinite(values).all() or (name not in form.raw and not (values > 0).all()):
             raise DataError(f"{name} = {values} arrived; finite numbers above 0 were wanted")
-    return found
+        if name in form.shares:
+            check_share(name, values)
 
 
 class Allocation(NamedTuple):
@@ -102,12 +114,13 @@ def allocate(
     form = fit.form
     if "N" not in form.inputs or not {"D", "M"} & set(form.inputs):
         raise UsageError(f"{form.name} takes {', '.join(form.inputs)}: only a law of N and D can split compute")
-    if not compute > 0 or not flops > 0 or compute / flops <= SMALLEST**2:
+    if not 0 < compute < np.inf or not 0 < flops < np.inf or compute / flops <= SMALLEST**2:
         raise UsageError(f"compute={compute:g} and {flops:g} per parameter and token leave no room for a model")
     extra = {name: value for name, value in (given or {}).items()}
     for name in extra:
         if name not in form.inputs or name in ("N", "D", "M"):
             raise UnknownNameError("further input", name, [n for n in form.inputs if n not in ("N", "D", "M")])
+    _check_values(form, {name: np.asarray([value], np.float64) for name, value in extra.items()})
     draws = intervals.bootstrap(fit) if draws is None else draws
     theta = np.concatenate([fit.theta[None], draws.theta])
     size, loss, at_edge = _best_size(fit, theta, compute / flops, extra)
@@ -164,21 +177,35 @@ class Holdout(NamedTuple):
     inside: np.ndarray
 
 
-def holdout(fit: Fit, seed: int = 0, starts: int = fits.STARTS, level: float = LEVEL) -> Holdout:
-    """Refit the law without its largest run (all rows of the group with the most compute: the product of the logged
-    inputs but repeats) and predict that.
+def holdout(
+    fit: Fit, seed: int = 0, starts: int = fits.STARTS, level: float = LEVEL, draws: int = intervals.DRAWS
+) -> Holdout:
+    """Refit the law without its largest run (all rows of the group with the most compute N D; of a form without sizes
+    the largest inputs) and predict that. `draws` resamples for its interval.
 
     Raises:
         DataError: too few runs are left.
     """
-    sizes = [np.log(fit.rows.x[name]) for name in fit.form.inputs if name not in (*fit.form.raw, "U")]
-    score = np.sum(sizes, axis=0) if sizes else -next(iter(fit.rows.x.values()))
-    held = fit.rows.group == fit.rows.group[int(np.argmax(score))]
+    held = fit.rows.group == fit.rows.group[int(np.argmax(_largeness(fit)))]
     kept = fits.fit_rows(
         fit.rows.take(~held), fit.form, fit.objective, fixed=fit.fixed, starts=starts, seed=seed
     )  # fmt: skip
-    draws = intervals.bootstrap(kept, seed=seed)
+    refits = intervals.bootstrap(kept, draws, seed)
     left = fit.rows.take(held)
-    made = predict(kept, {name: list(left.x[name]) for name in fit.form.inputs}, draws, level)
+    made = predict(kept, {name: list(left.x[name]) for name in fit.form.inputs}, refits, level)
     inside = (made.run_low <= left.y) & (left.y <= made.run_high)
-    return Holdout(np.flatnonzero(held), left, kept, draws, made, made.value / left.y - 1, inside)
+    return Holdout(np.flatnonzero(held), left, kept, refits, made, made.value / left.y - 1, inside)
+
+
+def _largeness(fit: Fit) -> np.ndarray:
+    """The logarithm of compute, up to a constant, `[n]`."""
+    x, form = fit.rows.x, fit.form
+    if form.name == "sigmoid":
+        return -x["loss"]  # a larger run has the lower loss
+    if "N" in x and "M" in x:
+        return 2 * np.log(x["N"]) + np.log(x["M"])  # D = M N
+    counted = [n for n in form.inputs if n != "U" and n not in form.shares and (x[n] > 0).all()]
+    counted = [n for n in ("N", "D") if n in counted] or counted
+    if not counted:
+        raise UsageError(f"no run of {form.name} is the largest: {', '.join(form.inputs)} hold no sizes above 0")
+    return np.sum([np.log(x[name]) for name in counted], axis=0)
