@@ -81,6 +81,7 @@ def fit(
 
     Raises:
         NonFiniteError: parameters, rows or the loss are not finite. UsageError: weights of another length.
+        DataError: logits are collected, and a row's label is no class.
         MismatchError: `folder` holds another run, or logits are collected and `nll` of them is not the loss.
         NoRoomError: a batch does not fit the device.
     """
@@ -143,7 +144,7 @@ def _checked(task: Task, params: Any, data: Any, weights: Any, dynamics: Collect
     if dynamics is not None and dynamics.count != count:
         raise UsageError(f"the collector is of {dynamics.count} examples, and {count} rows arrived")
     if dynamics is not None:
-        stepping.check(task, dynamics, params, data)
+        stepping.check(task, dynamics, params, data, weights)
     return weights
 
 

@@ -1,6 +1,7 @@
 """Training dynamics at the command line: what a run's tables say, and how two runs compare."""
 
 import argparse
+import contextlib
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from uimjax.errors import DataError, ShapeError, UsageError
 
 MAP = ("confidence", "variability", "correctness")
 AREAS = ("auroc", "auroc_low", "auroc_high", "precision", "precision_low", "precision_high")
+ABOUT = ("run", "step", "seed", "seeds", "examples", "missing", "repeated", "lost")  # of a table's metadata
 PROBABILITIES = ("probabilities", "pred_probs", "probs")
 
 
@@ -36,15 +38,17 @@ def _read(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
         if value is not None and args.influence is None:
             raise UsageError(f"--influence-{flag} goes with --influence FILE")
     many = tables_of(args.target, args.step, args.seed)
+    many = _defined(many, args)
     its = many[0] if len(many) == 1 else averaged(many)
     worst = reading.suspicious(its, chosen(args.score, its), args.count)
     bad = None if args.bad is None else ids_of(Path(args.bad), its.ids)
-    about = {key: its.metadata.get(key) for key in ("run", "step", "seed", "seeds", "examples", "missing", "repeated")}
+    about = {key: its.metadata.get(key) for key in ABOUT}
     found: dict[str, Any] = {key: value for key, value in about.items() if value is not None}
     found["scores"] = {name: {"formula": s.formula, "suspicious": s.suspicious} for name, s in its.scores.items()}
     lines, figures = _about(args.target, found), {}
     found["score"], (found["most_suspicious"], more) = worst.score, _listed(its, worst)
-    lines += more
+    found["lost_ids"], lost = _lost(its, args.count)
+    lines += lost + more
     parts = {"regions": _map(its), "clusters": _trajectories(its, args.clusters), "detection": _detection(many, bad)}
     for name, part in parts.items():
         if part is not None:
@@ -76,12 +80,51 @@ def _folder(args: argparse.Namespace) -> Path:
 def _about(target: str, found: Mapping[str, Any]) -> list[str]:
     head = f"{target}: {found['examples']} examples"
     for name, told in (("step", "step {}"), ("seed", "seed {}"), ("seeds", "means over the seeds {}"),
-                       ("missing", "{} never met"), ("repeated", "{} met more than once in an epoch")):  # fmt: skip
+                       ("missing", "{} never met"), ("repeated", "{} met more than once in an epoch"),
+                       ("lost", "{} whose loss or scores became NaN or infinite")):  # fmt: skip
         if found.get(name) or (found.get(name) == 0 and name in ("step", "seed")):
             head += ", " + told.format(str(found[name]).strip("[]"))
     ways, width = {1: "large", -1: "small", 0: "-"}, max(map(len, found["scores"]))
     rows = [f"  {name:{width}}  {ways[s['suspicious']]:10}  {s['formula']}" for name, s in found["scores"].items()]
     return [head, "", f"  {'score':{width}}  suspicious  formula", *rows]
+
+
+def _defined(many: list[Any], args: argparse.Namespace) -> list[Any]:
+    """The tables, their scores by the definitions that were asked for."""
+    from uimjax.understand.dynamics.scoring import Definitions
+    from uimjax.understand.dynamics.table import tabled
+
+    asked = {"never_learned": args.never_learned, "variability": args.variability, "el2n_squared": args.el2n_squared}
+    asked = {name: value for name, value in asked.items() if value is not None}
+    if not asked:
+        return many
+    if "never_learned" in asked:
+        with contextlib.suppress(ValueError):
+            asked["never_learned"] = float(asked["never_learned"])
+    made = []
+    for t in many:
+        if t.statistics is None:
+            raise UsageError("a finished data map holds scores alone; other definitions need the statistics of a run")
+        told, margins = dict(t.metadata["definitions"]), t.metadata["definitions"]["margins"]
+        how = Definitions(**{name: value for name, value in (told | asked).items() if name != "margins"})
+        if how.el2n_squared and np.isnan(t.statistics.el2n_squared).all():
+            raise UsageError("the table keeps no squares of EL2N (it is old, or EL2N was not collected); write it anew")
+        same = {name: t.metadata[name] for name in ("run", "step", "seed", "digests")}
+        made.append(tabled(t.statistics, ids=t.ids, labels=t.labels, groups=t.groups, definitions=how, margins=margins,
+                           **same))  # fmt: skip
+    return made
+
+
+def _lost(its: Any, count: int) -> tuple[list[Any], list[str]]:
+    """Ids of examples that were met with NaN or infinity, which no ranking of a mean has."""
+    from uimjax.report.figures import label
+
+    if its.statistics is None or not (its.statistics.lost > 0).any():
+        return [], []
+    ids = its.ids[its.statistics.lost > 0].tolist()
+    shown = ", ".join(map(label, ids[:count])) + (f", {len(ids) - count} more" if len(ids) > count else "")
+    return ids, ["", f"a loss or score of {len(ids)} examples became NaN or infinite; means have no rank for them, so "
+                 f"look at them first: {shown}"]  # fmt: skip
 
 
 def _listed(its: Any, worst: Any) -> tuple[list[dict[str, Any]], list[str]]:
@@ -133,8 +176,13 @@ def _trajectories(its: Any, k: int | None) -> tuple[Any, ...] | None:
     figure = trajectories(steps, made.curves, names, made.sizes.tolist(), made.low, made.high,
                           "10th to 90th percentile", x_title=f"meeting, of the newest {len(steps)}")  # fmt: skip
     told = {name: getattr(made, name) for name in ("sizes", "curves", "silhouettes")}
-    told |= {"without": int((made.assigned < 0).sum()), "ids": [its.ids[made.assigned == c] for c in range(len(names))]}
-    head = f"clusters of loss trajectories; {told['without']} examples were not met so often and belong to none:"
+    told |= {
+        "without": int((made.assigned < 0).sum()),
+        "infinite": int(np.isinf(losses).any(1).sum()),
+        "ids": [its.ids[made.assigned == c] for c in range(len(names))],
+    }
+    head = (f"clusters of loss trajectories; {told['without']} examples belong to none: not met so often, or a loss "
+            f"was NaN or infinite ({told['infinite']} infinite):")  # fmt: skip
     lines = [f"  {name}: {size} examples, loss {curve[0]:.4g} to {curve[-1]:.4g}"
              for name, size, curve in zip(names, made.sizes, made.curves, strict=True)]  # fmt: skip
     return "trajectories", told, figure, [head, *lines, figure.reading]
@@ -161,7 +209,8 @@ def _issues(its: Any, path: Path, bad: np.ndarray | None, count: int) -> tuple[d
     from uimjax.understand.dynamics.labels import label_issues
 
     if its.labels is None:
-        raise DataError("the table holds no labels: write it with labels=, or import the log with --labels FILE")
+        raise DataError("the table holds no labels: write it with labels=, or import a log that has them: a column "
+                        "`label` (steps), or --labels FILE (logits)")  # fmt: skip
     p, rows = _aligned(its, path)
     made = label_issues(its.labels, p, its.ids)
     values = {"label": its.labels, "suggested": made.suggested, **made.scores}
@@ -221,11 +270,20 @@ def _compare(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
 
     a, b = (found[0] if len(found) == 1 else averaged(found) for found in map(tables_of, (args.a, args.b)))
     made = compare(a, b, args.count)
-    name = chosen(args.score, a, b)
+    if args.score in made.dropped:
+        raise UsageError(f"{args.score} is defined otherwise in A ({', in B '.join(made.dropped[args.score])}); read "
+                         "both alike, or choose another score")  # fmt: skip
+    name = chosen(args.score, *(t._replace(scores={n: t.scores[n] for n in made.spearman}) for t in (a, b)))
     moved = {score: [{"id": key, "a": x, "b": y} for key, x, y in rows] for score, rows in made.moved.items()}
     found = made._asdict() | {"both": len(a.ids) - len(made.only_a), "score": name, "moved": moved}
+    found["dropped"] = {score: dict(zip("ab", told, strict=True)) for score, told in made.dropped.items()}
     rows = [[score, f"{value:.4f}"] for score, value in made.spearman.items()]
     lines = [f"{found['both']} examples are in both", *columns(["score", "rank agreement (Spearman)"], rows), ""]
+    for score, (one, two) in made.dropped.items():
+        lines.append(f"{score} is not compared, as its definitions differ: {one}; {two}")
+    if len(made.relabelled):
+        known = ", ".join(map(label, made.relabelled[: args.count].tolist()))
+        lines.append(f"{len(made.relabelled)} examples have another label in B and no rank, first {known}")
     lines += [f"moved most by {name} (rank 1: most suspicious):"]
     lines += cells(["id", "rank in A", "rank in B"], moved[name])
     for which, ids in (("A", made.only_a), ("B", made.only_b)):

@@ -8,8 +8,9 @@ import numpy as np
 
 from uimjax import tables
 from uimjax.commands.base import cells, pairs
-from uimjax.commands.sources import array_of, ids_of
-from uimjax.errors import DataError, MalformedRowError, MissingFileError, ShapeError, UsageError
+from uimjax.commands.sources import array_of, ids_of, is_map
+from uimjax.errors import DataError, MalformedRowError, MissingFileError, OutputError, ShapeError, UsageError
+from uimjax.store.digest import digest_file, digest_text
 
 KEPT = 64  # newest losses of an example that an import keeps at most
 SHOWN = 20  # documents of a spike in a line of text
@@ -22,26 +23,56 @@ def imported(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     source = Path(args.source)
     kind = args.kind or _kind(source)
     renamed = pairs(args.columns, "--columns", "COLUMN")
-    for flag, given, fits in (("--labels", args.labels, "logits"), ("--columns", renamed, "steps")):
+    cures = {"--labels": "; a log of steps has a column `label`" if kind == "steps" else ""}
+    for flag, given, fits in (("--labels", args.labels, "logits"), ("--columns", renamed, "steps"),
+                              ("--floor", args.floor, "steps")):  # fmt: skip
         if given and kind != fits:
-            raise UsageError(f"{flag} is for --from {fits}; {source} is read as {kind}")
+            raise UsageError(f"{flag} is for --from {fits}; {source} is read as {kind}{cures.get(flag, '')}")
+    if args.floor is not None and not 0 <= args.floor < 1:
+        raise UsageError(f"--floor {args.floor:g} arrived; a probability from 0 to below 1 was wanted")
     how = elsewhere.CARTOGRAPHY if kind == "cartography" else DEFAULT
     if kind == "cartography":
         its = elsewhere.cartography(source, KEPT)
     elif kind == "steps":
-        its = elsewhere.steps_log(source, renamed, KEPT)
+        its = elsewhere.steps_log(source, renamed, KEPT, args.floor or 0.0)
     else:
         its = elsewhere.logits_log(source, _labels(args.labels), ring=KEPT)
     assert its.statistics is not None  # a log has meetings
     losses = its.statistics.losses
     held = its.statistics._replace(losses=losses[:, ~np.isnan(losses).all(0)])
     step, name = its.metadata["step"], args.run or source.name.partition(".")[0] or "imported"
-    path = table.write(args.out, held, run=name, step=step, ids=its.ids, labels=its.labels, definitions=how)
+    log = _digest(source, args.labels, renamed, args.floor)
+    if not args.replace:
+        _check_same(Path(args.out), log)
+    path = table.write(args.out, held, run=name, step=step, ids=its.ids, labels=its.labels, definitions=how,
+                       digests={"log": log}, replace=args.replace)  # fmt: skip
     found = {"kind": kind, "guessed": args.kind is None, "run": name, "step": step, "examples": len(its.ids),
              "scores": list(its.scores), "losses": held.losses.shape[1], "table": str(path)}  # fmt: skip
     guessed = " (guessed; --from says otherwise)" if found["guessed"] else ""
     line = f"{source} is read as {kind}{guessed}: {len(its.ids)} examples, newest epoch {step}"
     return found, [line, f"scores: {', '.join(its.scores)}", f"wrote {path}; read it: uimjax dynamics {args.out}"]
+
+
+def _digest(source: Path, labels: str | None, *how: Any) -> str:
+    """Of the log's bytes, its labels' and how it was read."""
+    files = sorted(p for p in source.rglob("dynamics_epoch_*") if p.is_file()) if source.is_dir() else [source]
+    files += [Path(labels)] if labels else []
+    return digest_text("\n".join([*(digest_file(path) for path in files), *map(str, how)]))
+
+
+def _check_same(out: Path, log: str) -> None:
+    """Raises OutputError: the folder holds a table of something else, of whatever step."""
+    from uimjax.understand.dynamics import table
+
+    try:
+        held = [found for step in table.steps_of(out) for found in table.read_seeds(out, step)]
+    except MissingFileError:
+        return
+    other = next((found for found in held if found.metadata["digests"].get("log") != log), None)
+    if other is not None:
+        run, step = other.metadata["run"], other.metadata["step"]
+        raise OutputError(f"{out} holds step {step} of {run} already, which another log or training gave; choose "
+                          "another folder, or write beside it by --replace")  # fmt: skip
 
 
 def _labels(given: str | None) -> np.ndarray | None:
@@ -56,7 +87,7 @@ def _kind(source: Path) -> str:
     if not source.exists():
         raise MissingFileError(f"{source} is not there; a folder of dynamics_epoch_N.jsonl, or a log, was wanted")
     kind = tables.kind(source)
-    if kind in tables.JSON_LINES and {"guid", "confidence"} <= set(next(tables.lines(source), (0, {}))[1]):
+    if kind in tables.JSON_LINES and next(tables.lines(source), None) and is_map(source):
         raise UsageError(f"{source} is a finished data map, scores alone: `uimjax dynamics {source}` reads it")
     return "cartography" if source.is_dir() else "logits" if kind in ("npy", "npz") else "steps"
 

@@ -22,12 +22,22 @@ def tables_of(source: str, step: int | None = None, seed: int | None = None) -> 
     if path.is_file():
         if step is not None or seed is not None:
             raise UsageError(f"{path} is the table of one step and seed; leave --step and --seed out, or name its run")
-        return [elsewhere.coordinates(path) if tables.kind(path) in tables.JSON_LINES else table.read(path)]
+        kind = tables.kind(path)
+        if kind not in ("parquet", *tables.JSON_LINES) or (kind in tables.JSON_LINES and not is_map(path)):
+            raise UsageError(f"{path} is no table of a run, nor a finished data map; of a log: uimjax dynamics import "
+                             f"{path} --out RUN")  # fmt: skip
+        return [elsewhere.coordinates(path) if kind != "parquet" else table.read(path)]
     if not path.is_dir():
         raise MissingFileError(
             f"{path} is no run with dynamics/*.parquet (of a log: uimjax dynamics import LOG --out RUN)"
         )
     return table.read_seeds(path, step) if seed is None else [table.read(path, step, seed)]
+
+
+def is_map(path: Path) -> bool:
+    """Has its first line a guid and a coordinate? An empty file, too, is for the reader of maps to refuse."""
+    first = next(tables.lines(path), (0, None))[1]
+    return first is None or {"guid", "confidence"} <= set(first)
 
 
 def chosen(name: str | None, *many: Any) -> str:

@@ -312,6 +312,70 @@ def test_accumulated_microbatches_and_a_restart_inside_a_training_step(tmp_path)
     assert (collector.finish(straight[2]).met == 6).all()
 
 
+def fed(collector, *batches):
+    """A state after batches of (ids, logits, labels)."""
+    state = collector.init()
+    for ids, logits, labels in batches:
+        given = {"logits": jnp.asarray(logits, jnp.float32), "labels": jnp.asarray(labels)}
+        state = collector.update(state, jnp.asarray(ids), **given)
+    return state
+
+
+def test_labels_that_are_no_class_are_refused_but_for_the_padding_of_sequences():
+    collector, z = uj.dynamics.Collector(4), np.zeros((3, 3))
+    for label in (-1, 3):
+        with pytest.raises(DataError, match="1 examples had a label outside 0..C-1 of their C logits, first id 2"):
+            collector.finish(fed(collector, ([0, 2, -1], z, [0, label, 9])))
+    assert collector.finish(fed(collector, ([0, -1, 9], z, [0, -1, 7]))).met.tolist() == [1, 0, 0, 0]
+    tokens = np.zeros((2, 2, 3))
+    assert collector.finish(fed(collector, ([0, 1], tokens, [[1, -1], [0, 0]]))).met.tolist() == [1, 1, 0, 0]
+    with pytest.raises(DataError, match="first id 1"):
+        collector.finish(fed(collector, ([0, 1], tokens, [[1, -1], [0, 3]])))
+
+
+def test_one_number_of_classes_of_two_at_least():
+    collector = uj.dynamics.Collector(4)
+    for ids in ([0], [1]):
+        with pytest.raises(DataError, match="logits of several numbers of classes arrived .*one number of classes"):
+            collector.finish(fed(collector, ([0], np.zeros((1, 3)), [0]), (ids, np.zeros((1, 4)), [0])))
+    with pytest.raises(ShapeError, match="two classes at least"):
+        fed(collector, ([0], np.zeros((1, 1)), [0]))
+
+
+def test_a_sequence_without_a_counted_token_is_not_met():
+    collector = uj.dynamics.Collector(2, tokens=2)
+    found = collector.finish(fed(collector, ([0, 1], np.zeros((2, 2, 3)), [[1, -1], [-1, -1]])))
+    assert found.met.tolist() == [1, 0]
+    assert np.isnan(found.probability[1])
+
+
+def test_squares_are_means_of_squares_and_the_formula_says_so():
+    collector = uj.dynamics.Collector(1, at=(1,))
+    logits = [np.array([[2.0, 0.0]]), np.array([[0.0, 1.0]])]
+    found = collector.finish(fed(collector, *(([0], z, [0]) for z in logits)))
+    p = [np.exp(z[0]) / np.exp(z[0]).sum() for z in logits]
+    squares = [np.square(each - [1, 0]).sum() for each in p]
+    scores = uj.dynamics.scores(found, uj.dynamics.Definitions(el2n_squared=True))
+    assert scores["el2n"].values[0] == pytest.approx(np.mean(squares), rel=1e-6)
+    assert scores["el2n"].formula == "mean of |p - onehot(y)|^2"
+    assert scores["el2n_1"].values[0] == pytest.approx(squares[1], rel=1e-6)
+    assert scores["el2n_1"].formula == "|p - onehot(y)|^2 at meeting 1"
+    assert uj.dynamics.scores(found)["el2n"].formula == "mean of |p - onehot(y)|"
+    m = np.mean([each[0] for each in p])
+    assert scores["threshold_closeness"].values[0] == pytest.approx(m * (1 - m), rel=1e-6)
+
+
+def test_losses_beyond_float16_are_its_largest_and_lost_ones_are_counted():
+    collector = uj.dynamics.Collector(3, ("loss",), ring=3)
+    state = collector.init()
+    for loss in (1e6, np.nan, 2.0):
+        state = collector.update(state, jnp.array([0, 1]), losses=jnp.array([loss, 1.0]))
+    found = collector.finish(state)
+    np.testing.assert_array_equal(found.losses[0], [65504, np.nan, 2])
+    assert found.lost.tolist() == [1, 0, 0]
+    assert np.isnan(found.loss[0])
+
+
 @pytest.mark.parametrize(
     ("call", "error", "match"),
     [
@@ -330,6 +394,13 @@ def test_accumulated_microbatches_and_a_restart_inside_a_training_step(tmp_path)
         (lambda: (c := uj.dynamics.Collector(3, ("loss",))).update(c.init(), jnp.arange(3), losses=jnp.ones(2)),
          ShapeError, "one each was wanted"),
         (lambda: (c := uj.dynamics.Collector(3)).finish(c.init(), repeats="drop"), UnknownNameError, "repeated ids"),
+        (lambda: (c := uj.dynamics.Collector(3)).finish(c.init()), DataError, "none of the 3 examples was met"),
+        (lambda: (c := uj.dynamics.Collector(3, ("loss",))).update(c.init(), jnp.ones(2), losses=jnp.ones(2)),
+         ShapeError, "integers \\[B\\] fit"),
+        (lambda: (c := uj.dynamics.Collector(3, ("loss",))).update(c.init(), jnp.arange(2), losses=jnp.ones(2),
+                                                                   mask=jnp.ones(2)), ShapeError, "booleans"),
+        (lambda: (c := uj.dynamics.Collector(3)).update(c.init(), jnp.arange(2), logits=jnp.ones((2, 2)),
+                                                        labels=jnp.zeros(2)), ShapeError, "labels of type float32"),
     ],
 )  # fmt: skip
 def test_wrong_input(call, error, match):

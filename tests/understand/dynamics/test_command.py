@@ -174,7 +174,14 @@ def test_a_run_that_is_called_like_an_action(folder, monkeypatch, capsys):
         (("csv", "--clusters", "9"), 2, "k in 1..2 fits"),
         (("import", "none.csv", "--out", "x"), 3, "is not there"),
         (("import", "map.jsonl", "--out", "x"), 2, "uimjax dynamics map.jsonl"),
-        (("import", "log.csv", "--labels", "labels.txt", "--out", "x"), 2, "--labels is for --from logits"),
+        (("import", "log.csv", "--labels", "labels.txt", "--out", "x"), 2, "from logits.*column `label`"),
+        (("import", "logits.npy", "--floor", "0.1", "--out", "x"), 2, "--floor is for --from steps"),
+        (("import", "log.csv", "--floor", "2", "--columns", "id=guid", "loss=nll", "--out", "x"), 2, "below 1"),
+        (("log.csv",), 2, "uimjax dynamics import log.csv --out RUN"),
+        (("log.npz",), 2, "uimjax dynamics import log.npz --out RUN"),
+        (("bad.jsonl",), 2, "uimjax dynamics import bad.jsonl --out RUN"),
+        (("run", "--never-learned", "often"), 2, "never_learned='often'"),
+        (("map.jsonl", "--el2n-squared"), 2, "a finished data map holds scores alone"),
         (("import", "log.csv", "--columns", "id", "--out", "x"), 2, "NAME=COLUMN was wanted"),
         (("import", "logits.npy", "--out", "x"), 2, "no labels arrived"),
         (("compare", "run", "seeds", "--score", "amu"), 2, "Did you mean 'aum'"),
@@ -207,3 +214,75 @@ def test_other_flags_before_an_action_are_refused_with_the_right_order(words, ca
         parser(["dynamics", *words]).parse_known_args(["dynamics", *words])
     assert caught.value.code == 2
     assert f"{words[2]} is an action and comes before its flags: uimjax dynamics {words[2]}" in capsys.readouterr().err
+
+
+def steps_csv(rows, head="id,epoch,loss"):
+    return head + "\n" + "".join(f"{row}\n" for row in rows)
+
+
+def test_ids_of_a_csv_are_text_but_where_all_are_integers(tmp_path, monkeypatch):
+    for ids, wanted in ((["012", "7"], ["012", "7"]), (["12", "-7"], [12, -7]), (["1.0", "NA"], ["1.0", "NA"])):
+        (tmp_path / "log.csv").write_text(steps_csv(f"{i},0,1.5" for i in ids))
+        called(tmp_path, monkeypatch, "import", "log.csv", "--out", "run", "--replace")
+        assert uj.dynamics.read(tmp_path / "run").ids.tolist() == wanted
+    (tmp_path / "log.csv").write_text(steps_csv(["a,0,1.5", ",0,1.5"]))
+    with pytest.raises(UimError, match="row 2: the id is empty"):
+        called(tmp_path, monkeypatch, "import", "log.csv", "--out", "run", "--replace")
+    with pytest.raises(UimError, match="row 2: the id is missing"):
+        elsewhere.steps_log({"id": ["a", None], "epoch": [0, 0], "loss": [1.0, 2.0]})
+
+
+def test_another_log_does_not_join_a_run(tmp_path, monkeypatch):
+    (tmp_path / "a.csv").write_text(steps_csv(["x,0,1.5"]))
+    (tmp_path / "b.csv").write_text(steps_csv(["x,1,1.5"]))
+    for _ in range(2):  # the same log again is the same table
+        called(tmp_path, monkeypatch, "import", "a.csv", "--out", "run")
+    assert uj.dynamics.read(tmp_path / "run").metadata["digests"]["log"]
+    with pytest.raises(UimError, match="holds step 0 of a already, which another log or training gave.*--replace") as e:
+        called(tmp_path, monkeypatch, "import", "b.csv", "--out", "run")
+    assert e.value.exit_code == 5
+    called(tmp_path, monkeypatch, "import", "b.csv", "--out", "run", "--replace")
+    assert uj.dynamics.read(tmp_path / "run").metadata["run"] == "b"
+
+
+def test_a_floor_stands_for_probabilities_of_zero(tmp_path, monkeypatch):
+    (tmp_path / "p.csv").write_text(steps_csv(["a,0,0,1,0", "b,0,1,0.5,0.5"], "id,epoch,label,p_0,p_1"))
+    words = ("import", "p.csv", "--out", "run")
+    with pytest.raises(UimError, match="--floor 1e-7"):
+        called(tmp_path, monkeypatch, *words)
+    called(tmp_path, monkeypatch, *words, "--floor", "1e-7")
+    assert uj.dynamics.read(tmp_path / "run").scores["aum"].values[0] == pytest.approx(np.log(1e7))
+
+
+def test_lost_examples_are_named_first_and_definitions_switch(tmp_path, monkeypatch, capsys):
+    collector = uj.dynamics.Collector(6, ring=2)
+    state, rng = collector.init(), np.random.default_rng(0)
+    for epoch in range(3):
+        logits, labels = rng.normal(size=(6, 3)).astype(np.float32), np.arange(6) % 3
+        logits[4] = np.nan if epoch == 1 else logits[4]
+        state = collector.update(state, np.arange(6), logits=logits, labels=labels, epoch=epoch)
+    uj.dynamics.write(tmp_path / "run", collector.finish(state), run="r", step=3)
+    called(tmp_path, monkeypatch, "run", "--json")
+    found = answer(capsys)
+    assert (found["lost"], found["lost_ids"], found.get("missing")) == (1, [4], 0)
+    called(tmp_path, monkeypatch, "run")
+    text = capsys.readouterr().out
+    assert text.index("1 examples became NaN or infinite") < text.index("the 5 most suspicious")
+    called(tmp_path, monkeypatch, "run", "--el2n-squared", "--variability", "widened", "--never-learned", "9", "--json")
+    scores = answer(capsys)["scores"]
+    assert scores["el2n"]["formula"] == "mean of |p - onehot(y)|^2"
+    assert scores["variability"]["formula"].startswith("widened")
+    assert scores["forgetting"]["formula"].endswith("never right: 9.0")
+
+
+def test_what_is_defined_otherwise_is_not_compared(folder, monkeypatch, capsys):
+    table, how = uj.dynamics.read(folder / "run"), uj.dynamics.Definitions(el2n_squared=True)
+    uj.dynamics.write(folder / "squared", table.statistics, run="r", step=5, labels=table.labels, definitions=how)
+    called(folder, monkeypatch, "compare", "run", "squared", "--json")
+    found = answer(capsys)
+    assert found["dropped"] == {"el2n": {"a": "mean of |p - onehot(y)|", "b": "mean of |p - onehot(y)|^2"}}
+    assert "el2n" not in found["spearman"]
+    called(folder, monkeypatch, "compare", "run", "squared")
+    assert "el2n is not compared, as its definitions differ" in capsys.readouterr().out
+    with pytest.raises(UimError, match="el2n is defined otherwise in A"):
+        called(folder, monkeypatch, "compare", "run", "squared", "--score", "el2n")

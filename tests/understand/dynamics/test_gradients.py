@@ -93,3 +93,13 @@ def test_vog_is_the_spread_of_input_gradients(mlp):
         here = rows["y"] == label
         spread = raw[here].std() or 1.0
         np.testing.assert_allclose(scored[here], (raw[here] - raw[here].mean()) / spread, atol=1e-3)
+
+
+def test_padding_and_repeats_of_vog():
+    rng = np.random.default_rng(0)
+    ids, each = np.array([1, -1, 1, 7, 0]), rng.normal(size=(5, 4)).astype(np.float32)
+    state = jax.jit(uj.dynamics.vog_update)(uj.dynamics.vog_init(3, 4), jnp.asarray(ids), jnp.asarray(each))
+    assert state.met.tolist() == [1, 2, 0]  # id 2, the last, was in no batch
+    found = uj.dynamics.vog_finish(state)
+    np.testing.assert_allclose(found[:2], [0, each[[0, 2]].std(0).mean()], rtol=1e-5, atol=1e-7)
+    assert np.isnan(found[2])

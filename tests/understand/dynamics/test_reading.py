@@ -10,7 +10,6 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from uimjax.errors import (
     DataError,
     MismatchError,
-    NonFiniteError,
     ShapeError,
     UnknownNameError,
     UsageError,
@@ -160,8 +159,7 @@ def test_clusters_of_trajectories(rng):
         reading.clusters(np.ones((5, 3)), k=2)
     with pytest.raises(ShapeError, match=r"losses of shape \[5, 0\] arrived; .*collect with ring=T"):
         reading.clusters(np.ones((5, 0)))
-    with pytest.raises(NonFiniteError, match="the losses of row 1 are infinite"):
-        reading.clusters([[1.0, 2.0], [np.inf, 0.0]])
+    assert reading.clusters([[1.0, 2.0], [np.inf, 0.0], [3.0, 1.0]], k=1).assigned.tolist() == [0, -1, 0]
 
 
 def test_the_flips_of_the_reference_are_a_cluster(digits):
@@ -178,6 +176,13 @@ def test_two_tables_are_compared_by_id():
     assert list(found.spearman) == ["loss", "aum_low"]
     assert found.moved["loss"] == [(3, 1, 3)]
     assert (found.only_a.tolist(), found.only_b.tolist()) == ([9], [5, 6])
+    x, y = (t._replace(metadata={"definitions": {"never_learned": n}}) for t, n in ((a, "meetings"), (b, "infinity")))
+    x, y = (t._replace(scores=t.scores | {"forgetting": t.scores["loss"]}) for t in (x, y))
+    x, y = x._replace(labels=np.array([0, 1, 2, 0])), y._replace(labels=np.array([1, 2, 2, 0, 0]))
+    found = reading.compare(x, y)
+    assert (list(found.spearman), list(found.dropped)) == (["loss", "aum_low"], ["forgetting"])
+    assert found.relabelled.tolist() == [3]
+    assert {row[0] for row in found.moved["loss"]} == {1, 2}
     with pytest.raises(MismatchError, match="the tables share no id"):
         reading.compare(a, made(ids=[70], loss=[1]))
     with pytest.raises(MismatchError, match="one has integers for ids, the other strings"):

@@ -1,6 +1,7 @@
 """Tables of training dynamics: what is written is what is read, and what cannot be read says why."""
 
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from uimjax.errors import (
     UnknownNameError,
     UsageError,
 )
+from uimjax.understand.dynamics import elsewhere
 from uimjax.understand.dynamics import table as tables
 
 N, CLASSES = 7, uj.dynamics.Collector(1).what
@@ -72,7 +74,8 @@ def test_what_is_written_is_what_is_read(tmp_path):
     assert back.labels.tolist() == [0, 1, 2, 0, 1, 2, 0]
     assert back.groups.tolist() == ["a"] * N
     np.testing.assert_array_equal(back.losses, found.losses)
-    wanted = uj.dynamics.scores(found, how)
+    wanted = uj.dynamics.scores(found, how, "probabilities")
+    assert wanted["aum"].formula == "mean of p_y - max_{k != y} p_k"
     assert list(back.scores) == list(wanted)
     for name, score in wanted.items():
         np.testing.assert_array_equal(back.scores[name].values, score.values, err_msg=name)
@@ -231,3 +234,37 @@ def test_flipped_bytes_are_noticed_where_they_change_anything(tmp_path):
         else:
             assert parquet.read_table(path).equals(before)  # bounds of pages, which nobody reads here
     assert noticed > 20
+
+
+def test_a_table_of_the_first_version_is_read():
+    found = tables.read(Path(__file__).parent / "version-1.parquet")
+    assert (found.metadata["version"], found.metadata["run"]) == (1, "old")
+    np.testing.assert_allclose(found.scores["el2n"].values, [0.63912909, 0.62121101, 1.14019668, 0.57902805])
+    assert np.isnan(found.statistics.el2n_squared).all()
+    assert found.statistics.lost.tolist() == [0] * 4
+
+
+def test_means_over_seeds_are_of_counts_alone(tmp_path):
+    """-1 says that there is no count: never right, or not collected."""
+    one, two = statistics(0), statistics(1)
+    one, two = (s._replace(first=np.where(s.met > 0, k, -1)) for k, s in ((2, one), (4, two)))
+    one.first[0] = -1
+    found = tables.averaged([tables.tabled(s, run="r", step=0, seed=k) for k, s in enumerate((one, two))])
+    np.testing.assert_array_equal(found.statistics.first, [4, 3, 3, 3, 3, 3, np.nan])
+    assert found.statistics.met.tolist() == [4] * (N - 1) + [0]
+    bare = tables.tabled(of_tokens(("loss",)), run="r", step=0)
+    assert np.isnan(tables.averaged([bare, bare]).statistics.correct).all()
+    rows = [json.loads(x) for x in elsewhere.write_cartography(found, tmp_path / "map.jsonl").read_text().splitlines()]
+    wanted = (np.stack([one.correct, two.correct]).mean(0))[: N - 1]
+    assert [row["correctness"] for row in rows] == wanted.tolist()
+    assert (wanted % 1 != 0).any()
+    other = one._replace(losses=one.losses[:, 1:])
+    with pytest.raises(MismatchError, match="table 1 has other rings than table 0"):
+        tables.averaged([tables.tabled(s, run="r", step=0) for s in (one, other)])
+
+
+def test_a_map_that_is_written_and_read_says_the_same(tmp_path):
+    mine = tables.tabled(statistics(), run="r", step=0)
+    back = elsewhere.coordinates(elsewhere.write_cartography(mine, tmp_path / "map.jsonl"))
+    for name in ("confidence", "variability", "correctness", "threshold_closeness"):
+        np.testing.assert_allclose(back.scores[name].values, mine.scores[name].values[: N - 1], err_msg=name)

@@ -11,7 +11,7 @@ import pytest
 import uimjax as uj
 from tests.understand.dynamics.test_command import answer, called
 from uimjax import steps, training
-from uimjax.errors import MismatchError, ShapeError, UsageError
+from uimjax.errors import DataError, MismatchError, ShapeError, UsageError
 from uimjax.sinks import JsonLines
 
 EVERY = ("loss", "margin", "probability", "correct", "el2n", "grand")
@@ -108,6 +108,10 @@ def test_what_cannot_be_collected_is_refused_before_anything_runs(setting):
     params, rows = setting
     with pytest.raises(UsageError, match="collector is of 29 examples, and 30 rows"):
         training.fit(TASK, params, rows, RECIPE, dynamics=uj.dynamics.Collector(29))
+    odd = rows["y"].copy()
+    odd[[4, 6]] = 3, -1
+    with pytest.raises(DataError, match=r"row 4 has the label 3, and 2 rows have one outside 0..2 \(there are 3"):
+        training.fit(TASK, params, rows | {"y": odd}, RECIPE, dynamics=uj.dynamics.Collector(30))
     with pytest.raises(UsageError, match="give the task outputs"):
         training.fit(uj.Task(TASK.loss), params, rows, RECIPE, dynamics=uj.dynamics.Collector(30))
     other = dataclasses.replace(TASK, loss=lambda p, e: 2 * TASK.loss(p, e))

@@ -19,13 +19,16 @@ from uimjax.understand.dynamics import signals as signal
 SIGNALS = ("loss", "margin", "probability", "correct", "el2n", "grand")
 CLASSES = ("loss", "margin", "probability", "correct", "el2n")  # what logits and labels give
 MEANS = ("loss", "margin", "probability", "el2n", "grand")
-COUNTS = ("met", "correct", "right", "forgotten", "first", "wrong", "epoch", "repeated")
+SQUARES = {"el2n": "el2n_squared"}  # what is kept beside a mean
+COUNTS = ("met", "correct", "right", "forgotten", "first", "wrong", "epoch", "repeated", "lost", "classes")
 NEVER = -1
+MIXED, OUTSIDE = -1, -2  # instead of a number of classes: several, and a label that is none of them
+LARGEST = float(np.finfo(np.float16).max)
 
 
 class State(NamedTuple):
     """`means` `[N, k]`: running means of the signals; `spread` `[N]`: the sum of squared deviations of p_y (Welford);
-    `last` `[N]`: the newest loss; `counts` `[N, 8]` int32 (`COUNTS`); `at` `[N, A, 2]`: EL2N and GraNd at the chosen
+    `last` `[N]`: the newest loss; `counts` `[N, 10]` int32 (`COUNTS`); `at` `[N, A, 2]`: EL2N and GraNd at the chosen
     meetings; `ring` `[N, R]`: the newest losses; `tokens`: a state of N x T rows."""
 
     means: Any
@@ -44,7 +47,8 @@ class Statistics(NamedTuple):
     population variance of p_y; `last_loss`; `correct`: meetings at which it was right; `forgotten`: right, then wrong;
     `first`: the number of the first right meeting, from 0, -1 for never; `learned`: meetings after which it stayed
     right; `at` `{"el2n": [N, A], "grand": [N, A]}` at the meetings `chosen`; `losses` `[N, R]`, oldest first, NaN
-    before the first. `repeated`: meetings that came twice in an epoch. `tokens`: the same of N x T tokens."""
+    before the first. `repeated`: meetings that came twice in an epoch; `lost`: at which a signal was NaN or infinite,
+    which its mean is from then on. `tokens`: the same of N x T tokens."""
 
     met: np.ndarray
     margin: np.ndarray
@@ -53,12 +57,14 @@ class Statistics(NamedTuple):
     loss: np.ndarray
     last_loss: np.ndarray
     el2n: np.ndarray
+    el2n_squared: np.ndarray
     grand: np.ndarray
     correct: np.ndarray
     forgotten: np.ndarray
     first: np.ndarray
     learned: np.ndarray
     repeated: np.ndarray
+    lost: np.ndarray
     at: dict[str, np.ndarray]
     chosen: tuple[int, ...]
     losses: np.ndarray
@@ -71,9 +77,10 @@ class Collector:
 
     `what`: of loss, margin, probability, correct, el2n (from logits and labels) and grand (norms of per-example
     gradients, given to `update`; `graded` computes them in the step's own backward pass). `at`: meetings, from 0, whose
-    EL2N and GraNd are kept by themselves (papers score at one epoch). `ring`: so many of the newest losses in float16.
+    EL2N and GraNd are kept by themselves (papers score at one epoch). `ring`: so many of the newest losses in float16
+    (above 65504: 65504).
     `tokens`: statistics of every position of sequences of that length as well. `margins`: of "logits" or of
-    "probabilities". About 60 bytes an example in float32, 4 more for each of `at`, 2 for each of `ring`.
+    "probabilities". About 70 bytes an example in float32, 4 more for each of `at`, 2 for each of `ring`.
 
     *Guarantees*: exact, up to rounding, whatever the batches, their order within an epoch, padding, accumulation over
     microbatches (call `update` for each), devices and restarts (the state is a pytree of arrays). Ids may be missing
@@ -110,7 +117,8 @@ class Collector:
 
     @property
     def means(self) -> tuple[str, ...]:
-        return tuple(name for name in MEANS if name in self.what)
+        held = tuple(name for name in MEANS if name in self.what)
+        return held + tuple(SQUARES[name] for name in held if name in SQUARES)
 
     def init(self, dtype: Any = jnp.float32) -> State:
         """Of examples that were never met. Under a mesh, lay it out by `mesh.shard_batch`; under `vmap` (seeds as an
@@ -134,13 +142,15 @@ class Collector:
 
         `ids` `[B]` integers; rows whose `mask` `[B]` is False and ids outside 0..N-1 (padding) are left out. `logits`
         `[B, C]` with `labels` `[B]`; of sequences `[B, T, C]` with `[B, T]`, of which the tokens `counted` `[B, T]`
-        matter (default: labels from 0). `losses` `[B]` alone give the loss; given beside logits, they are the loss that
-        is kept (its own noise or weighting). `norms` `[B]`: of the gradients. `epoch`: a number; a second meeting in
-        one epoch is then noticed.
+        matter (default: labels from 0; a sequence without one is not met). `losses` `[B]` alone give the loss; given
+        beside logits, they are the loss that is kept (its own noise or weighting). `norms` `[B]`: of the gradients.
+        `epoch`: a number; a second meeting in one epoch is then noticed.
 
         Raises:
-            UsageError: what is collected was not given. ShapeError: arrays that do not fit.
+            UsageError: what is collected was not given. ShapeError: arrays that do not fit. A label outside 0..C-1 and
+            another number of classes are noticed by `finish`.
         """
+        _check_kinds(ids, mask, labels)
         found, tokens = self._signals(logits, labels, losses, norms, counted)
         batch = len(ids)
         for name, values in found.items():
@@ -148,11 +158,12 @@ class Collector:
                 raise ShapeError(f"{name} of shape {list(values.shape)} arrived for {batch} ids; one each was wanted")
         keep = (ids >= 0) & (ids < self.count)
         keep = keep if mask is None else keep & mask
+        keep = keep if tokens is None else keep & tokens[1].any(-1)
         place = jnp.where(keep, ids, self.count).astype(jnp.int32)
         made = self._scattered(state, place, found, NEVER if epoch is None else epoch)
         if not self.tokens:
             return made
-        each, counted = tokens
+        each, counted = tokens  # pyright: ignore[reportGeneralTypeIssues]  # _signals refused None
         where = place[:, None] * self.tokens + jnp.arange(self.tokens, dtype=jnp.int32)[None]
         where = jnp.where(counted & keep[:, None], where, self.count * self.tokens)
         flat = {name: values.reshape(-1) for name, values in each.items()}
@@ -163,8 +174,9 @@ class Collector:
         """Statistics on the host. `repeats="count"` takes examples that were met twice in an epoch as they came.
 
         Raises:
-            DataError: an example was met twice in one epoch, so that "epochs" would be meetings of some and not of
-                others: a loader that repeats rows, or ids that are not unique.
+            DataError: no example was met at all; a label was outside 0..C-1, or C changed; an example was met twice in
+                one epoch, so that "epochs" would be meetings of some and not of others: a loader that repeats rows, or
+                ids that are not unique.
         """
         if repeats not in ("refuse", "count"):
             raise UnknownNameError("way with repeated ids", repeats, ("refuse", "count"))
@@ -173,6 +185,7 @@ class Collector:
                 f"a state of shape {np.shape(state.last)} arrived; take one seed: tree.map(lambda x: x[k])"
             )
         counts: dict[str, np.ndarray] = dict(zip(COUNTS, np.asarray(state.counts).T, strict=True))
+        _check_classes(counts)
         if repeats == "refuse" and counts["repeated"].any():
             first, many = int(np.flatnonzero(counts["repeated"])[0]), int((counts["repeated"] > 0).sum())
             raise DataError(
@@ -191,10 +204,13 @@ class Collector:
             raise UsageError("logits and labels belong together")
         if logits is not None:
             each = signal.of_classes(logits, jnp.maximum(labels, 0), self.margins)
+            classes = logits.shape[-1]
+            outside = labels >= classes if logits.ndim == 3 else (labels < 0) | (labels >= classes)
             if logits.ndim == 3:
                 counted = labels >= 0 if counted is None else counted & (labels >= 0)
                 tokens, each = (each, counted), signal.of_sequences(each, counted)
-            found = each
+                outside = (outside & counted).any(-1)
+            found = each | {"classes": jnp.where(outside, OUTSIDE, classes)}
         if losses is not None:
             found = found | {"loss": losses}
         if norms is not None:
@@ -207,11 +223,12 @@ class Collector:
             )
         if self.tokens and (tokens is None or tokens[1].shape[1] != self.tokens):
             raise ShapeError(f"tokens={self.tokens} are collected of logits [B, {self.tokens}, C]; others arrived")
-        return {name: found[name] for name in SIGNALS if name in self.what}, tokens
+        held = (*(name for name in SIGNALS if name in self.what), *self.means, "classes")
+        return {name: found[name] for name in dict.fromkeys(held) if name in found}, tokens
 
     def _scattered(self, state: State, place: Any, found: dict[str, Any], epoch: Any) -> State:
         """One meeting of each row after the other: most batches hold an id once, and take one round."""
-        turn = _turns(place)
+        turn = turns(place)
         last = jnp.max(jnp.where(place < self.count, turn, 0))
 
         def round_(carry: tuple[Any, State]) -> tuple[Any, State]:
@@ -241,7 +258,9 @@ class Collector:
             made = made._replace(last=put(state.last, found["loss"]))
             if self.ring:
                 inside = jnp.where(place < self.count, met % self.ring, 0)
-                ring = state.ring.at[place, inside].set(found["loss"].astype(jnp.float16), mode="drop")
+                fits = jnp.clip(found["loss"], -LARGEST, LARGEST)
+                fits = jnp.where(jnp.isfinite(found["loss"]), fits, found["loss"]).astype(jnp.float16)
+                ring = state.ring.at[place, inside].set(fits, mode="drop")
                 made = made._replace(ring=ring)
         for k, meeting in enumerate(self.at):
             here = jnp.where(met == meeting, place, self.count)
@@ -264,15 +283,47 @@ class Collector:
             met=met, margin=means.get("margin", blank), probability=means.get("probability", blank),
             variance=np.where((met > 0) & ("probability" in self.what), variance, np.nan),
             loss=means.get("loss", blank), last_loss=np.asarray(state.last, np.float64),
-            el2n=means.get("el2n", blank), grand=means.get("grand", blank), correct=whole("correct"),
+            el2n=means.get("el2n", blank), el2n_squared=means.get("el2n_squared", blank),
+            grand=means.get("grand", blank), correct=whole("correct"),
             forgotten=whole("forgotten"), first=whole("first"), learned=whole("wrong"), repeated=counts["repeated"],
+            lost=counts["lost"],
             at={"el2n": at[:, :, 0], "grand": at[:, :, 1]}, chosen=self.at,
             losses=np.take_along_axis(ring, order, axis=1) if self.ring else ring,
             tokens=self._of_tokens().finish(state.tokens, "count") if self.tokens else None,
         )  # fmt: skip
 
 
-def _turns(place: Any) -> Any:
+def _check_kinds(ids: Any, mask: Any, labels: Any) -> None:
+    """Raises ShapeError."""
+    integer = lambda x: jnp.issubdtype(jnp.asarray(x).dtype, jnp.integer)  # noqa: E731  # one line, used twice
+    if jnp.ndim(ids) != 1 or not integer(ids):
+        raise ShapeError(f"ids {jnp.asarray(ids).dtype} of shape {list(jnp.shape(ids))} arrived; integers [B] fit")
+    if mask is not None and (jnp.shape(mask) != jnp.shape(ids) or jnp.asarray(mask).dtype != bool):
+        raise ShapeError(f"a mask {jnp.asarray(mask).dtype} of shape {list(jnp.shape(mask))} arrived for {len(ids)} "
+                         "ids; booleans [B] fit (weights > 0)")  # fmt: skip
+    if labels is not None and not integer(labels):
+        raise ShapeError(f"labels of type {jnp.asarray(labels).dtype} arrived; integers, the numbers of classes, fit")
+
+
+def _check_classes(counts: dict[str, np.ndarray]) -> None:
+    """Raises DataError."""
+    met, classes = counts["met"] > 0, counts["classes"]
+    if not met.any():
+        raise DataError(f"none of the {len(met)} examples was met: are their ids 0..{len(met) - 1}, and all masked?")
+    outside = np.flatnonzero(classes == OUTSIDE)
+    if len(outside):
+        raise DataError(
+            f"{len(outside)} examples had a label outside 0..C-1 of their C logits, first id {outside[0]}: leave rows "
+            "without a class out by mask=, or mend the labels"
+        )
+    known = np.unique(classes[classes > 0])
+    if len(known) > 1 or (classes == MIXED).any():
+        at = int(np.flatnonzero((classes == MIXED) | ((classes > 0) & (classes != classes[classes != 0][0])))[0])
+        raise DataError(f"logits of several numbers of classes arrived ({', '.join(map(str, known))}), first seen at "
+                        f"id {at}; one number of classes was wanted")  # fmt: skip
+
+
+def turns(place: Any) -> Any:
     """How often each row's place stood before in the batch, `[B]`."""
     order = jnp.argsort(place, stable=True)
     held = place[order]
@@ -283,13 +334,18 @@ def _turns(place: Any) -> Any:
 
 
 def _counted(counts: Any, found: dict[str, Any], epoch: Any) -> Any:
-    """The counts `[B, 8]` after a meeting."""
-    met, correct, right, forgotten, first, wrong, before, repeated = jnp.moveaxis(counts, 1, 0)
+    """The counts `[B, 10]` after a meeting."""
+    met, correct, right, forgotten, first, wrong, before, repeated, lost, classes = jnp.moveaxis(counts, 1, 0)
     now = found["correct"].astype(jnp.int32) if "correct" in found else jnp.zeros_like(met)
+    odd = sum(~jnp.isfinite(found[name]) for name in MEANS if name in found)
+    given = found.get("classes", jnp.zeros_like(met))
+    joined = jnp.where(given == 0, classes, jnp.where((classes == 0) | (classes == given), given, MIXED))
+    joined = jnp.where((classes == OUTSIDE) | (given == OUTSIDE), OUTSIDE, joined)
     epoch = jnp.broadcast_to(jnp.asarray(epoch, jnp.int32), met.shape)
     return jnp.stack([
         met + 1, correct + now, now, forgotten + right * (1 - now), jnp.where((first < 0) & (now > 0), met, first),
         jnp.where(now > 0, wrong, met + 1), epoch, repeated + ((epoch >= 0) & (before == epoch)),
+        lost + (odd > 0), joined.astype(jnp.int32),
     ], 1)  # fmt: skip
 
 

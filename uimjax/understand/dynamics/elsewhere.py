@@ -71,9 +71,9 @@ def cartography(folder: Path | str, ring: int = 0) -> Table:
             labels.append(row["gold"])
             logits.append(row[f"logits_epoch_{epoch}"])
             places.append((found[epoch], line))
-    where = lambda k: f"{places[k][0]}, line {places[k][1]}"  # noqa: E731  # one line, used once
+    where = lambda k: f"{places[k][0]}, line {places[k][1]}"  # noqa: E731  # one line, handed on
     golds, z = log.whole("gold", labels, where), log.matrix("logits", logits, where)
-    made = Rows(log.named(ids), np.array(epochs), golds, z, None, where)
+    made = Rows(log.named(ids, where), np.array(epochs), golds, z, None, where)
     return _table(made, ring, CARTOGRAPHY, str(folder))
 
 
@@ -118,7 +118,7 @@ def steps_log(
         )
     sort = np.lexsort((np.arange(len(order)), order, epochs))
     take = lambda x: None if x is None else x[sort]  # noqa: E731  # used five times
-    ids = log.named(held["id"])
+    ids = log.named(held["id"], where)
     made = Rows(ids[sort], epochs[sort], take(labels), take(logits), take(losses), lambda k: where(int(sort[k])))
     return _table(
         made, ring, definitions or Definitions(), str(source) if isinstance(source, (str, Path)) else "columns"
@@ -151,7 +151,7 @@ def logits_log(
     where = lambda k: f"{name}, epoch {k // count}, example {k % count}"  # noqa: E731  # one line, used once
     flat = found.reshape(steps * count, -1).astype(np.float64)
     log.check_finite("logits", flat, where)
-    named = log.named(np.arange(count) if ids is None else ids)
+    named = log.named(np.arange(count) if ids is None else ids, lambda k: f"{name}, example {k}")
     epochs, classes = np.repeat(np.arange(steps), count), np.tile(log.whole("label", labels, where), steps)
     rows = Rows(np.tile(named, steps), epochs, classes, flat, None, where)
     return _table(rows, ring, definitions or Definitions(), name)
@@ -171,7 +171,7 @@ def coordinates(path: Path | str) -> Table:
     where = lambda k: f"{path}, line {numbers[k]}"  # noqa: E731  # one line, used twice
     if not rows:
         raise DataError(f"{path} has no rows; one an example was wanted")
-    ids = log.named([row["guid"] for row in rows])
+    ids = log.named([row["guid"] for row in rows], where)
     _once(ids, np.zeros(len(ids), int), where)
     held = [name for name in MAPS if all(name in row for row in rows)]
     made = {
@@ -185,7 +185,8 @@ def coordinates(path: Path | str) -> Table:
 def write_cartography(table: Table, path: Path | str) -> Path:
     """Data-map coordinates of a table as cartography writes and plots them: JSON lines of guid, index,
     threshold_closeness m (1 - m) of the confidence m, confidence, variability, correctness (a count) and forgetfulness
-    (1000: never right). Examples that were never met have none and are left out; `index` is the row of the table.
+    (1000: never right); of averaged seeds both are means. Examples that were never met have none and are left out;
+    `index` is the row of the table.
 
     Raises:
         UnknownNameError: the table lacks confidence, variability or correctness. OutputError.
@@ -199,9 +200,13 @@ def write_cartography(table: Table, path: Path | str) -> Path:
     with atomic(Path(path)) as temporary, temporary.open("w") as file:
         for k in np.flatnonzero(np.isfinite(m)):
             row = {"guid": table.ids[k].item(), "index": int(k), "threshold_closeness": float(m[k] * (1 - m[k])),
-                   "confidence": float(m[k]), "variability": float(v[k]), "correctness": int(c[k])}  # fmt: skip
-            file.write(json.dumps(row | ({} if forgotten is None else {"forgetfulness": int(forgotten[k])})) + "\n")
+                   "confidence": float(m[k]), "variability": float(v[k]), "correctness": _count(c[k])}  # fmt: skip
+            file.write(json.dumps(row | ({} if forgotten is None else {"forgetfulness": _count(forgotten[k])})) + "\n")
     return Path(path)
+
+
+def _count(value: float) -> int | float:
+    return int(value) if value == int(value) else float(value)
 
 
 def _table(rows: Rows, ring: int, how: Definitions, run: str) -> Table:

@@ -15,6 +15,7 @@ from uimjax.errors import CoverageError, UsageError
 from uimjax.taps import Sites, check_budget, layouts, sites
 from uimjax.taps.captures import assemble, forward
 from uimjax.task import Task
+from uimjax.understand.dynamics.collector import turns
 
 DECAY = 0.995  # nanoGNS's
 
@@ -144,15 +145,25 @@ def vog_init(count: int, size: int, dtype: Any = jnp.float32) -> Variance:
 
 
 def vog_update(state: Variance, ids: Any, gradients: Any) -> Variance:
-    """After one more checkpoint of the examples `ids` `[B]` (each once) with input gradients `[B, ...]`."""
-    met, mean = state.met[ids] + 1, state.mean[ids]
-    new = gradients.reshape(len(ids), -1).astype(state.mean.dtype)
-    moved = mean + (new - mean) / met[:, None].astype(new.dtype)
-    return Variance(
-        state.met.at[ids].set(met),
-        state.mean.at[ids].set(moved),
-        state.spread.at[ids].add((new - mean) * (new - moved)),
-    )
+    """After one more checkpoint of the examples `ids` `[B]` with input gradients `[B, ...]`. Ids outside 0..N-1 are
+    padding, and left out; one that stands several times in the batch counts as often, in its order."""
+    count, new = len(state.met), gradients.reshape(len(ids), -1).astype(state.mean.dtype)
+    place = jnp.where((ids >= 0) & (ids < count), ids, count).astype(jnp.int32)
+    turn = turns(place)
+    last = jnp.max(jnp.where(place < count, turn, 0))
+
+    def round_(carry: tuple[Any, Variance]) -> tuple[Any, Variance]:
+        number, now = carry
+        here = jnp.where(turn == number, place, count)
+        at = jnp.minimum(here, count - 1)
+        met, mean = now.met[at] + 1, now.mean[at]
+        moved = mean + (new - mean) / met[:, None].astype(new.dtype)
+        return number + 1, Variance(
+            now.met.at[here].set(met, mode="drop"), now.mean.at[here].set(moved, mode="drop"),
+            now.spread.at[here].add((new - mean) * (new - moved), mode="drop"),
+        )  # fmt: skip
+
+    return jax.lax.while_loop(lambda carry: carry[0] <= last, round_, (jnp.int32(0), state))[1]
 
 
 def vog_finish(state: Variance, labels: Any = None) -> Any:

@@ -23,7 +23,10 @@ def check_fields(path: Path, line: int, row: dict[str, Any], wanted: Sequence[st
 def columns_of(source: Any, renamed: dict[str, str]) -> dict[str, list[Any]]:
     """Columns of a file or mapping, some of them under names of ours. Raises as `elsewhere.steps_log`."""
     if isinstance(source, (str, Path)):
-        held = tables.read(Path(source), "a log of training")
+        key, path = renamed.get("id", "id"), Path(source)
+        held = tables.read(path, "a log of training", text=(key,))
+        if tables.kind(path) in ("csv", "tsv") and key in held:
+            held[key] = _canonical(held[key])
     else:
         held = {name: list(values) for name, values in source.items()}
         if len({len(values) for values in held.values()}) > 1:
@@ -33,6 +36,12 @@ def columns_of(source: Any, renamed: dict[str, str]) -> dict[str, list[Any]]:
             raise UnknownNameError("column", theirs, held)
         held[name] = held[theirs]
     return held
+
+
+def _canonical(texts: list[Any]) -> list[Any]:
+    """Integers where all are written as integers are; 012 is a name."""
+    whole = all(isinstance(x, str) and re.fullmatch(r"0|-?[1-9]\d{0,17}", x, re.ASCII) for x in texts)
+    return [int(x) for x in texts] if whole else texts
 
 
 def arrays(path: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -73,7 +82,8 @@ def _logarithms(p: np.ndarray, floor: float, where: Any) -> np.ndarray:
     if (p == 0).any():
         at, k = (int(x[0]) for x in np.nonzero(p == 0))
         raise DataError(
-            f"{where(at)}: p_{k} is 0, which has no logarithm; say what it stands for: floor=1e-7, or log logits"
+            f"{where(at)}: p_{k} is 0, which has no logarithm; say what it stands for: "
+            "floor=1e-7 (--floor 1e-7), or log logits"
         )
     return np.log(p)
 
@@ -116,8 +126,11 @@ def whole(name: str, values: Any, where: Any) -> np.ndarray:
     return found.astype(np.int64)
 
 
-def named(values: Any) -> np.ndarray:
-    """Ids as integers where all are, else as strings."""
+def named(values: Any, where: Any) -> np.ndarray:
+    """Ids as integers where all are, else as strings. Raises DataError: an id is missing or empty."""
     found = list(values)
+    for k, x in enumerate(found):
+        if x is None or x == "" or (isinstance(x, (float, np.floating)) and np.isnan(x)):
+            raise DataError(f"{where(k)}: the id is {'missing' if x != '' else 'empty'}; name the row's example")
     whole = all(isinstance(x, (int, np.integer)) and not isinstance(x, bool) for x in found)
     return np.array(found, np.int64) if whole else np.array([str(x) for x in found])

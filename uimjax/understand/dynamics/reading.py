@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from uimjax.errors import DataError, MismatchError, NonFiniteError, ShapeError, UnknownNameError, UsageError
+from uimjax.errors import DataError, MismatchError, ShapeError, UnknownNameError, UsageError
 from uimjax.store.base import atomic
 from uimjax.understand.dynamics.scoring import Score, suspicion
 from uimjax.understand.dynamics.table import Table
@@ -50,8 +50,8 @@ class Detection(NamedTuple):
 
 
 class Clusters(NamedTuple):
-    """`assigned` `[N]`, by the mean of the last loss: cluster 0 ends lowest; -1: a trajectory with NaN. `sizes` `[k]`,
-    mean `curves` and the 10th and 90th percentile `low`, `high` `[k, T]`; `silhouettes` by k."""
+    """`assigned` `[N]`, by the mean of the last loss: cluster 0 ends lowest; -1: a trajectory with NaN or infinity.
+    `sizes` `[k]`, mean `curves` and the 10th and 90th percentile `low`, `high` `[k, T]`; `silhouettes` by k."""
 
     assigned: np.ndarray
     sizes: np.ndarray
@@ -63,12 +63,15 @@ class Clusters(NamedTuple):
 
 class Comparison(NamedTuple):
     """`spearman` of each score that both have, over the ids that both have; `moved`: for each, the ids whose rank
-    (1: most suspicious) moved most, as (id, rank in a, rank in b); ids that only one has."""
+    (1: most suspicious) moved most, as (id, rank in a, rank in b); ids that only one has. `dropped`: scores that both
+    have by another definition, each with its formulas; `relabelled`: ids whose label differs, which have no rank."""
 
     spearman: dict[str, float]
     moved: dict[str, list[tuple[Any, int, int]]]
     only_a: np.ndarray
     only_b: np.ndarray
+    dropped: dict[str, tuple[str, str]]
+    relabelled: np.ndarray
 
 
 class Spikes(NamedTuple):
@@ -149,10 +152,10 @@ def detection(
 
 def clusters(losses: Any, k: int | None = None, seed: int = 0, most: int = 8) -> Clusters:
     """k-means of loss trajectories `[N, T]`; k is that of the largest silhouette among 2 to `most` unless it is given.
-    Trajectories with NaN (not met so often) belong to none.
+    Trajectories that are not finite throughout (not met so often, or a loss that was NaN or infinite) belong to none.
 
     Raises:
-        ShapeError. NonFiniteError: infinite losses. UsageError: fewer different trajectories than clusters.
+        ShapeError. UsageError: fewer different trajectories than clusters.
     """
     from sklearn.cluster import KMeans
     from sklearn.metrics import silhouette_score
@@ -160,9 +163,7 @@ def clusters(losses: Any, k: int | None = None, seed: int = 0, most: int = 8) ->
     losses = np.asarray(losses, np.float64)
     if losses.ndim != 2 or not losses.shape[1]:
         raise ShapeError(f"losses of shape {list(losses.shape)} arrived; [N, T] was wanted (collect with ring=T)")
-    if np.isinf(losses).any():
-        raise NonFiniteError(f"the losses of row {int(np.flatnonzero(np.isinf(losses).any(1))[0])} are infinite")
-    kept = ~np.isnan(losses).any(1)
+    kept = np.isfinite(losses).all(1)
     rows = losses[kept]
     different = len(np.unique(rows, axis=0))
     if different < (1 if k is None else max(k, 1)) or (k is not None and k < 1):
@@ -187,14 +188,21 @@ def clusters(losses: Any, k: int | None = None, seed: int = 0, most: int = 8) ->
 
 
 def compare(a: Table, b: Table, count: int = 10) -> Comparison:
-    """Two tables by the ids that both have. Raises MismatchError: none, or no score in common."""
+    """Two tables by the ids that both have, and by the scores that mean the same in both. Raises MismatchError: none of
+    either, or every label differs."""
     both, at_a, at_b = np.intersect1d(a.ids, b.ids, return_indices=True) if _kind(a) == _kind(b) else ([], [], [])
     if not len(both):
         hint = "; one has integers for ids, the other strings" if _kind(a) != _kind(b) else ""
         raise MismatchError(f"the tables share no id ({a.ids[0]!r}, {b.ids[0]!r}, ...){hint}; two of one data set fit")
-    names = [name for name in a.scores if name in b.scores]
+    at_a, at_b, relabelled = _unlike(a, b, np.asarray(at_a, int), np.asarray(at_b, int))
+    both = a.ids[at_a]
+    shared = [name for name in a.scores if name in b.scores]
+    off = _defined_otherwise(a, b)
+    names = [name for name in shared if not off(name)]
+    dropped = {name: (a.scores[name].formula, b.scores[name].formula) for name in shared if off(name)}
     if not names:
-        raise MismatchError(f"the tables share no score: {', '.join(a.scores)}; {', '.join(b.scores)}")
+        told = f"; of other definitions: {', '.join(dropped)}" if dropped else ""
+        raise MismatchError(f"the tables share no score: {', '.join(a.scores)}; {', '.join(b.scores)}{told}")
     told, moved = {}, {}
     for name in names:
         x, y = (suspicion(t.scores[name])[at] for t, at in ((a, at_a), (b, at_b)))
@@ -203,7 +211,26 @@ def compare(a: Table, b: Table, count: int = 10) -> Comparison:
         far = np.argsort(-np.abs(ranked[0] - ranked[1]), kind="stable")[:count]
         moved[name] = [(both[k].item(), int(ranked[0][k]), int(ranked[1][k])) for k in far]
     only = lambda mine, theirs: mine.ids[~np.isin(mine.ids, theirs.ids)]  # noqa: E731  # one line, used twice
-    return Comparison(told, moved, only(a, b), only(b, a))
+    return Comparison(told, moved, only(a, b), only(b, a), dropped, relabelled)
+
+
+def _unlike(a: Table, b: Table, at_a: np.ndarray, at_b: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The places of examples whose label is the same in both, and the ids of the others."""
+    if a.labels is None or b.labels is None:
+        return at_a, at_b, a.ids[:0]
+    same = a.labels[at_a] == b.labels[at_b]
+    if not same.any():
+        raise MismatchError("no example has the same label in both tables; two runs of one data set fit")
+    return at_a[same], at_b[same], a.ids[at_a[~same]]
+
+
+def _defined_otherwise(a: Table, b: Table) -> Any:
+    """Says of a score's name whether the tables' definitions of it differ; a finished map has none."""
+    one, two = (t.metadata.get("definitions") for t in (a, b))
+    differ = {} if one is None or two is None else {name for name in one if one[name] != two.get(name)}
+    of = {"never_learned": "forgetting", "variability": "variability", "el2n_squared": "el2n", "margins": "aum"}
+    names = tuple(of[name] for name in differ if name in of)
+    return lambda score: score in names or ("el2n" in names and score.startswith("el2n_"))
 
 
 def spikes(curve: Any, window: int = 50, threshold: float = 10.0) -> Spikes:

@@ -18,16 +18,22 @@ def of_classes(logits: Any, labels: Any, margins: str = "logits") -> dict[str, A
     - `margin` = z_y - max_{k != y} z_k of the logits, as AUM is defined (arXiv 2001.10528); of the probabilities with
       `margins="probabilities"`, which is another score;
     - `probability` p_y; `correct`: y is the largest logit (the first of equals);
-    - `el2n` = |p - onehot(y)|_2 (arXiv 2107.07075).
+    - `el2n` = |p - onehot(y)|_2 (arXiv 2107.07075), and its square `el2n_squared`.
+
+    Labels outside 0..C-1 have no signal: whoever calls sorts them out.
 
     Raises:
-        ShapeError: labels of another shape. UnknownNameError: no such margin.
+        ShapeError: labels of another shape, or fewer than two classes. UnknownNameError: no such margin.
     """
     if margins not in MARGINS:
         raise UnknownNameError("kind of margin", margins, MARGINS)
     if logits.ndim < 1 or tuple(labels.shape) != tuple(logits.shape[:-1]):
         raise ShapeError(
             f"labels {list(labels.shape)} arrived with logits {list(logits.shape)}; [...] and [..., C] fit"
+        )
+    if logits.shape[-1] < 2:
+        raise ShapeError(
+            f"logits of shape {list(logits.shape)} arrived; two classes at least were wanted (of one logit z: [0, z])"
         )
     z = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     at = labels[..., None].astype(jnp.int32)
@@ -41,6 +47,7 @@ def of_classes(logits: Any, labels: Any, margins: str = "logits") -> dict[str, A
     return {
         "loss": -mine, "margin": own - jnp.max(others, axis=-1), "probability": p_y,
         "correct": jnp.argmax(z, axis=-1) == labels, "el2n": jnp.sqrt(jnp.maximum(square, 0)),
+        "el2n_squared": jnp.maximum(square, 0),
     }  # fmt: skip
 
 

@@ -6,12 +6,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from uimjax import rows as row
 from uimjax import steps
 from uimjax.curvature.source import check_nll, nll_of
-from uimjax.errors import UsageError
+from uimjax.errors import DataError, ShapeError, UsageError
 from uimjax.task import Task
 from uimjax.understand.dynamics.collector import Collector
 from uimjax.understand.dynamics.gradients import graded
@@ -26,11 +27,12 @@ class Stepped(NamedTuple):
     losses: Any
 
 
-def check(task: Task, collector: Collector, params: Any, data: Any) -> None:
-    """Refuse a task that cannot give what is collected, before anything is compiled.
+def check(task: Task, collector: Collector, params: Any, data: Any, weights: Any = None) -> None:
+    """Refuse a task that cannot give what is collected, before anything is compiled. Rows of weight 0 need no label.
 
     Raises:
-        UsageError: no outputs or no label. MismatchError: `nll` of `outputs` is not the `loss`. As `graded`.
+        UsageError: no outputs or no label. DataError: a label that is no class, with its row. MismatchError: `nll` of
+            `outputs` is not the `loss`. As `graded`.
     """
     if needs_logits(collector):
         if task.outputs is None or task.label is None:
@@ -38,12 +40,30 @@ def check(task: Task, collector: Collector, params: Any, data: Any) -> None:
                 f"{', '.join(collector.what)} are collected of logits and classes: give the task outputs(params, "
                 "example) and label(example), or collect loss (and grand) alone: Collector(N, ('loss',))"
             )
+        shape = jax.eval_shape(task.outputs, params, row.example_spec(data)).shape
+        _check_labels(task, shape, data, weights)
         if task.trained is None:
-            example = row.example_spec(data)
-            shape = jax.eval_shape(task.outputs, params, example).shape
             check_nll(task, params, data, shape)
     if "grand" in collector.what:
         jax.eval_shape(lambda p, r: graded(task, p, r), params, jax.tree.map(lambda x: x[:1], data))
+
+
+def _check_labels(task: Task, shape: tuple[int, ...], data: Any, weights: Any) -> None:
+    """Of one class a row, each in 0..C-1; of sequences below C, where negative ones are padding."""
+    assert task.label is not None  # checked before
+    labels = np.asarray(jax.vmap(task.label)(jax.tree.map(jnp.asarray, data)))
+    if len(shape) not in (1, 2) or labels.shape[1:] != shape[:-1] or labels.dtype.kind not in "iu":
+        raise ShapeError(f"labels {labels.dtype} of shape {list(labels.shape[1:])} a row arrived with outputs of shape "
+                         f"{list(shape)}; integers [] with logits [C], or [T] with [T, C], fit")  # fmt: skip
+    classes = shape[-1]
+    odd = (labels >= classes) | ((labels < 0) if len(shape) == 1 else False)
+    odd = odd.reshape(len(labels), -1).any(1) & (True if weights is None else np.asarray(weights) > 0)
+    if odd.any():
+        at = int(np.flatnonzero(odd)[0])
+        told = labels[at].reshape(-1)
+        raise DataError(f"row {at} has the label {told[(told >= classes) | (told < 0)][0]}, and {int(odd.sum())} rows "
+                        f"have one outside 0..{classes - 1} (there are {classes} logits); mend them, or give these "
+                        "rows the weight 0")  # fmt: skip
 
 
 def needs_logits(collector: Collector) -> bool:

@@ -26,7 +26,7 @@ from uimjax.understand.dynamics.collector import NEVER, Statistics
 from uimjax.understand.dynamics.scoring import DEFAULT, Definitions, Score, scores
 from uimjax.understand.dynamics.signals import MARGINS
 
-VERSION = 1
+VERSION = 2  # 1: without the statistics el2n_squared and lost
 FOLDER, HEADER, DIGEST, PREFIX = "dynamics", b"uimjax.dynamics", b"uimjax.digest", "statistic_"
 NAME = re.compile(r"step-(\d+)(?:-seed-(-?\d+))?\.parquet")
 PER_EXAMPLE = tuple(name for name in Statistics._fields if name not in ("at", "chosen", "losses", "tokens"))
@@ -35,7 +35,7 @@ PER_EXAMPLE = tuple(name for name in Statistics._fields if name not in ("at", "c
 class Table(NamedTuple):
     """Examples `[N]`: `ids` (integers or strings, each once), `labels` and `groups` or None, every score by name, the
     statistics (None of a finished map, which has scores alone), `losses` `[N, R]` of the newest meetings, oldest first,
-    or None, and `metadata`: run, step, seed, definitions, counts of missing and repeated examples, digests."""
+    or None, and `metadata`: run, step, seed, definitions, counts of missing, repeated and lost examples, digests."""
 
     ids: np.ndarray
     labels: np.ndarray | None
@@ -71,7 +71,7 @@ def tabled(
         raise DataError(f"id {unique[at]} names {often[at]} examples; each id should name one")
     labels = None if labels is None else _column("labels", labels, count)
     groups = None if groups is None else _column("groups", groups, count).astype(str)
-    made = scores(statistics, definitions)
+    made = scores(statistics, definitions, margins)
     tokens = statistics.tokens
     metadata = {
         "version": VERSION, "uimjax": __version__, "run": str(run), "step": int(step), "seed": seed, "examples": count,
@@ -79,6 +79,7 @@ def tabled(
         "definitions": _told(definitions) | {"margins": margins}, "chosen": list(statistics.chosen),
         "missing": int((np.asarray(statistics.met) == 0).sum()),
         "repeated": int((np.asarray(statistics.repeated) > 0).sum()),
+        "lost": int((np.asarray(statistics.lost) > 0).sum()),
         "ring": int(statistics.losses.shape[1]), "tokens": 0 if tokens is None else len(tokens.met) // max(count, 1),
         "digests": dict(digests or {}),
     }  # fmt: skip
@@ -164,10 +165,10 @@ def steps_of(source: Path | str) -> list[int]:
 def averaged(tables: Sequence[Table]) -> Table:
     """Means over seeds of each score and statistic: EL2N and GraNd are such means in their paper (Paul et al. 2021,
     arXiv 2107.07075, ten networks). Of an example that a seed never met, over the others; counts become fractions, and
-    `variance` is the mean of the variances within seeds.
+    `variance` is the mean of the variances within seeds. `first` is over the seeds in which it was ever right.
 
     Raises:
-        UsageError: no tables. MismatchError: other ids, labels, definitions or scores.
+        UsageError: no tables. MismatchError: other ids, labels, definitions, scores or kept meetings.
     """
     if not tables:
         raise UsageError("no tables arrived; averaged([table, ...]) takes one a seed")
@@ -181,6 +182,8 @@ def averaged(tables: Sequence[Table]) -> Table:
                 ("definitions", first.metadata.get("definitions") == other.metadata.get("definitions")),
                 ("scores", list(first.scores) == list(other.scores)),
                 ("statistics", (first.statistics is None) == (other.statistics is None)),
+                ("rings", first.metadata.get("ring") == other.metadata.get("ring")),
+                ("tokens", first.metadata.get("tokens") == other.metadata.get("tokens")),
             )
             if not same
         ]
@@ -242,7 +245,7 @@ def _put(path: Path, columns: dict[str, Any], metadata: dict[str, Any], replace:
             return
         raise OutputError(
             f"{path} is there already, with other rows: another run writes to this folder, or this one was resumed. "
-            "Choose another folder, or replace=True."
+            "Choose another folder, or replace=True (--replace)."
         )
     with atomic(path) as temporary:
         temporary.write_bytes(made.getvalue())
@@ -291,7 +294,8 @@ def _metadata(path: Path, table: Any, rows: str) -> dict[str, Any]:
     said, names = (table.schema.metadata or {}).get(HEADER), table.column_names
     if said is None:
         raise DataError(
-            f"{path} is a Parquet file of something else; logs of other tools are read by elsewhere.steps_log"
+            f"{path} is a Parquet file of something else; a log of another tool becomes a run by `uimjax dynamics "
+            "import LOG --out RUN` (elsewhere.steps_log)"
         )
     if table.schema.metadata.get(DIGEST, b"").decode(errors="replace") != _digest(said.decode(errors="replace"), names):
         raise CorruptError(f"{path} is damaged: its header is not what was written. Write that step again.")
@@ -335,7 +339,9 @@ def _plain(values: Any) -> np.ndarray | None:
 
 
 def _statistics(table: Any, metadata: dict[str, Any], losses: np.ndarray | None) -> Statistics:
-    held = {name: table[PREFIX + name].to_numpy() for name in PER_EXAMPLE}
+    held = {name: table[PREFIX + name].to_numpy() for name in PER_EXAMPLE if PREFIX + name in table.column_names}
+    if metadata["version"] < 2:
+        held |= {"el2n_squared": np.full(len(table), np.nan), "lost": np.zeros(len(table), np.int64)}
     held = {name: x.astype(np.float64) if x.dtype.kind == "f" else x for name, x in held.items()}
     chosen = tuple(metadata["chosen"])
     at = {}
@@ -374,8 +380,18 @@ def _mean(values: Sequence[Any]) -> np.ndarray:
 
 
 def _mean_statistics(many: Sequence[Statistics]) -> Statistics:
-    found = {name: _mean([getattr(s, name) for s in many]) for name in (*PER_EXAMPLE, "losses")}
+    """Of what a seed did not collect (-1) or never met, over the others."""
+    found = {name: _mean([_known(s, name) for s in many]) for name in PER_EXAMPLE}
+    found |= {"losses": _mean([s.losses for s in many]), "met": np.nan_to_num(found["met"])}
     at = {name: _mean([s.at[name] for s in many]) for name in many[0].at}
     inner = [s.tokens for s in many if s.tokens is not None]
     tokens = _mean_statistics(inner) if len(inner) == len(many) else None
     return many[0]._replace(**found, at=at, tokens=tokens)
+
+
+def _known(statistics: Statistics, name: str) -> np.ndarray:
+    """A statistic; NaN where it is no count at all."""
+    values = np.asarray(getattr(statistics, name), np.float64)
+    if name in ("correct", "forgotten", "first", "learned"):
+        return np.where((values >= 0) & (statistics.met > 0), values, np.nan)
+    return np.where(statistics.met > 0, values, np.nan) if name == "met" else values
