@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import uimjax as uj
-from tests.understand.scaling.test_fits import TRUE, literal, made
+from tests.understand.scaling.test_fits import TRUE, inputs, literal, made
 from uimjax.errors import CorruptError, DataError, MissingFileError, NonFiniteError, UnknownNameError, UsageError
-from uimjax.understand.scaling import intervals
+from uimjax.understand.scaling import intervals, saved
 from uimjax.understand.scaling.base import Objective
 
 
@@ -280,6 +280,17 @@ def test_a_law_on_disk_predicts_as_it_did(law, draws, tmp_path):
         uj.scaling.load(tmp_path)
     with pytest.raises(MissingFileError, match="uimjax scaling fit"):
         uj.scaling.load(tmp_path / "none")
+
+
+def test_a_floor_that_is_none_is_said_as_zero():
+    x, noise = inputs("corrupted"), np.exp(0.02 * np.random.default_rng(1).normal(size=60))
+    loss = literal("corrupted", TRUE["corrupted"] | {"E": 0.0}, x) * noise
+    law = uj.scaling.fit(x | {"loss": loss}, "corrupted", starts=32)
+    told = saved.told(law, uj.scaling.bootstrap(law, 50), {"loss": "loss"}, "corrupted")
+    assert 0 <= told["intervals"]["E"][0] <= told["intervals"]["E"][1]
+    assert told["intervals"]["E"][0] == 0
+    assert told["parameters"]["E"] == 0 or told["parameters"]["E"] > 1e-6
+    assert told["parameters"]["B"] == law.natural["B"]
 
 
 def test_any_measurement_can_be_the_fitted_column():

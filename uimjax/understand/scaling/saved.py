@@ -19,6 +19,7 @@ from uimjax.understand.scaling.intervals import LEVEL, Draws, percentiles
 
 LAW, ROWS, REFITS = "law.json", "rows.parquet", "draws.parquet"
 VERSION = 1
+NONE = 1e-9  # of the smallest loss
 
 
 def told(fit: Fit, draws: Draws | None, used: Mapping[str, str], reference: str) -> dict[str, Any]:
@@ -27,19 +28,28 @@ def told(fit: Fit, draws: Draws | None, used: Mapping[str, str], reference: str)
         "version": VERSION, "uimjax": __version__, "form": reference, "equation": fit.form.equation,
         "source": fit.form.source, "columns": dict(used), "rows": len(fit.rows.y),
         "runs": len(np.unique(fit.rows.group)),
-        "objective": dataclasses.asdict(fit.objective), "value": fit.value, "r2": fit.r2, "parameters": fit.natural,
+        "objective": dataclasses.asdict(fit.objective), "value": fit.value, "r2": fit.r2,
+        "parameters": _floored(fit, fit.natural),
         "fixed": fit.fixed, "starts": fit.starts,
-        "optima": [{"value": o.value, "share_of_starts": o.share, "parameters": o.natural} for o in fit.optima],
+        "optima": [{"value": o.value, "share_of_starts": o.share, "parameters": _floored(fit, o.natural)}
+                   for o in fit.optima],
         "condition": {"fitted_coordinates": fit.condition[0], "raw_coordinates": fit.condition[1]},
         "warnings": fit.warnings, "centre": fit.centre, "theta": [float(v) for v in fit.theta],
         "digest": _digest(fit.rows),
     }  # fmt: skip
     if draws is not None:
         ends = {name: percentiles(values) for name, values in draws.natural.items()}
-        found["intervals"] = {name: [float(low), float(high)] for name, (low, high) in ends.items()}
+        sides = [_floored(fit, {name: float(each[k]) for name, each in ends.items()}) for k in (0, 1)]
+        found["intervals"] = {name: [side[name] for side in sides] for name in ends}
         found |= {"standard_errors": draws.errors, "level": LEVEL, "draws": len(draws.theta), "seed": draws.seed}
         found["resampled"] = f"{draws.groups} runs, with replacement"
     return found
+
+
+def _floored(fit: Fit, natural: Mapping[str, float]) -> dict[str, float]:
+    """A floor of the loss that is lost in its rounding is 0: how far below it a descent ended means nothing."""
+    least = NONE * float(np.min(np.abs(fit.rows.y)))
+    return {name: 0.0 if name == "E" and 0 < value < least else value for name, value in natural.items()}
 
 
 def _digest(rows: Rows) -> str:
