@@ -10,6 +10,7 @@ from typing import Any
 from uimjax.report import markup, rendering
 
 PAGE = "study.html"
+NOTHING = 1e-9
 Study = tuple[str, dict[str, Any], Path]  # its name, what it found, and the folder with its pictures
 
 
@@ -63,8 +64,12 @@ def _data_map(found: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _representation(found: dict[str, Any], folder: Path) -> dict[str, Any]:
-    columns = ("noise", "SVE", "95%", "LSVR", "95%")
-    return _part(found, folder, "representation", columns, _spectra(found["representation"]))
+    columns, told = ("noise", "SVE", "95%", "LSVR", "95%"), found["representation"]
+    change = {name: told[name]["change"] for name in ("SVE", "LSVR") if "change" in told[name]}
+    said = [f"{name} {mean:+.4f} (95%: {low:+.4f} to {high:+.4f})" for name, (mean, low, high) in change.items()]
+    where = f"from noise {told['rates'][0]:g} to {told['rates'][-1]:g}"
+    notes = [f"Seed by seed, {where}: {', '.join(said)}."] if said else []
+    return _part(found, folder, "representation", columns, _spectra(told), notes)
 
 
 def _costs(found: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -108,8 +113,13 @@ def _spectrum(label: str, found: dict[str, Any], k: int) -> tuple[str, ...]:
 
 def _law(found: dict[str, Any]) -> list[tuple[str, ...]]:
     ends = found["intervals"]
-    return [(name, f"{value:.5g}", f"{ends[name][0]:.5g} to {ends[name][1]:.5g}")
+    return [(name, _size(value), f"{_size(ends[name][0])} to {_size(ends[name][1])}")
             for name, value in found["parameters"].items()]  # fmt: skip
+
+
+def _size(value: float) -> str:
+    """What a fit drove to 0 has no digits that mean anything."""
+    return "0" if abs(value) < NOTHING else f"{value:.5g}"
 
 
 def _worth(found: dict[str, Any]) -> str:

@@ -157,7 +157,7 @@ def _trained(
                         sinks=() if sink is None else (sink,))  # fmt: skip
     if sink is not None:
         if before:
-            recording.curves(sink, made)
+            recording.curves(sink, made, recipe)
         sink.close()
     features = jax.jit(jax.vmap(lambda image: task.features(made.params, {"image": image})))  # type: ignore[misc]
     return np.concatenate([np.asarray(features(jnp.asarray(part))) for part in np.array_split(rows["image"], 8)])
@@ -175,12 +175,14 @@ def _spectra(held: Noisy, config: Any, folder: Path, progress: Progress) -> dict
 
 def _spread(each: Sequence[Any], rates: int) -> dict[str, dict[str, Any]]:
     """Of the spectra of every seed at one rate, then at the next. `change` [mean, low, high] from the first rate to the
-    last, seed by seed: the seeds differ more among themselves than by noise."""
+    last, if there are two, is taken seed by seed: seeds differ among themselves, and not by noise."""
     found = {}
     for name in ("sve", "lsvr"):
         values = np.array([getattr(s, name) for s in each]).reshape(rates, -1)
-        change = _over_seeds((values[-1] - values[0])[None])
-        found[name.upper()] = _over_seeds(values) | {"change": [change[key][0] for key in ("mean", "low", "high")]}
+        found[name.upper()] = _over_seeds(values)
+        if rates > 1:
+            change = _over_seeds((values[-1] - values[0])[None])
+            found[name.upper()]["change"] = [change[key][0] for key in ("mean", "low", "high")]
     return found
 
 

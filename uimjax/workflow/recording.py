@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from uimjax.sinks import JsonLines, Several, TensorBoard
+from uimjax.steps import Recipe
 from uimjax.training import Fitted
 from uimjax.understand.dynamics import Table, suspicious
 from uimjax.understand.scaling import Swept, ledger
@@ -41,10 +42,11 @@ class Records:
         return all((self.folder / kind / name).exists() for kind in (BOARD, LINES))
 
 
-def curves(sink: Several, made: Fitted) -> None:
-    """Those of a training that was finished before anybody asked for records."""
+def curves(sink: Several, made: Fitted, recipe: Recipe) -> None:
+    """Those of a training that was finished before anybody asked for records: the lines that `training.fit` writes."""
+    many = {"steps_per_epoch": recipe.steps_per_epoch(made.margin.shape[1])}
     for epoch, (loss, margin) in enumerate(zip(made.loss, made.margin.mean(1), strict=True)):
-        sink.write(epoch, {"loss": float(loss), "margin": float(margin)})
+        sink.write(epoch, {"loss": float(loss), "margin": float(margin)} | many)
 
 
 def scores(records: Records, table: Table, given: np.ndarray, true: np.ndarray) -> None:
