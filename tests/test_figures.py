@@ -179,7 +179,7 @@ def test_detection_is_sorted_and_held_against_chance():
     assert column(figure, "high") == [0.99, 0.94, 0.53]
     assert figure.reading == (
         "AUM finds flips best, with an area of 0.98 (0.97 to 0.99), GraNd worst of 3 scores, with 0.48 (0.45 to 0.53); "
-        "of 1 of 3 the interval (95%) holds 0.5, which is chance."
+        "1 of 3 intervals include 0.5, which is chance (95%)."
     )
     written = texts(figure)
     assert [t for t in written if t in ("AUM", "forgetting", "GraNd")] == ["AUM", "forgetting", "GraNd"]

@@ -268,7 +268,8 @@ def _detection_read(rows: list[dict[str, Any]], target: str, band: str) -> str:
     if "low" in best:
         unsure = sum(row["low"] <= CHANCE <= row["high"] for row in rows)
         named = f" ({band})" if band else ""
-        text += f"; of {unsure} of {len(rows)} the interval{named} holds 0.5, which is chance"
+        held = f"{unsure} of {len(rows)} intervals include" if unsure else "no interval includes"
+        text += f"; {held} 0.5, which is chance{named}"
     else:
         below = sum(row["auroc"] <= CHANCE for row in rows)
         text += f"; {below} of {len(rows)} {'is' if below == 1 else 'are'} not above 0.5, which is chance"
