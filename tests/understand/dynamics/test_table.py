@@ -201,7 +201,7 @@ def test_files_that_are_no_tables(tmp_path):
         tables.read(tmp_path / "nowhere")
     foreign = tmp_path / "step-00000001.parquet"
     parquet.write_table(pa.table({"id": [1]}), foreign)
-    with pytest.raises(DataError, match="a Parquet file of something else; logs of other tools are read by"):
+    with pytest.raises(DataError, match="a Parquet file of something else; .*uimjax dynamics import LOG --out RUN"):
         tables.read(foreign)
     foreign.write_text("id,loss\n")
     with pytest.raises(CorruptError, match="is damaged or no Parquet file"):
