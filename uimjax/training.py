@@ -76,14 +76,12 @@ def fit(
     `weights` `[N]` (default ones): a row of weight 0 is met by nothing. With `folder`, a checkpoint is kept every
     `save_every` epochs and a run found there is continued; the parameters after each of the `snapshots` (numbers of
     finished epochs) stay there for good (`snapshot` reads them). `dynamics` collects its statistics in the same steps,
-    and their table is written there too, for `uimjax dynamics FOLDER`. `sinks` get a line an epoch, whose step is the
-    epoch's number, with `steps_per_epoch`: line e is of the rows e * steps_per_epoch and on of `steps.seen`.
+    and their table is written there too, for `uimjax dynamics FOLDER`. `sinks` get a line an epoch: its number is the step.
 
     Raises:
         NonFiniteError: parameters, rows or the loss are not finite. UsageError: weights of another length.
-        DataError: logits are collected, and a row's label is no class.
         MismatchError: `folder` holds another run, or logits are collected and `nll` of them is not the loss.
-        NoRoomError: a batch does not fit the device.
+        NoRoomError: a batch does not fit the device. DataError: logits are collected, and a row's label is no class.
     """
     count, weights = row.count(data), _checked(task, params, data, weights, dynamics)
     start = 0
@@ -97,7 +95,7 @@ def fit(
         start, state = checkpoint.load(folder, state)
     program = epoch(task, steps.static(recipe, count), dynamics)
     key = jax.random.key(recipe.seed)
-    curve, many = [], {"steps_per_epoch": recipe.steps_per_epoch(count)}
+    curve, many = [], {"steps_per_epoch": recipe.steps_per_epoch(count)}  # rows of `steps.seen` a line
     for number in progress(range(recipe.epochs), "training", unit="epochs", skip=start):
         if number >= start:
             begun = time.perf_counter()
