@@ -76,7 +76,7 @@ def fit(
     `weights` `[N]` (default ones): a row of weight 0 is met by nothing. With `folder`, a checkpoint is kept every
     `save_every` epochs and a run found there is continued; the parameters after each of the `snapshots` (numbers of
     finished epochs) stay there for good (`snapshot` reads them). `dynamics` collects its statistics in the same steps,
-    and their table is written there too, for `uimjax dynamics FOLDER`. `sinks` get a line an epoch: its number is the step.
+    and their table is written there too, for `uimjax dynamics FOLDER`. `sinks` get a line an epoch; its number: `step`.
 
     Raises:
         NonFiniteError: parameters, rows or the loss are not finite. UsageError: weights of another length.
