@@ -84,7 +84,7 @@ INSIDE = {
     ],
     "uimjax.commands": [
         "base", "names", "sources", "logs", "ask", "checkpoints", "curvature", "curves", "dynamics", "failures",
-        "index", "judge", "plan", "representation", "scaling", "story", "understand",
+        "index", "judge", "plan", "readings", "representation", "scaling", "story", "understand",
     ],
     "uimjax.workflow": ["base", "vision", "text", "reopening", "recording", "noise"],
     "uimjax.understand.dynamics": [

@@ -128,10 +128,30 @@ def _scaling(commands: Any) -> None:
     allocate.add_argument("--compute", type=float, required=True, help="operations")
     allocate.add_argument("--flops", type=float, default=6.0, help="per parameter and token (default 6: C = 6 N D)")
     allocate.add_argument("--given", nargs="+", metavar="INPUT=VALUE", help="the form's further inputs: U=2.5e10")
+    _further_laws(actions)
     sweep = _command(actions, "sweep", "train a grid of small runs, continue it, and fit a law to the table", out=None)
     sweep.add_argument("target", help="a YAML config (`uimjax new sweep`)")
     sweep.add_argument("--processes", type=int, default=1, help="how many processes share the runs")
     sweep.add_argument("--process", type=int, default=0, help="which of them this is, from 0")
+
+
+def _further_laws(actions: Any) -> None:
+    """Other readings of a table of runs."""
+    table, named = "the table: .csv, .tsv, .parquet or .jsonl, a row a run", "N=params C=flops ..."
+    profiles = _command(actions, "isoflop", "the best size of each compute budget, and its growth", out="runs/isoflop")
+    score = _command(actions, "score", "a task's score from scale: the loss first, then the score of it", out="")
+    for made in (profiles, score):
+        made.add_argument("target", help=table)
+        made.add_argument("--columns", nargs="+", metavar="INPUT=COLUMN", help=f"where names do not tell: {named}")
+        made.add_argument("--loss", default="loss", help="the column of the loss (default loss)")
+        made.add_argument("--draws", type=int, default=1000, help="resamples for the intervals (default 1000)")
+        made.add_argument("--seed", type=int, default=0)
+    score.add_argument("--score", required=True, help="the column of the score")
+    score.add_argument("--at", nargs="+", required=True, metavar="INPUT=VALUE", help="N=7e10 D=1.4e12; N=1e9,1e10 ...")
+    score.add_argument("--form", default="chinchilla", help="of the loss (default chinchilla)")
+    score.add_argument("--best", type=float, help="the score of a loss of 0, as one more run (1 for an accuracy)")
+    score.add_argument("--group", help="the column of the run, where rows are checkpoints of one")
+    score.add_argument("--starts", type=int, default=512, help="descents (default 512)")
 
 
 def _dynamics(commands: Any, words: Sequence[str]) -> None:

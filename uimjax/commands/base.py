@@ -58,6 +58,23 @@ def pairs(given: Sequence[str] | None, what: str, value: str = "VALUE") -> dict[
     return found
 
 
+def number(text: str, what: str) -> float:
+    """Raises UsageError."""
+    try:
+        return float(text)
+    except ValueError as error:
+        raise UsageError(f"{what}: {text!r} is no number") from error
+
+
+def listed(at: Sequence[str]) -> dict[str, list[float]]:
+    """Values of inputs, as `--at N=1e9,1e10 D=2e10,2e11` gives them. Raises UsageError."""
+    split = {n: [number(v, f"--at {n}") for v in values.split(",")] for n, values in pairs(at, "--at").items()}
+    counts = {len(values) for values in split.values()}
+    if len(counts) > 1:
+        raise UsageError(f"--at lists {sorted(counts)} values; as many of each input were wanted")
+    return split
+
+
 def as_json(value: Any) -> str:
     """One object on one line, as `--json` prints it: valid JSON whatever the numbers are; dates and such are text."""
     return json.dumps(plain(value), allow_nan=False, default=str)

@@ -8,27 +8,22 @@ from typing import Any
 
 import numpy as np
 
-from uimjax.commands.base import as_json, pairs
+from uimjax.commands import readings
+from uimjax.commands.base import as_json, listed, number, pairs
 from uimjax.errors import DataError, UnknownNameError, UsageError
 
 
 def scaling(args: argparse.Namespace, _rest: list[str]) -> int:
     from uimjax.progress import quiet, shown
 
-    done: Callable[..., dict[str, Any]] = {"fit": _fit, "predict": _predict, "allocate": _allocate, "sweep": _sweep}[
-        args.action
-    ]
-    found = done(args, quiet if args.json else shown)
+    done: dict[str, Callable[..., dict[str, Any]]] = {
+        "fit": _fit, "predict": _predict, "allocate": _allocate, "sweep": _sweep, "isoflop": readings.isoflop,
+        "score": readings.score,
+    }  # fmt: skip
+    found = done[args.action](args, quiet if args.json else shown)
     if args.json:
         print(as_json(found))
     return 0
-
-
-def number(text: str, what: str) -> float:
-    try:
-        return float(text)
-    except ValueError as error:
-        raise UsageError(f"{what}: {text!r} is no number") from error
 
 
 def _objective(args: argparse.Namespace) -> Any:
@@ -140,10 +135,7 @@ def _predict(args: argparse.Namespace, _progress: Any) -> dict[str, Any]:
     import uimjax as uj
 
     law, draws = uj.scaling.load(Path(args.target))
-    split = {n: [number(v, f"--at {n}") for v in values.split(",")] for n, values in pairs(args.at, "--at").items()}
-    counts = {len(values) for values in split.values()}
-    if len(counts) > 1:
-        raise UsageError(f"--at lists {sorted(counts)} values; as many of each input were wanted")
+    split = listed(args.at)
     made = uj.scaling.predict(law, split, draws)
     rows: list[dict[str, Any]] = [
         {name: values[k] for name, values in split.items()}

@@ -7,10 +7,10 @@ import pytest
 import yaml
 
 from tests.conftest import command_line
-from tests.understand.scaling.test_fits import TRUE, made
+from tests.understand.scaling.test_fits import TRUE, literal, made
 from uimjax.cli import parser
 from uimjax.commands.scaling import scaling
-from uimjax.errors import UimError
+from uimjax.errors import UimError, UnknownNameError
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +62,47 @@ def test_the_law_predicts_and_splits_compute(folder, monkeypatch, capsys):
     assert "C = 6 N D" in capsys.readouterr().out
 
 
+def test_the_best_sizes_of_budgets(tmp_path, monkeypatch, capsys):
+    p, rows = TRUE["chinchilla"], ["params,flops,bits"]
+    for compute in (1e18, 1e19, 1e20):
+        g = (p["alpha"] * p["A"] / (p["beta"] * p["B"])) ** (1 / (p["alpha"] + p["beta"]))
+        for size in g * (compute / 6) ** (p["beta"] / (p["alpha"] + p["beta"])) * np.geomspace(0.5, 2, 7):
+            loss = p["E"] + p["A"] / size ** p["alpha"] + p["B"] / (compute / 6 / size) ** p["beta"]
+            rows.append(f"{float(size)!r},{compute!r},{float(loss)!r}")
+    (tmp_path / "runs.csv").write_text("\n".join(rows) + "\n")
+    given = ("isoflop", "runs.csv", "--loss", "bits", "--draws", "50")
+    called(tmp_path, monkeypatch, *given, "--out", "iso", "--json")
+    found = json.loads(capsys.readouterr().out)
+    assert found["exponent"] == pytest.approx(p["beta"] / (p["alpha"] + p["beta"]), abs=2e-3)
+    assert [budget["runs"] for budget in found["budgets"]] == [7, 7, 7]
+    assert {path.name for path in (tmp_path / "iso").iterdir()} >= {"isoflop.json", "isoflop.svg", "isoflop.csv"}
+    called(tmp_path, monkeypatch, *given, "--out", "iso")
+    assert "N* grows as C^" in capsys.readouterr().out
+    with pytest.raises(UnknownNameError, match="bitz"):
+        called(tmp_path, monkeypatch, "isoflop", "runs.csv", "--loss", "bitz")
+
+
+def test_a_score_through_the_loss(tmp_path, monkeypatch, capsys):
+    table = made("chinchilla", noise=0.01)
+    accuracy = literal("sigmoid", TRUE["sigmoid"], {"loss": table["score"]})
+    lines = zip(*(x.tolist() for x in (table["N"], table["D"], table["score"], accuracy)), strict=True)
+    (tmp_path / "runs.csv").write_text("N,D,loss,acc\n" + "".join(",".join(map(repr, row)) + "\n" for row in lines))
+    few = ("--starts", "64", "--draws", "50", "--at", "N=1e9,1e10", "D=1e11,1e12")
+    called(tmp_path, monkeypatch, "score", "runs.csv", "--score", "acc", *few, "--json")
+    found = json.loads(capsys.readouterr().out)
+    for row, n, d in zip(found["predictions"], (1e9, 1e10), (1e11, 1e12), strict=True):
+        truth = literal(
+            "sigmoid", TRUE["sigmoid"], {"loss": literal("chinchilla", TRUE["chinchilla"], {"N": n, "D": d})}
+        )
+        assert row["value"] == pytest.approx(float(truth), abs=0.01)
+        assert row["run"][0] <= row["law"][0] <= row["value"] <= row["law"][1] <= row["run"][1]
+    assert set(found["steps"]) == {"loss", "score"}
+    called(tmp_path, monkeypatch, "score", "runs.csv", "--score", "acc", *few)
+    assert "a further run [" in capsys.readouterr().out
+    with pytest.raises(UnknownNameError, match="'accuracy'"):
+        called(tmp_path, monkeypatch, "score", "runs.csv", "--score", "accuracy", *few)
+
+
 def test_a_sweep_of_one_command_ends_in_a_law_and_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     config = {"kind": "sweep", "axes": {"width": [8], "data": [100, 200, 400, 800], "epochs": [4], "seed": [0, 1],
                                         "corruption": [0.0, 0.4], "learning_rate": [1e-2]},
@@ -88,7 +129,7 @@ def test_a_sweep_of_one_command_ends_in_a_law_and_goes_on_where_it_stopped(tmp_p
         (("fit", "runs.csv", "--form", "chinchila"), 2, "Did you mean 'chinchilla'"),
         (("predict", "nowhere", "--at", "N=1"), 3, "uimjax scaling fit"),
         (("predict", "law", "--at", "N=1e9,2e9", "D=1e9"), 2, "as many of each input"),
-        (("allocate", "law", "--compute", "10"), 2, "leave no room"),
+        (("allocate", "law", "--compute", "5"), 2, "leave no room"),
         (("sweep", "runs.csv"), 2, "mapping of settings"),
     ],
 )

@@ -216,7 +216,7 @@ def test_iso_flop_minima_and_their_exponent():
         uj.scaling.isoflop(rows, draws=0)
     with pytest.raises(DataError, match="above 0"):
         uj.scaling.isoflop([row | {"loss": row["loss"] - 5} for row in rows])
-    with pytest.raises(DataError, match="a size N, C"):
+    with pytest.raises(DataError, match="a size N and C"):
         uj.scaling.isoflop([{"width": 3, "loss": 2.0}])
 
 

@@ -54,10 +54,10 @@ def isoflop(
         raise UsageError(f"draws={draws} arrived; at least one was wanted")
     names = {what: column(held, what, given) for what in ("N", "C", "D", "loss") if what != "loss"}
     target = column(held, "loss", {} if loss == "loss" and "loss" not in held else {"loss": loss})
-    if names["N"] is None or target is None or (names["C"] is None and names["D"] is None):
-        raise DataError(
-            f"columns {', '.join(held)} arrived; a size N, C (or D) and a loss were wanted (columns={{...}})"
-        )
+    if target is None:
+        raise UnknownNameError("column", loss, held)
+    if names["N"] is None or (names["C"] is None and names["D"] is None):
+        raise DataError(f"columns {', '.join(held)} arrived; a size N and C (or D) were wanted (columns={{...}})")
     size, value = numbers(held, names["N"], positive=True), numbers(held, target, positive=True)
     if names["C"] is not None:
         compute = numbers(held, names["C"], positive=True)
