@@ -1,6 +1,7 @@
 """Two more readings of a table of runs: the best size of each compute budget, and a score through the loss."""
 
 import argparse
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,26 @@ import numpy as np
 from uimjax.commands.base import columns, listed, pairs
 
 PLACES = 60  # of a parabola's curve
+
+
+def predicted(at: Mapping[str, Sequence[float]], made: Any) -> list[dict[str, Any]]:
+    """What a law says at each place, as JSON has it."""
+    return [
+        {name: values[k] for name, values in at.items()}
+        | {"value": float(made.value[k]), "law": [float(made.low[k]), float(made.high[k])],
+           "run": [float(made.run_low[k]), float(made.run_high[k])]}
+        for k in range(len(made.value))
+    ]  # fmt: skip
+
+
+def lines_of(rows: Sequence[Mapping[str, Any]], names: Iterable[str]) -> list[str]:
+    """The same for a reader; `names` of the inputs."""
+    said = lambda ends: f"[{ends[0]:.6g}, {ends[1]:.6g}]"  # noqa: E731  # one line, used twice
+    return [
+        f"{', '.join(f'{name} = {row[name]:g}' for name in names)}: {row['value']:.6g}   the law 95% "
+        f"{said(row['law'])}, a further run {said(row['run'])}"
+        for row in rows
+    ]
 
 
 def isoflop(args: argparse.Namespace, _progress: Any) -> dict[str, Any]:
@@ -56,12 +77,7 @@ def score(args: argparse.Namespace, progress: Any) -> dict[str, Any]:
         ladder = uj.scaling.two_stage(args.target, args.score, args.form, best=args.best, draws=args.draws,
                                       seed=args.seed, starts=args.starts, **settings)  # fmt: skip
     made = uj.scaling.predict_score(ladder, at)
-    rows: list[dict[str, Any]] = [
-        {name: values[k] for name, values in at.items()}
-        | {"value": float(made.value[k]), "law": [float(made.low[k]), float(made.high[k])],
-           "run": [float(made.run_low[k]), float(made.run_high[k])]}
-        for k in range(len(made.value))
-    ]  # fmt: skip
+    rows = predicted(at, made)
     steps = {
         name: {"equation": fit.form.equation, "parameters": fit.natural, "r2": fit.r2, "value": fit.value,
                "warnings": fit.warnings}
@@ -73,8 +89,5 @@ def score(args: argparse.Namespace, progress: Any) -> dict[str, Any]:
             print(f"{name}: {step['equation']}   R2 {step['r2']:.4f}\n  {told}")
             for line in step["warnings"]:
                 print(f"  warning: {line}")
-        for row in rows:
-            where = ", ".join(f"{name} = {row[name]:g}" for name in at)
-            print(f"{where}: {args.score} {row['value']:.5g}   the law 95% [{row['law'][0]:.5g}, {row['law'][1]:.5g}], "
-                  f"a further run [{row['run'][0]:.5g}, {row['run'][1]:.5g}]")  # fmt: skip
+        print("\n".join(lines_of(rows, at)))
     return {"steps": steps, "predictions": rows}

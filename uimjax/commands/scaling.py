@@ -137,17 +137,9 @@ def _predict(args: argparse.Namespace, _progress: Any) -> dict[str, Any]:
     law, draws = uj.scaling.load(Path(args.target))
     split = listed(args.at)
     made = uj.scaling.predict(law, split, draws)
-    rows: list[dict[str, Any]] = [
-        {name: values[k] for name, values in split.items()}
-        | {"value": float(made.value[k]), "law": [float(made.low[k]), float(made.high[k])],
-           "run": [float(made.run_low[k]), float(made.run_high[k])]}
-        for k in range(len(made.value))
-    ]  # fmt: skip
+    rows = readings.predicted(split, made)
     if not args.json:
-        for row in rows:
-            at = ", ".join(f"{name} = {row[name]:g}" for name in split)
-            print(f"{at}: {row['value']:.6g}   the law 95% [{row['law'][0]:.6g}, {row['law'][1]:.6g}], "
-                  f"a further run [{row['run'][0]:.6g}, {row['run'][1]:.6g}]")  # fmt: skip
+        print("\n".join(readings.lines_of(rows, split)))
     return {"predictions": rows}
 
 
