@@ -5,7 +5,6 @@ import importlib
 import json
 import re
 import shutil
-import sys
 
 import numpy as np
 import pytest
@@ -89,7 +88,6 @@ def here(tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(MINE)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    sys.modules.pop("mine", None)
     return tmp_path
 
 
