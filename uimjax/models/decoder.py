@@ -136,6 +136,15 @@ def language_task(outputs: Callable[[Any, Any], Any], represent: Callable[[Any, 
     return Task(loss=loss, outputs=outputs, features=features, nll=nll, sample=sample)
 
 
+def next_token(example: Any) -> Any:
+    """`[T]`: the token that the logits at each position are to tell, -1 where the loss counts none. As a task's label,
+    `dataclasses.replace(task, label=next_token)`, it lets a training collect the dynamics of every token."""
+    counted = example["counted"][1:] > 0
+    if "segments" in example:
+        counted = counted & (example["segments"][1:] == example["segments"][:-1])
+    return jnp.append(jnp.where(counted, example["tokens"][1:], -1), -1)
+
+
 def _segments(example: Any) -> dict[str, Any]:
     return {"segments": example["segments"]} if "segments" in example else {}
 

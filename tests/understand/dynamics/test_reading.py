@@ -15,6 +15,7 @@ from uimjax.errors import (
     UsageError,
 )
 from uimjax.understand.dynamics import elsewhere, reading
+from uimjax.understand.dynamics.collector import Statistics
 from uimjax.understand.dynamics.scoring import Score, suspicion
 from uimjax.understand.dynamics.table import Table
 
@@ -120,6 +121,17 @@ def test_intervals_over_examples_and_over_seeds(rng):
     reach = 3.182446305284263 * np.std(each, ddof=1) / 2  # Student's 97.5 % with three degrees of freedom
     assert seeds.auroc_high[0] - seeds.auroc[0] == pytest.approx(reach)
     assert seeds.band == "95% interval over 4 seeds"
+
+
+def test_what_became_nan_is_the_most_suspicious_and_what_was_never_met_the_least():
+    nan, count = np.nan, 6
+    table = made(aum_low=[1.0, 2.0, nan, 3.0, nan, 4.0], loss=[1.0, 1.0, nan, 1.0, nan, np.inf])
+    seen = {name: np.zeros(count) for name in Statistics._fields} | {"lost": np.array([0, 0, 2, 0, 0, 1])}
+    table = table._replace(statistics=Statistics(**seen))
+    found = reading.detection(table, [2], draws=10)
+    assert found.auroc[0] == 1.0
+    assert found.auroc[1] == pytest.approx(0.9)  # it ties with the infinite one
+    assert reading.detection(table, [4], draws=10).auroc.tolist() == [0.0, 0.0]
 
 
 def test_detections_that_are_refused():

@@ -12,6 +12,8 @@ import uimjax as uj
 from tests.understand.dynamics.test_command import answer, called
 from uimjax import steps, training
 from uimjax.errors import DataError, MismatchError, ShapeError, UsageError
+from uimjax.models.blocks import Shape
+from uimjax.models.decoder import build_decoder, next_token
 from uimjax.sinks import JsonLines
 
 EVERY = ("loss", "margin", "probability", "correct", "el2n", "grand")
@@ -142,3 +144,38 @@ def test_spikes_of_an_epoch_are_of_the_batches_of_that_epoch(setting, tmp_path, 
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in bare))
     with pytest.raises(ShapeError, match="has 20 rows, and the curve ends at step 4: .*Does it count epochs"):
         called(tmp_path, monkeypatch, *words)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_tokens_of_a_language_model_are_those_of_a_slow_twin(packed, tmp_path):
+    rng, count, length, epochs = np.random.default_rng(4), 6, 7, 3
+    task, params = build_decoder(Shape(vocabulary=11, length=length, layers=1, width=8, heads=2), 3)
+    rows = {"tokens": rng.integers(11, size=(count, length)).astype(np.int32),
+            "counted": np.ones((count, length), np.float32)}  # fmt: skip
+    rows["counted"][2, 4:] = 0  # padding
+    if packed:
+        rows["segments"] = np.tile(np.array([1, 1, 1, 2, 2, 2, 2], np.int32), (count, 1))
+    collector, recipe = uj.dynamics.Collector(count, tokens=length), steps.Recipe(epochs, count, 1e-2)
+    with pytest.raises(UsageError, match="of language: uimjax.models.decoder.next_token"):
+        training.fit(task, params, rows, recipe, dynamics=collector)
+    task = dataclasses.replace(task, label=next_token)
+    seen = training.fit(
+        task, params, rows, recipe, folder=tmp_path, snapshots=range(1, epochs), dynamics=collector
+    ).dynamics
+    told = np.zeros((count, length), bool)  # the loss counts what is said of the next token here
+    for i in range(count):
+        for t in range(length - 1):
+            told[i, t] = rows["counted"][i, t + 1] and not (packed and t == 2)
+    p, right = np.full((2, epochs, count, length), np.nan)
+    for epoch in range(epochs):  # one step each: what a meeting saw are the parameters before it
+        now = training.snapshot(tmp_path, params, epoch) if epoch else params
+        for i, t in np.argwhere(told):
+            z = np.asarray(task.outputs(now, {name: jnp.asarray(x[i]) for name, x in rows.items()}), np.float64)[t]
+            answer_ = rows["tokens"][i, t + 1]
+            p[epoch, i, t], right[epoch, i, t] = np.exp(z[answer_]) / np.exp(z).sum(), z.argmax() == answer_
+    np.testing.assert_allclose(seen.tokens.probability.reshape(count, length), p.mean(0), rtol=1e-4)
+    np.testing.assert_allclose(seen.tokens.loss.reshape(count, length), -np.log(p).mean(0), rtol=1e-4)
+    assert (seen.tokens.met.reshape(count, length) > 0).tolist() == told.tolist()
+    np.testing.assert_allclose(seen.loss, -np.nansum(np.log(p), -1).mean(0), rtol=1e-4)
+    np.testing.assert_allclose(seen.probability, np.nanmean(p, -1).mean(0), rtol=1e-4)
+    assert seen.tokens.correct.reshape(count, length)[told].tolist() == right.sum(0)[told].tolist()

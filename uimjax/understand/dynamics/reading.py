@@ -119,7 +119,7 @@ def detection(
 
     `bad`: ids, or a mask `[N]`. Of one table the interval is a percentile bootstrap over examples, bad and good drawn
     apart and the same for every score; of several (seeds) the mean and Student's interval over them, cut to [0, 1].
-    Examples that were never met count as the least suspicious.
+    Examples that were never met count as the least suspicious, those whose signals became NaN or infinite as the most.
 
     Raises:
         UsageError: none bad or none good, unknown ids. MismatchError: tables of other ids or scores.
@@ -135,7 +135,7 @@ def detection(
     mask = _mask(first, bad)
     names = list(first.scores)
     whole = np.ones((1, len(mask)), np.int32)
-    points = np.array([[_areas(suspicion(t.scores[name]), mask, whole)[:, 0] for name in names] for t in many])
+    points = np.array([[_areas(_doubt(t, name), mask, whole)[:, 0] for name in names] for t in many])
     if len(many) > 1:
         from scipy.stats import t as student
 
@@ -334,6 +334,14 @@ def _spearman(a: np.ndarray, b: np.ndarray) -> float:
     return float(x @ y / scale) if scale > 0 else float("nan")
 
 
+def _doubt(table: Table, name: str) -> np.ndarray:
+    """Larger is more suspicious. A mean that became NaN says nothing; that it did is as odd as an infinite one."""
+    values = suspicion(table.scores[name])
+    if table.statistics is None or not table.scores[name].suspicious:
+        return values
+    return np.where((table.statistics.lost > 0) & np.isnan(table.scores[name].values), np.inf, values)
+
+
 def _mask(table: Table, bad: Any) -> np.ndarray:
     found = np.asarray(bad)
     if found.dtype == bool:
@@ -371,6 +379,6 @@ def _bootstrap(table: Table, names: list[str], bad: np.ndarray, draws: int, leve
         weights = np.zeros((min(size, draws - start), len(bad)), np.int32)
         for part in (np.flatnonzero(bad), np.flatnonzero(~bad)):
             weights[:, part] = rng.multinomial(len(part), np.full(len(part), 1 / len(part)), size=len(weights))
-        made.append(np.stack([_areas(suspicion(table.scores[name]), bad, weights) for name in names]))
+        made.append(np.stack([_areas(_doubt(table, name), bad, weights) for name in names]))
     drawn = np.concatenate(made, axis=2)
     return np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=2)

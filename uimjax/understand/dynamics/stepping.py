@@ -38,7 +38,8 @@ def check(task: Task, collector: Collector, params: Any, data: Any, weights: Any
         if task.outputs is None or task.label is None:
             raise UsageError(
                 f"{', '.join(collector.what)} are collected of logits and classes: give the task outputs(params, "
-                "example) and label(example), or collect loss (and grand) alone: Collector(N, ('loss',))"
+                "example) and label(example) (of language: uimjax.models.decoder.next_token), or collect loss (and "
+                "grand) alone: Collector(N, ('loss',))"
             )
         shape = jax.eval_shape(task.outputs, params, row.example_spec(data)).shape
         _check_labels(task, shape, data, weights)
