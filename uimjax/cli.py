@@ -234,7 +234,7 @@ def _representation(commands: Any) -> None:
     made.add_argument("--corpus", nargs="+", metavar="FILE", help="documents whose features are taken")
     made.add_argument("--task", nargs="+", metavar="REF", help="your own, one a checkpoint, or the one of a run of "
                       "training.fit: pkg.module:function returning (uimjax.Task, params, rows)")  # fmt: skip
-    made.add_argument("--limit", type=int, default=1000, help="rows of features, evenly spaced (default 1000)")
+    made.add_argument("--limit", type=int, help="rows of features of a model, evenly spaced (default 1000)")
     made.add_argument("--curvature", metavar="hessian | ggn", help="the spectrum of that matrix of the loss, and "
                       "sharpness (extra: solve)")  # fmt: skip
     made.add_argument("--probes", type=int, help="random starts, which standard errors are over (default 10)")

@@ -12,10 +12,11 @@ import numpy as np
 from uimjax.commands import checkpoints, curvature
 from uimjax.commands.base import as_json, columns, plain
 from uimjax.commands.checkpoints import ENDINGS
-from uimjax.errors import DataError, MissingFileError, ShapeError, UimError, UsageError
+from uimjax.errors import DataError, MissingFileError, NonFiniteError, ShapeError, UimError, UsageError
 
 WHOLE = 256 << 20  # bytes of a .npy that are loaded at once; larger ones are streamed
 SIDE = 1 << 31  # bytes of sums that CKA may take for all files side by side; beyond, a pair at a time
+LIMIT = 1000  # rows of a model's features
 ROWS = 10_000  # that TwoNN is of, evenly spaced
 ANGLES = 10
 ASIDE = ("id", "guid", "label")  # columns that are no features
@@ -48,12 +49,15 @@ def representation(args: argparse.Namespace, _rest: list[str]) -> int:
         files, curved = _of_checkpoints(args, where, how, out, progress)
         found |= curved
     else:
-        files = _files(args.files)
+        files = _files(args.files, args.limit)
     sets = [_opened(path, name) for path, name in zip(files, _names(files, args.names) if files else [], strict=True)]
     lines_of: list[dict[str, Any]] = []
     spectra: dict[str, np.ndarray] = {}
     for its in progress(sets, "spectra", unit="files"):
-        numbers, spectra[its.name] = _numbers(its, args.centred)
+        try:
+            numbers, spectra[its.name] = _numbers(its, args.centred)
+        except (DataError, NonFiniteError, ShapeError) as error:
+            raise type(error)(f"{its.path}: {error}") from error
         lines_of.append(numbers)
     found["files"] = lines_of
     if len(sets) > 1:
@@ -84,8 +88,11 @@ def _asks_models(args: argparse.Namespace) -> bool:
     return bool(args.model or args.task)
 
 
-def _files(given: Sequence[str]) -> list[Path]:
+def _files(given: Sequence[str], limit: int | None) -> list[Path]:
     """Files as they are given; those of a folder by name, numbers in it by size."""
+    if limit is not None:
+        raise UsageError("--limit is of the rows that a model is given, and files of features arrived, which are taken "
+                         "whole; leave it out")  # fmt: skip
     found: list[Path] = []
     for path in map(Path, given):
         inside = checkpoints.features_in(path) if path.is_dir() else [path]
@@ -109,7 +116,7 @@ def _names(files: Sequence[Path], given: Sequence[str] | None) -> list[str]:
     if given is not None and len(given) != len(files):
         raise UsageError(f"{len(given)} --names arrived for {len(files)} files; one each was wanted")
     stems = [path.stem for path in files]
-    whole = [f"{path.parent.name}/{path.stem}" for path in files]
+    whole = [f"{path.absolute().parent.name}/{path.stem}" for path in files]
     return labels("names", given or (stems if len(set(stems)) == len(stems) else whole), len(files))
 
 
@@ -120,11 +127,12 @@ def _opened(path: Path, name: str) -> Set:
     try:
         held = np.load(path, mmap_mode="r", allow_pickle=False)
         if not isinstance(held, np.ndarray):
-            if len(held.files) != 1:
-                raise DataError(
-                    f"{path} holds {', '.join(held.files) or 'nothing'}; one array was wanted: save it alone"
-                )
-            held = held[held.files[0]]
+            with held as archive:
+                if len(archive.files) != 1:
+                    raise DataError(
+                        f"{path} holds {', '.join(archive.files) or 'nothing'}; one array was wanted: save it alone"
+                    )
+                held = archive[archive.files[0]]
     except (ValueError, OSError, EOFError) as error:
         raise DataError(f"{path} is no NumPy file of plain numbers: {error}") from error
     if held.ndim != 2 or 0 in held.shape or held.dtype.kind not in "fiub":
@@ -154,6 +162,9 @@ def _table(path: Path) -> tuple[np.ndarray, list[str]]:
         raise DataError(f"{path} has several columns of lists: {', '.join(lists)}; keep one")
     if lists:
         rows = table[lists[0]].to_pylist()
+        kind = kinds[lists[0]].value_type
+        if not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
+            raise DataError(f"{path}: {lists[0]} holds lists of {kind}; lists of numbers were wanted")
         widths = {len(row) if row is not None else 0 for row in rows}
         if len(widths) != 1:
             raise ShapeError(f"{path}: lists of {sorted(widths)} numbers in {lists[0]}; one width was wanted")
@@ -171,8 +182,9 @@ def _of_checkpoints(
     """(features of each checkpoint as a .npy in `out`/features, its curvature); tasks without features have none."""
     from uimjax.store.base import make_folder
 
-    if args.limit < 1:
-        raise UsageError(f"--limit {args.limit} arrived; 1 row or more was wanted")
+    limit = LIMIT if args.limit is None else args.limit
+    if limit < 1:
+        raise UsageError(f"--limit {limit} arrived; 1 row or more was wanted")
     run = None if where is None else checkpoints.run_of(where, args.task)
     stems = checkpoints.names(args, run)
     shown = _names([Path(f"{name}.npy") for name in stems], args.names)
@@ -181,7 +193,7 @@ def _of_checkpoints(
     for k, its in enumerate(checkpoints.opened(args, out, progress, run)):
         if its.task.features is not None:
             files.append(make_folder(out / "features") / f"{stems[k]}.npy")
-            checkpoints.write_features(its, args.limit, files[-1], progress)
+            checkpoints.write_features(its, limit, files[-1], progress)
         elif how is None:
             raise UsageError(f"{args.task[0 if run else k]} returned a task without features(params, example), which "
                              "are asked for; give it these, or ask for its --curvature")  # fmt: skip
@@ -279,7 +291,7 @@ def _pictures(sets: Sequence[Set], spectra: dict[str, np.ndarray], found: dict[s
 
 def _axis(names: Sequence[str]) -> tuple[list[int], str]:
     """The number that each name holds, if they rise; else the place of the file."""
-    held = [re.findall(r"\d+", name) for name in names]
+    held = [re.findall(r"\d+", re.sub(r" \(\d+\)$", "", name)) for name in names]  # " (2)" is `labels`'
     numbers = [int(each[-1]) if each and len(each[-1]) < 16 else -1 for each in held]
     rising = all(b > a for a, b in zip(numbers, numbers[1:], strict=False)) and numbers[0] >= 0
     return (numbers, "number in the file's name") if rising else (list(range(1, len(names) + 1)), "place of the file")

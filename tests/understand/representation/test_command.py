@@ -46,6 +46,9 @@ def folder(tmp_path_factory):
     np.save(at / "cube.npy", np.ones((2, 2, 2)))
     np.savez(at / "two.npz", a=x, b=x)
     (at / "words.jsonl").write_text('{"text": "a"}\n')
+    (at / "lists.jsonl").write_text('{"h": ["a", "b"]}\n')
+    np.save(at / "zero.npy", np.zeros((N, D)))
+    np.save(at / "nan.npy", np.where(np.arange(N * D).reshape(N, D) == 5, np.nan, x))
     return at
 
 
@@ -155,9 +158,18 @@ def test_models_over_a_corpus_are_their_tasks_features(tmp_path, monkeypatch, ca
         (("two.npz",), 3, "one array was wanted"),
         (("words.jsonl",), 3, "holds no numbers"),
         (("x.npz", "--names", "a", "b"), 2, "one each was wanted"),
+        (("x.npz", "--limit", "3"), 2, "--limit is of the rows that a model is given, and files of features arrived"),
+        (("lists.jsonl",), 3, "lists.jsonl: h holds lists of string"),
+        (("x.npz", "nan.npy"), 3, "nan.npy: features: the array holds 1 value"),
+        (("x.npz", "zero.npy"), 3, "zero.npy: all singular values are zero"),
     ],
 )
 def test_wrong_input_ends_with_its_code_and_its_cure(folder, monkeypatch, args, code, match):
     with pytest.raises(UimError, match=match) as caught:
         called(folder, monkeypatch, *args, "--out", "wrong")
     assert caught.value.exit_code == code
+
+
+def test_a_number_that_only_tells_names_apart_is_no_axis():
+    assert command._axis(["a", "a (2)"]) == ([1, 2], "place of the file")
+    assert command._axis(["step-2", "step-10"]) == ([2, 10], "number in the file's name")
