@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,12 +60,16 @@ class Loop:
     initial: Any
     recipe: steps.Recipe
     key: str
+    read: dict[str, training.Fitted] = field(default_factory=dict, compare=False, repr=False)  # once each
 
     def fitted(self, which: str) -> training.Fitted:
         """The trained model ("train") or its clean twin ("twin"), from its checkpoint."""
-        weights = None if which == "train" else self.planted.kept
-        rows = self.planted.train
-        return training.fit(self.task, self.initial, rows, self.recipe, weights=weights, folder=self.folder / which)
+        if which not in self.read:
+            weights, rows = None if which == "train" else self.planted.kept, self.planted.train
+            self.read[which] = training.fit(
+                self.task, self.initial, rows, self.recipe, weights=weights, folder=self.folder / which
+            )
+        return self.read[which]
 
     def outcome(self, name: str, params: Any) -> proof.Outcome:
         probe, utility = self.planted.cases[name].probe, self.planted.utility
@@ -267,7 +271,7 @@ class Shared(NamedTuple):
 def trace_documents(loop: Loop, progress: Progress = quiet):
     """Score every document by every method and the tokens of the strongest; write the edit that the method asks for."""
     unplanted = loop.corpus._replace(train=())  # neither the twin's rows nor the documents before they were planted
-    without_twin = dataclasses.replace(loop, corpus=unplanted, planted=loop.planted._replace(kept=np.ones(0)))
+    without_twin = dataclasses.replace(loop, corpus=unplanted, planted=loop.planted._replace(kept=np.ones(0)), read={})
     shared = Shared(
         functools.cache(lambda: moments(without_twin, progress)),
         functools.cache(lambda method: _baseline(without_twin, method, CASES[0])),
