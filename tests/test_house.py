@@ -71,7 +71,7 @@ INSIDE = {
     "uimjax.pretrained": [
         "base", "decoders", "encoders", "folder", "words", "adapters", "loading", "pictures", "saving",
     ],
-    "uimjax.mitigate": ["unlearning", "edit", "oracle", "proof"],
+    "uimjax.mitigate": ["forgetting", "looking", "subspace", "unlearning", "edit", "oracle", "proof"],
     "uimjax.report": [
         "tables", "summary", "judgements", "markup", "rendering", "charts", "figures", "figures_dynamics",
         "figures_representation", "figures_scaling", "understood", "page", "answers", "mistakes",

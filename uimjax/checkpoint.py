@@ -14,10 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from uimjax.errors import CorruptError, MismatchError, MissingFileError, ShapeError
-from uimjax.store import digest_array, read_manifest, write_manifest
+from uimjax.store import digest_array, read_json, read_manifest, write_json, write_manifest
 from uimjax.store.base import make_folder
 
 KEEP = 2  # newest steps kept
+MARK = "run.json"  # whose checkpoints they are
 
 
 def _orbax() -> Any:
@@ -57,6 +58,21 @@ def finished(folder: Path) -> list[int]:
         return []
     with _orbax().training.Checkpointer(str(folder.absolute())) as checkpointer:
         return sorted(int(c.step) for c in checkpointer.checkpoints)
+
+
+def claim(folder: Path, key: str) -> None:
+    """A folder holds the checkpoints of one run: the first that claims it leaves its key there.
+
+    Raises:
+        MismatchError: another run did.
+    """
+    mark = make_folder(folder) / MARK
+    if not mark.exists():
+        write_json(mark, key)
+    elif read_json(mark) != key:
+        raise MismatchError(
+            f"{folder} holds checkpoints of another run (loss, recipe, rows, parameters or JAX); choose another"
+        )
 
 
 def latest(folder: Path) -> int | None:

@@ -20,13 +20,12 @@ import numpy as np
 from uimjax import checkpoint, programs, room, steps
 from uimjax import rows as row
 from uimjax.allocator import settle
-from uimjax.errors import MismatchError, NonFiniteError, UsageError
+from uimjax.errors import NonFiniteError, UsageError
 from uimjax.onepass import margin
 from uimjax.progress import Progress, quiet
 from uimjax.sinks import Sink
 from uimjax.steps import Recipe
-from uimjax.store import digest_tree, read_json, stage_key, write_json
-from uimjax.store.base import make_folder
+from uimjax.store import digest_tree, stage_key
 from uimjax.taps import _compat
 from uimjax.task import Task
 from uimjax.understand.dynamics import stepping
@@ -46,7 +45,7 @@ class Fitted(NamedTuple):
     dynamics: Statistics | None = None
 
 
-_SNAPSHOTS, _MARK = "snapshots", "run.json"
+_SNAPSHOTS = "snapshots"
 
 
 class _State(NamedTuple):
@@ -193,7 +192,7 @@ def snapshot(folder: Path, params: Any, epochs: int) -> Any:
 
 def is_run(folder: Path) -> bool:
     """Does `fit` keep a run there?"""
-    return (folder / _MARK).is_file()
+    return (folder / checkpoint.MARK).is_file()
 
 
 def kept(folder: Path) -> list[int]:
@@ -232,13 +231,7 @@ def _claim(folder: Path, causes: tuple[Any, ...], snapshots: Sequence[int]) -> i
     start = resumes_at(folder, snapshots)
     if not start and checkpoint.latest(folder):
         shutil.rmtree(folder)  # checkpoints that lack a snapshot are of no use
-    mark, key = make_folder(folder) / _MARK, stage_key(*(str(cause) for cause in causes))
-    if not mark.exists():
-        write_json(mark, key)
-    elif read_json(mark) != key:
-        raise MismatchError(
-            f"{folder} holds checkpoints of another run (loss, recipe, rows, parameters or JAX); choose another"
-        )
+    checkpoint.claim(folder, stage_key(*(str(cause) for cause in causes)))
     return start
 
 

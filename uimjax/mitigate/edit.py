@@ -60,7 +60,7 @@ def apply_edit(task: Task, params: Any, data: Any, edit: Edit, how: Recipe | Unl
     """New parameters: unlearn the rows, or fine-tune without them (a `Recipe`: drop-and-fine-tune)."""
     ids = np.asarray(edit.rows, np.int64)
     if isinstance(how, Unlearning):
-        return unlearn(task, params, data, ids, how, seed)
+        return unlearn(task, params, data, ids, how, seed).params
     weights = np.ones(row.count(data), np.float32)
     weights[ids] = 0.0
     return fit(task, params, data, replace(how, seed=seed), weights=weights).params

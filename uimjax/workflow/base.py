@@ -25,6 +25,7 @@ from uimjax.interpret.base import Scores
 from uimjax.interpret.index import JOURNAL, Index
 from uimjax.mitigate import edit, oracle, proof
 from uimjax.mitigate.edit import Edit
+from uimjax.mitigate.forgetting import NPO, GradDiff
 from uimjax.mitigate.unlearning import Unlearning
 from uimjax.progress import Progress
 from uimjax.references import call
@@ -252,13 +253,15 @@ def fix(choice: MitigateChoice, train: TrainChoice, name: str) -> Unlearning | s
         if choice.drop_rate is not None:
             settings["learning_rate"] = choice.drop_rate
         return steps.Recipe(**settings)
-    return Unlearning(
-        loss=name,  # type: ignore[arg-type]  # the config admits these names alone
-        beta=choice.beta,
+    return Unlearning(  # losses of whole rows: a secret is as long as it is
+        loss=NPO(beta=choice.beta) if name == "npo" else GradDiff(per="row"),
+        retain="row",
         gamma=choice.gamma,
         steps=choice.steps,
         heal_steps=choice.heal_steps,
         learning_rate=choice.learning_rate,
         batch_size=choice.batch_size,
         retain_size=choice.retain_size,
+        every=choice.steps + choice.heal_steps,
+        watched=16,  # enough to see that it diverged
     )
