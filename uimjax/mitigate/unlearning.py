@@ -215,7 +215,7 @@ def _run(
         if choice.most is not None and not healing and kept[k + 1] > (1 + choice.most) * kept[0]:
             forgot = done
         for sink in sinks:
-            sink.write(done, {"retain_loss": kept[k + 1]})
+            sink.write(done, {"retain_loss": float(kept[k + 1])})
         if folder is not None:
             checkpoint.save(folder, done, _Held(state, kept, np.asarray(forgot)))
     return Unlearned(subspace.join(fixed.params, state.free), kept[np.isfinite(kept)], forgot, float(state.dual))
