@@ -88,8 +88,8 @@ INSIDE = {
     ],
     "uimjax.workflow": ["base", "vision", "text", "reopening", "recording", "noise"],
     "uimjax.understand.dynamics": [
-        "signals", "collector", "gradients", "stepping", "scoring", "table", "logs", "elsewhere", "labels", "reading",
-        "influence",
+        "signals", "collector", "gradients", "stepping", "scoring", "table", "averaging", "logs", "elsewhere", "labels",
+        "reading", "influence",
     ],
     "uimjax.understand.representation": [
         "base", "moments", "spectrum", "similarity", "dimension", "hessian", "series",

@@ -149,6 +149,8 @@ def _further_laws(actions: Any) -> None:
     score.add_argument("--score", required=True, help="the column of the score")
     score.add_argument("--at", nargs="+", required=True, metavar="INPUT=VALUE", help="N=7e10 D=1.4e12; N=1e9,1e10 ...")
     score.add_argument("--form", default="chinchilla", help="of the loss (default chinchilla)")
+    score.add_argument("--through", default="sigmoid", help="the score's form of the loss, sigmoid or exponential "
+                       "(default sigmoid)")  # fmt: skip
     score.add_argument("--best", type=float, help="the score of a loss of 0, as one more run (1 for an accuracy)")
     score.add_argument("--group", help="the column of the run, where rows are checkpoints of one")
     score.add_argument("--starts", type=int, default=512, help="descents (default 512)")

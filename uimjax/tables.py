@@ -118,3 +118,13 @@ def _line_of(path: Path, row: int) -> int:
             if not left:
                 return number
     return row
+
+
+def no_number(values: Sequence[Any]) -> int:
+    """The place of the first that is there and is no number; 0 where all are."""
+    for k, value in enumerate(values):
+        try:
+            float(0 if value is None else value)
+        except (TypeError, ValueError):
+            return k
+    return 0

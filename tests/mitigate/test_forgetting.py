@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -401,3 +402,18 @@ def test_a_loss_without_labels_is_forgotten_as_a_whole(rng):
         unlearn(task, jnp.ones(3), data, [0], Unlearning(UNDIAL(), steps=2))
     assert DPO().needs == {"before", "other"}
     assert RMU().needs == {"hidden"}
+
+
+def test_the_table_in_the_docs_is_that_of_the_code():
+    page = (Path(forgetting.__file__).parent.parent / "docs" / "mitigate.md").read_text()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| ")]
+    table = {row[0]: row for row in rows if len(row) == 4}
+    assert set(LOSSES) <= set(table)
+    for name in LOSSES:
+        loss = forgetting.get(name)
+        assert [float(x) for x in table[name][1].split(",")] == [loss.gamma, loss.alpha], name
+        said = dict(part.split() for part in filter(None, table[name][2].split(", ")))
+        held = {
+            f.name: getattr(loss, f.name) for f in dataclasses.fields(loss) if f.name not in ("gamma", "alpha", "per")
+        }
+        assert {key: float(value) for key, value in said.items()} == held, name

@@ -32,7 +32,7 @@ def _read(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     from uimjax.store import write_json
     from uimjax.store.base import make_folder
     from uimjax.understand.dynamics import reading
-    from uimjax.understand.dynamics.table import averaged
+    from uimjax.understand.dynamics.averaging import averaged
 
     for flag, value in (("column", args.influence_column), ("top", args.influence_top)):
         if value is not None and args.influence is None:
@@ -265,8 +265,8 @@ def _influence(its: Any, args: argparse.Namespace) -> tuple[dict[str, Any], list
 
 def _compare(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     from uimjax.report.figures import label
+    from uimjax.understand.dynamics.averaging import averaged
     from uimjax.understand.dynamics.reading import compare
-    from uimjax.understand.dynamics.table import averaged
 
     a, b = (found[0] if len(found) == 1 else averaged(found) for found in map(tables_of, (args.a, args.b)))
     made = compare(a, b, args.count)

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from uimjax.commands.base import columns, listed, pairs
+from uimjax.commands.base import columns, listed, pairs, plain
 
 PLACES = 60  # of a parabola's curve
+FAILED = 0.05  # of the draws, that are told
 
 
 def predicted(at: Mapping[str, Sequence[float]], made: Any) -> list[dict[str, Any]]:
@@ -48,11 +49,15 @@ def isoflop(args: argparse.Namespace, _progress: Any) -> dict[str, Any]:
                for b in made.budgets]  # fmt: skip
     found = {
         "exponent": made.exponent, "interval": [made.low, made.high], "level": 0.95, "draws": args.draws,
+        "failed_draws": made.failed,
         "budgets": budgets, "picture": str(write(figure, out, "isoflop")[0]), "out": str(out),
     }  # fmt: skip
-    write_json(out / "isoflop.json", found)
+    write_json(out / "isoflop.json", plain(found))
     if not args.json:
         print(f"N* grows as C^{made.exponent:.4f}   95% [{made.low:.4f}, {made.high:.4f}]")
+        if made.failed > FAILED:
+            print(f"{made.failed:.0%} of the draws have no minimum in two budgets: the interval is of the others, and "
+                  "too narrow; add sizes around the minima")  # fmt: skip
         size = lambda b: f"{b['best_size']:.4g}" if np.isfinite(b["best_size"]) else "none between"  # noqa: E731
         rows = [[f"{b['compute']:.4g}", str(b["runs"]), size(b), f"{b['best_loss']:.5g}"] for b in budgets]
         print("\n".join(columns(["compute", "runs", "best size", "loss there"], rows)))
@@ -74,8 +79,10 @@ def score(args: argparse.Namespace, progress: Any) -> dict[str, Any]:
     settings = {"columns": pairs(args.columns, "--columns"), "loss": args.loss, "group": args.group}
     ladder: Any = None
     for _ in progress(["both steps and their refits"], "from scale to a score", "steps"):
-        ladder = uj.scaling.two_stage(args.target, args.score, args.form, best=args.best, draws=args.draws,
-                                      seed=args.seed, starts=args.starts, **settings)  # fmt: skip
+        ladder = uj.scaling.two_stage(
+            args.target, args.score, args.form, through=args.through, best=args.best, draws=args.draws, seed=args.seed,
+            starts=args.starts, **settings
+        )  # fmt: skip
     made = uj.scaling.predict_score(ladder, at)
     rows = predicted(at, made)
     steps = {

@@ -3,7 +3,7 @@ and the curvature at these models."""
 
 import argparse
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +12,15 @@ import numpy as np
 from uimjax.commands import checkpoints, curvature
 from uimjax.commands.base import as_json, columns, plain
 from uimjax.commands.checkpoints import ENDINGS
-from uimjax.errors import DataError, MissingFileError, NonFiniteError, ShapeError, UimError, UsageError
+from uimjax.errors import (
+    DataError,
+    MalformedRowError,
+    MissingFileError,
+    NonFiniteError,
+    ShapeError,
+    UimError,
+    UsageError,
+)
 
 WHOLE = 256 << 20  # bytes of a .npy that are loaded at once; larger ones are streamed
 SIDE = 1 << 31  # bytes of sums that CKA may take for all files side by side; beyond, a pair at a time
@@ -153,7 +161,7 @@ def _table(path: Path) -> tuple[np.ndarray, list[str]]:
 
     try:
         table: Any = parquet.read_table(path) if path.suffix == ".parquet" else pa.Table.from_pylist(
-            [row for _, row in lines(path)])  # fmt: skip
+            _alike(path, lines(path)))  # fmt: skip
     except (ArrowException, OSError) as error:
         raise DataError(f"{path} cannot be read as a table: {error}") from error
     kinds = {field.name: field.type for field in table.schema if field.name not in ASIDE}
@@ -174,6 +182,17 @@ def _table(path: Path) -> tuple[np.ndarray, list[str]]:
         raise DataError(f"{path}: column {odd[0] if odd else '(none)'} holds no numbers; columns of numbers or one of "
                         f"lists were wanted (left out: {', '.join(ASIDE)})")  # fmt: skip
     return np.stack([table[n].to_numpy().astype(np.float64) for n in kinds], axis=1), list(kinds)
+
+
+def _alike(path: Path, rows: Iterable[tuple[int, dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Rows of the same columns; arrow takes those of the first row, and leaves out what others have."""
+    found: list[dict[str, Any]] = []
+    for line, row in rows:
+        if found and row.keys() != found[0].keys():
+            odd = ", ".join(sorted(row.keys() ^ found[0].keys()))
+            raise MalformedRowError(path, line, f"{odd} is in this row or in the first, and not in both")
+        found.append(row)
+    return found
 
 
 def _of_checkpoints(

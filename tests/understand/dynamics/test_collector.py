@@ -406,3 +406,41 @@ def test_losses_beyond_float16_are_its_largest_and_lost_ones_are_counted():
 def test_wrong_input(call, error, match):
     with pytest.raises(error, match=match):
         call()
+
+
+def test_el2n_of_what_is_learned_keeps_its_digits_in_float32():
+    """|p|^2 - 2 p_y + 1 is 1 - 2 + 1 there: half of such scores were exactly 0."""
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(500, 10)).astype(np.float32)
+    logits[:, 0] += rng.uniform(5, 30, 500).astype(np.float32)
+    wide = logits.astype(np.float64)
+    p = np.exp(wide - wide.max(1, keepdims=True))
+    p /= p.sum(1, keepdims=True)
+    p[:, 0] = -p[:, 1:].sum(1)
+    truth = np.sqrt((p**2).sum(1))
+    collector = uj.dynamics.Collector(500)
+    labels = jnp.zeros(500, int)
+    found = collector.finish(
+        collector.update(collector.init(), jnp.arange(500), logits=jnp.asarray(logits), labels=labels)
+    )
+    np.testing.assert_allclose(found.el2n, truth, rtol=2e-5)
+    np.testing.assert_allclose(found.el2n_squared, truth**2, rtol=4e-5)
+
+
+@pytest.mark.parametrize("kind", [jnp.uint8, jnp.int8, jnp.int32])
+def test_labels_of_few_bits_are_numbers_of_classes(kind):
+    collector, labels = uj.dynamics.Collector(2), jnp.array([1, 100], kind)
+    logits = jnp.zeros((2, 256)).at[1, 100].set(5.0)
+    found = collector.finish(
+        collector.update(collector.init(), jnp.array([0, 1], jnp.uint8), logits=logits, labels=labels)
+    )
+    assert found.correct.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("counted", [np.ones((2, 4), np.float32), np.ones(2, bool)])
+def test_counted_that_does_not_fit_is_refused(counted):
+    collector = uj.dynamics.Collector(2, tokens=4)
+    with pytest.raises(ShapeError, match=r"counted .* arrived with labels \[2, 4\]; booleans of that shape"):
+        collector.update(
+            collector.init(), jnp.arange(2), logits=jnp.zeros((2, 4, 3)), labels=jnp.zeros((2, 4), int), counted=counted
+        )

@@ -181,6 +181,7 @@ def test_a_run_that_is_called_like_an_action(folder, monkeypatch, capsys):
         (("log.npz",), 2, "uimjax dynamics import log.npz --out RUN"),
         (("bad.jsonl",), 2, "uimjax dynamics import bad.jsonl --out RUN"),
         (("run", "--never-learned", "often"), 2, "never_learned='often'"),
+        (("run", "--never-learned", "nan"), 2, "never_learned=nan: a number of forgettings, from 0 on"),
         (("map.jsonl", "--el2n-squared"), 2, "a finished data map holds scores alone"),
         (("import", "log.csv", "--columns", "id", "--out", "x"), 2, "NAME=COLUMN was wanted"),
         (("import", "logits.npy", "--out", "x"), 2, "no labels arrived"),

@@ -16,10 +16,11 @@ from uimjax.errors import (
     MalformedRowError,
     MissingFileError,
     NonFiniteError,
+    ShapeError,
     UnknownNameError,
     UsageError,
 )
-from uimjax.understand.dynamics import elsewhere
+from uimjax.understand.dynamics import elsewhere, logs
 
 T, N, C = 4, 6, 3
 
@@ -360,3 +361,17 @@ def test_a_map_takes_confidence(tmp_path, logits, labels):
     table = elsewhere.steps_log(columns(logits, labels, "loss"))
     with pytest.raises(UnknownNameError, match="unknown score 'confidence'"):
         elsewhere.write_cartography(table, tmp_path / "map.jsonl")
+
+
+def test_the_row_that_is_named_is_the_wrong_one_and_ids_are_of_one_kind():
+    where = lambda k: f"row {k + 1}"  # noqa: E731  # as readers give it
+    with pytest.raises(DataError, match="row 4: loss is 'abc'"):
+        logs.numbers("loss", ["0.1", None, "0.2", "abc"], where)
+    with pytest.raises(DataError, match="row 1: the id is the number 1, and row 2 has '1'"):
+        logs.named([1, "1"], where)
+
+
+def test_no_labels_at_all_are_refused():
+    for labels in ([], np.zeros(0, int)):
+        with pytest.raises((DataError, ShapeError), match="labels"):
+            uj.dynamics.label_issues(labels, np.zeros((0, 3)))

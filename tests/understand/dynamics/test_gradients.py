@@ -7,7 +7,7 @@ import pytest
 
 import uimjax as uj
 from benchmarks import networks
-from uimjax.errors import CoverageError
+from uimjax.errors import CoverageError, ShapeError
 
 
 def mlp_task():
@@ -103,3 +103,18 @@ def test_padding_and_repeats_of_vog():
     found = uj.dynamics.vog_finish(state)
     np.testing.assert_allclose(found[:2], [0, each[[0, 2]].std(0).mean()], rtol=1e-5, atol=1e-7)
     assert np.isnan(found[2])
+
+
+def test_a_step_without_two_sizes_of_batch_leaves_the_noise_as_it_is():
+    noise = uj.dynamics.noise_update(uj.dynamics.noise_init(), 3.0, 1.0, (1, 8))
+    for sizes in ((1, 1), (8, 1)):
+        again = jax.jit(lambda n, s: uj.dynamics.noise_update(n, 5.0, 5.0, s))(noise, jax.tree.map(jnp.asarray, sizes))
+        assert uj.dynamics.noise_scale(again) == uj.dynamics.noise_scale(noise)
+        assert uj.dynamics.noise_scale(uj.dynamics.noise_update(noise, 5.0, 5.0, sizes)) == uj.dynamics.noise_scale(
+            noise
+        )
+
+
+def test_labels_of_another_length_are_refused():
+    with pytest.raises(ShapeError, match="arrived for 3 examples"):
+        uj.dynamics.vog_finish(uj.dynamics.vog_init(3, 2), [0, 1])

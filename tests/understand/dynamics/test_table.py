@@ -268,3 +268,16 @@ def test_a_map_that_is_written_and_read_says_the_same(tmp_path):
     back = elsewhere.coordinates(elsewhere.write_cartography(mine, tmp_path / "map.jsonl"))
     for name in ("confidence", "variability", "correctness", "threshold_closeness"):
         np.testing.assert_allclose(back.scores[name].values, mine.scores[name].values[: N - 1], err_msg=name)
+
+
+def test_steps_and_seeds_are_whole_numbers_of_any_kind_and_nothing_is_missing(tmp_path):
+    seen = statistics()
+    for seed in np.arange(2):
+        path = tables.write(tmp_path, seen, run="r", step=np.int32(3), seed=seed)
+        assert path.name == f"step-00000003-seed-{seed}.parquet"
+    for wrong in ({"step": 3.0}, {"step": 3, "seed": "a"}):
+        with pytest.raises(UsageError, match="whole numbers were wanted"):
+            tables.tabled(seen, run="r", **wrong)
+    for missing in (["a", None, *"bcdef"], [1.0, np.nan, 2.0, 3.0, 4.0, 5.0, 6.0]):
+        with pytest.raises(DataError, match=r"labels: row 1 has none \(1 of 7\)"):
+            tables.tabled(seen, run="r", step=3, labels=missing)

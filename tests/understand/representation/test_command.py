@@ -47,6 +47,7 @@ def folder(tmp_path_factory):
     np.savez(at / "two.npz", a=x, b=x)
     (at / "words.jsonl").write_text('{"text": "a"}\n')
     (at / "lists.jsonl").write_text('{"h": ["a", "b"]}\n')
+    (at / "more.jsonl").write_text('{"a": 1, "b": 2}\n{"a": 2, "b": 3, "c": 9}\n')
     np.save(at / "zero.npy", np.zeros((N, D)))
     np.save(at / "nan.npy", np.where(np.arange(N * D).reshape(N, D) == 5, np.nan, x))
     return at
@@ -159,6 +160,7 @@ def test_models_over_a_corpus_are_their_tasks_features(tmp_path, monkeypatch, ca
         (("words.jsonl",), 3, "holds no numbers"),
         (("x.npz", "--names", "a", "b"), 2, "one each was wanted"),
         (("x.npz", "--limit", "3"), 2, "--limit is of the rows that a model is given, and files of features arrived"),
+        (("more.jsonl",), 3, "more.jsonl, line 2: c is in this row or in the first, and not in both"),
         (("lists.jsonl",), 3, "lists.jsonl: h holds lists of string"),
         (("x.npz", "nan.npy"), 3, "nan.npy: features: the array holds 1 value"),
         (("x.npz", "zero.npy"), 3, "zero.npy: all singular values are zero"),

@@ -108,3 +108,14 @@ def test_what_is_refused(rng):
         spectrum_of(np.array([[np.inf, 1.0]]))
     with pytest.raises(ShapeError, match="stack single rows or batches first"):
         spectrum_of(iter([rng.normal(size=(5, 2))]))
+
+
+@pytest.mark.parametrize("unit", [1e-200, 1e-90, 1e90, 1e200])
+def test_the_unit_of_features_changes_nothing(unit, rng):
+    from uimjax.understand.representation.dimension import two_nn
+
+    x = rng.normal(size=(60, 4))
+    one, other = spectrum_of(x), spectrum_of(x * unit)
+    np.testing.assert_allclose(other.singular_values / unit, one.singular_values, rtol=1e-12)
+    assert other[1:] == pytest.approx(one[1:], rel=1e-12)
+    assert two_nn(x * unit) == pytest.approx(two_nn(x), rel=1e-12)

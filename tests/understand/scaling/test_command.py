@@ -78,6 +78,11 @@ def test_the_best_sizes_of_budgets(tmp_path, monkeypatch, capsys):
     assert {path.name for path in (tmp_path / "iso").iterdir()} >= {"isoflop.json", "isoflop.svg", "isoflop.csv"}
     called(tmp_path, monkeypatch, *given, "--out", "iso")
     assert "N* grows as C^" in capsys.readouterr().out
+    higher = [f"{size},1e21,{3 - k / 10}" for k, size in enumerate((1e8, 2e8, 4e8, 8e8))]  # it falls to the last size
+    (tmp_path / "runs.csv").write_text("\n".join([*rows, *higher]) + "\n")
+    called(tmp_path, monkeypatch, *given, "--out", "iso")
+    assert "none between" in capsys.readouterr().out
+    assert json.loads((tmp_path / "iso" / "isoflop.json").read_text())["budgets"][3]["best_size"] is None
     with pytest.raises(UnknownNameError, match="bitz"):
         called(tmp_path, monkeypatch, "isoflop", "runs.csv", "--loss", "bitz")
 

@@ -1,6 +1,7 @@
 """Fits: parameters that made the data come back, slow twins in SciPy, invariances, and what is refused."""
 
 import dataclasses
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +29,7 @@ TRUE = {
     "data_constrained": {"A": 500.0, "B": 1500.0, "E": 1.8, "alpha": 0.35, "beta": 0.36, "RD": 15.0, "RN": 5.0},
     "broken1": {"a": 0.6, "b": 30.0, "c0": 0.15, "c1": 0.3, "d1": 3e8, "f1": 0.4},
     "sigmoid": {"a": 0.7, "b": 0.25, "k": -5.0, "x0": 2.4},
+    "exponential": {"epsilon": 0.85, "k": 2.1, "gamma": 0.7},
 }
 
 
@@ -48,6 +50,8 @@ def literal(name, p, x):
     if name == "broken1":
         part = (1 + (x["x"] / p["d1"]) ** (1 / p["f1"])) ** (-p["c1"] * p["f1"])
         return p["a"] + p["b"] * x["x"] ** -p["c0"] * part
+    if name == "exponential":
+        return p["epsilon"] - p["k"] * np.exp(-p["gamma"] * x["loss"])
     if name == "sigmoid":
         return p["a"] / (1 + np.exp(-p["k"] * (x["loss"] - p["x0"]))) + p["b"]
     assert name == "data_constrained"
@@ -73,7 +77,11 @@ def made(name, noise=0.0, **more):
     """A table of the true law; of a sigmoid the fitted column is a score."""
     x = inputs(name, **more)
     y = literal(name, TRUE[name], x)
-    y = y * np.exp(noise * np.random.default_rng(5).normal(size=len(y))) if name not in ("trend", "sigmoid") else y
+    y = (
+        y * np.exp(noise * np.random.default_rng(5).normal(size=len(y)))
+        if name not in ("trend", "sigmoid", "exponential")
+        else y
+    )
     return x | {"score": y}
 
 
@@ -217,6 +225,9 @@ def test_a_csv_gives_what_its_columns_give(tmp_path):
         ({}, {"starts": 0}, UsageError, "at least one"),
         ({"score": lambda v: -v}, {}, DataError, "row 1 is -.*residual='linear' takes any sign"),
         ({"score": lambda v: np.where(np.arange(len(v)) == 3, np.nan, v)}, {}, NonFiniteError, "row 4 is nan"),
+        ({"N": lambda v: ["1e8", None, "big", *v[3:]]}, {}, DataError, "'N', row 3: .*'big'; numbers were wanted"),
+        ({"run": ["a", "b", None]}, {"group": "run"}, DataError, "'run', row 3 names no run"),
+        ({"run": ["a", "", "b"]}, {"group": "run"}, DataError, "'run', row 2 names no run"),
         ({"N": lambda v: np.zeros_like(v)}, {}, DataError, "the form takes its logarithm"),
         ({"N": lambda v: np.full_like(v, 1e8)}, {}, DataError, "cannot tell .*alpha.* apart.*1 of N"),
         ({"D": lambda v: np.where(v > 1e10, 1e11, 1e9)}, {}, DataError, "cannot tell .* apart.*2 of D"),
@@ -224,7 +235,8 @@ def test_a_csv_gives_what_its_columns_give(tmp_path):
 )  # fmt: skip
 def test_wrong_input_is_refused_with_its_cure(change, settings, error, match):
     table = made("chinchilla")
-    table |= {key: fun(table[key]) for key, fun in change.items()}
+    for key, fun in change.items():
+        table[key] = fun(table[key]) if callable(fun) else (fun * len(table["score"]))[: len(table["score"])]
     with pytest.raises(error, match=match):
         uj.scaling.fit(table, **({"loss": "score", "starts": 8} | settings))
 
@@ -364,3 +376,44 @@ def test_repeats_beyond_the_tokens_seen_are_none():
     centre = centre_of(form, x)
     found = engine.values(form, coordinates_of(form, p, centre)[None], prepared(form, x, centre))[0]
     np.testing.assert_allclose(found, literal("chinchilla", p, x), rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", TRUE)
+def test_what_is_fixed_is_that_parameter_and_no_other(name):
+    table = made(name)
+    for parameter, value in TRUE[name].items():
+        found = uj.scaling.fit(table, name, fixed={parameter: value}, loss="score", starts=32)
+        assert found.natural[parameter] == pytest.approx(value, rel=1e-9), parameter
+        assert found.natural == pytest.approx(TRUE[name], rel=1e-3)
+
+
+@pytest.mark.parametrize(("name", "parameter"), [("kaplan", "Nc"), ("overtraining", "B"), ("sigmoid", "x0")])
+def test_a_profile_is_of_the_parameter_that_it_names(name, parameter, rng):
+    table = made(name)
+    table["score"] = table["score"] * np.exp(0.003 * rng.normal(size=len(table["score"])))
+    law = uj.scaling.fit(table, name, loss="score", starts=64)
+    found = uj.scaling.profile(law, parameter, points=9)
+    assert (np.diff(found.at) > 0).all()
+    assert found.low < law.natural[parameter] < found.high
+    for value, least in list(zip(found.at, found.value, strict=True))[::4]:
+        again = uj.scaling.fit(table, name, fixed={parameter: value}, loss="score", starts=64)
+        assert again.value == pytest.approx(least, rel=1e-4)
+
+
+@pytest.mark.parametrize("unit", [1e-2, 47.0, 1e3])
+def test_a_score_of_the_loss_is_fitted_whatever_unit_the_loss_has(unit, rng):
+    table = made("sigmoid")
+    table["score"] = table["score"] + 0.01 * rng.normal(size=len(table["score"]))
+    one = uj.scaling.fit(table, "sigmoid", loss="score")
+    law = uj.scaling.fit(table | {"loss": table["loss"] * unit}, "sigmoid", loss="score")
+    assert law.value == pytest.approx(one.value, rel=1e-9)
+    assert law.natural["x0"] == pytest.approx(unit * one.natural["x0"], rel=1e-5)
+    assert law.natural["k"] == pytest.approx(one.natural["k"] / unit, rel=1e-5)
+
+
+def test_every_form_stands_in_the_docs():
+    text = (Path(uj.__file__).parent / "docs" / "understand.md").read_text()
+    for name, make in FORMS.items():
+        equation = make().equation.removeprefix("L = ").replace("A / N^alpha + B / (D exp", "B / (D exp")
+        assert name in text, name
+        assert equation.partition(", i = 1")[0] in text, equation

@@ -7,7 +7,15 @@ import pytest
 
 import uimjax as uj
 from tests.understand.scaling.test_fits import TRUE, inputs, literal, made
-from uimjax.errors import CorruptError, DataError, MissingFileError, NonFiniteError, UnknownNameError, UsageError
+from uimjax.errors import (
+    CorruptError,
+    DataError,
+    MismatchError,
+    MissingFileError,
+    NonFiniteError,
+    UnknownNameError,
+    UsageError,
+)
 from uimjax.understand.scaling import intervals, saved
 from uimjax.understand.scaling.base import Objective
 
@@ -206,7 +214,7 @@ def test_iso_flop_minima_and_their_exponent():
     found = uj.scaling.isoflop(rows, draws=50)
     assert found.exponent == pytest.approx(p["beta"] / (p["alpha"] + p["beta"]), abs=2e-3)
     assert found.low <= found.exponent <= found.high
-    assert (found.used, len(found.budgets)) == (4, 4)
+    assert (found.used, len(found.budgets), found.failed) == (4, 4, 0.0)
     assert found.budgets[-1].best_size == pytest.approx(best, rel=0.02)
     with pytest.raises(DataError, match="1 have a minimum"):
         uj.scaling.isoflop(rows[:7])
@@ -220,6 +228,27 @@ def test_iso_flop_minima_and_their_exponent():
         uj.scaling.isoflop([{"width": 3, "loss": 2.0}])
 
 
+def test_draws_without_a_minimum_are_told():
+    """Four runs a budget, of which a draw often has no three sizes."""
+    sizes = {c: np.exp(np.log(c) / 2 + 1) * np.array([0.2, 0.7, 1.5, 6]) for c in (1e18, 1e20)}
+    rows = [{"N": size, "flops": c, "loss": 2 + (np.log(size) - np.log(c) / 2 - 1) ** 2 / 50}
+            for c, each in sizes.items() for size in each]  # fmt: skip
+    found = uj.scaling.isoflop(rows, draws=200)
+    assert 0.05 < found.failed < 0.95
+    assert found.exponent == pytest.approx(0.5, abs=1e-6)
+    odd = [{"N": size, "flops": compute, "loss": 2 + np.log(size) ** 2 / 50}
+           for compute in (1e18, 1e20) for size in (0.5, 1.0, 2.0, 2.0)]  # fmt: skip
+    many = lambda: [uj.scaling.isoflop(odd, draws=1, seed=seed) for seed in range(20)]  # noqa: E731  # one of them
+    with pytest.raises(DataError, match="none of 1 draws"):
+        many()
+
+
+def test_inputs_of_several_lengths_are_refused():
+    law = uj.scaling.fit(made("chinchilla"), loss="score", starts=32)
+    with pytest.raises(DataError, match="2 of N, 3 of D"):
+        uj.scaling.predict(law, {"N": [1e8, 1e9], "D": [1e9, 1e10, 1e11]})
+
+
 def test_two_stages_carry_the_errors_of_both():
     table = made("chinchilla", noise=0.01)
     p, rng = TRUE["sigmoid"], np.random.default_rng(8)
@@ -228,6 +257,14 @@ def test_two_stages_carry_the_errors_of_both():
     ladder = uj.scaling.two_stage(held, "accuracy", starts=64, draws=100)
     inputs = {"N": [3e9], "D": [6e10]}
     found = uj.scaling.predict_score(ladder, inputs)
+    assert found.value[0] == pytest.approx(literal("sigmoid", ladder.score.natural, {
+        "loss": literal("chinchilla", ladder.loss.natural, {"N": 3e9, "D": 6e10})}), rel=1e-9)  # fmt: skip
+    with pytest.raises(UsageError, match="through=power takes x; a form of the loss"):
+        uj.scaling.two_stage(held, "accuracy", through="power")
+    other = uj.scaling.two_stage(
+        held | {"accuracy": 1 - np.exp(-held["loss"])}, "accuracy", through="exponential", draws=9
+    )
+    assert other.score.natural == pytest.approx({"epsilon": 1.0, "k": 1.0, "gamma": 1.0}, rel=1e-4)
     loss = uj.scaling.predict(ladder.loss, inputs, ladder.loss_draws)
     truth = literal("sigmoid", p, {"loss": literal("chinchilla", TRUE["chinchilla"], {"N": 3e9, "D": 6e10})})
     assert found.run_low[0] < truth < found.run_high[0]
@@ -300,3 +337,14 @@ def test_any_measurement_can_be_the_fitted_column():
     law = uj.scaling.fit({"share": x, "attack": success}, "trend", Objective("huber", 1e-3, residual="linear"),
                          columns={"x": "share"}, loss="attack", starts=64)  # fmt: skip
     assert law.natural == pytest.approx({"E": 0.95, "A": -0.02, "alpha": 0.5}, rel=1e-4)
+
+
+def test_a_law_whose_form_has_moved_since_is_fitted_again(tmp_path):
+    law = uj.scaling.fit(made("kaplan"), "kaplan", loss="score", starts=32)
+    path = uj.scaling.save(tmp_path, law, uj.scaling.bootstrap(law, 20), {"loss": "score"}, "kaplan")
+    assert uj.scaling.load(tmp_path)[0].natural == law.natural
+    path.write_text(path.read_text().replace('"version": 2', '"version": 1'))
+    with pytest.raises(
+        MismatchError, match="whose kaplan had other coordinates; fit its rows again: uimjax scaling fit"
+    ):
+        uj.scaling.load(tmp_path)

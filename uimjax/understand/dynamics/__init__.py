@@ -1,5 +1,6 @@
 """The dynamics of training: what each example does to the loss, step by step, in fixed memory per example."""
 
+from uimjax.understand.dynamics.averaging import averaged
 from uimjax.understand.dynamics.collector import Collector, State, Statistics
 from uimjax.understand.dynamics.elsewhere import cartography, logits_log, steps_log
 from uimjax.understand.dynamics.gradients import (
@@ -16,7 +17,7 @@ from uimjax.understand.dynamics.influence import agreement
 from uimjax.understand.dynamics.labels import indicator_labels, label_issues, threshold
 from uimjax.understand.dynamics.reading import clusters, compare, detection, documents_of, ranks, spikes, suspicious
 from uimjax.understand.dynamics.scoring import Definitions, scores
-from uimjax.understand.dynamics.table import Table, averaged, read, read_seeds, write
+from uimjax.understand.dynamics.table import Table, read, read_seeds, write
 
 __all__ = [
     "Collector", "Definitions", "State", "Statistics", "Table", "agreement", "averaged", "cartography", "clusters",

@@ -5,6 +5,7 @@ knows already (logits and labels, or losses), `finish` turns the state into stat
 row of a table that its id names; under a mesh the rows are shared out and each device keeps its own.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -150,7 +151,8 @@ class Collector:
             UsageError: what is collected was not given. ShapeError: arrays that do not fit. A label outside 0..C-1 and
             another number of classes are noticed by `finish`.
         """
-        _check_kinds(ids, mask, labels)
+        _check_kinds(ids, mask, labels, counted)
+        ids = jnp.asarray(ids).astype(jnp.int32)
         found, tokens = self._signals(logits, labels, losses, norms, counted)
         batch = len(ids)
         for name, values in found.items():
@@ -160,7 +162,7 @@ class Collector:
         keep = keep if mask is None else keep & mask
         keep = keep if tokens is None else keep & tokens[1].any(-1)
         place = jnp.where(keep, ids, self.count).astype(jnp.int32)
-        made = self._scattered(state, place, found, NEVER if epoch is None else epoch)
+        made = _scattered(self, state, place, found, NEVER if epoch is None else epoch)
         if not self.tokens:
             return made
         each, counted = tokens  # pyright: ignore[reportGeneralTypeIssues]  # _signals refused None
@@ -168,7 +170,7 @@ class Collector:
         where = jnp.where(counted & keep[:, None], where, self.count * self.tokens)
         flat = {name: values.reshape(-1) for name, values in each.items()}
         inner = self._of_tokens()
-        return made._replace(tokens=inner._scattered(state.tokens, where.reshape(-1), flat, NEVER))
+        return made._replace(tokens=_scattered(inner, state.tokens, where.reshape(-1), flat, NEVER))
 
     def finish(self, state: State, repeats: str = "refuse") -> Statistics:
         """Statistics on the host. `repeats="count"` takes examples that were met twice in an epoch as they came.
@@ -200,6 +202,7 @@ class Collector:
     def _signals(self, logits: Any, labels: Any, losses: Any, norms: Any, counted: Any) -> tuple[dict[str, Any], Any]:
         """({signal: [B]}, (of the tokens {signal: [B, T]}, which of them count) or None)."""
         found, tokens = {}, None
+        labels = None if labels is None else labels.astype(jnp.int32)  # in 8 bits no number of classes fits
         if (logits is None) != (labels is None):
             raise UsageError("logits and labels belong together")
         if logits is not None:
@@ -225,19 +228,6 @@ class Collector:
             raise ShapeError(f"tokens={self.tokens} are collected of logits [B, {self.tokens}, C]; others arrived")
         held = (*(name for name in SIGNALS if name in self.what), *self.means, "classes")
         return {name: found[name] for name in dict.fromkeys(held) if name in found}, tokens
-
-    def _scattered(self, state: State, place: Any, found: dict[str, Any], epoch: Any) -> State:
-        """One meeting of each row after the other: most batches hold an id once, and take one round."""
-        turn = turns(place)
-        last = jnp.max(jnp.where(place < self.count, turn, 0))
-
-        def round_(carry: tuple[Any, State]) -> tuple[Any, State]:
-            number, now = carry
-            here = jnp.where(turn == number, place, self.count)
-            return number + 1, self._met(now, here, found, epoch)
-
-        state = self._met(state, jnp.where(turn == 0, place, self.count), found, epoch)
-        return jax.lax.while_loop(lambda carry: carry[0] <= last, round_, (jnp.int32(1), state))[1]
 
     def _met(self, state: State, place: Any, found: dict[str, Any], epoch: Any) -> State:
         """Rows at distinct places meet what was found of them; the place N is nowhere."""
@@ -293,7 +283,7 @@ class Collector:
         )  # fmt: skip
 
 
-def _check_kinds(ids: Any, mask: Any, labels: Any) -> None:
+def _check_kinds(ids: Any, mask: Any, labels: Any, counted: Any) -> None:
     """Raises ShapeError."""
     integer = lambda x: jnp.issubdtype(jnp.asarray(x).dtype, jnp.integer)  # noqa: E731  # one line, used twice
     if jnp.ndim(ids) != 1 or not integer(ids):
@@ -303,6 +293,13 @@ def _check_kinds(ids: Any, mask: Any, labels: Any) -> None:
                          "ids; booleans [B] fit (weights > 0)")  # fmt: skip
     if labels is not None and not integer(labels):
         raise ShapeError(f"labels of type {jnp.asarray(labels).dtype} arrived; integers, the numbers of classes, fit")
+    if (
+        counted is not None
+        and labels is not None
+        and (jnp.shape(counted) != jnp.shape(labels) or jnp.asarray(counted).dtype != bool)
+    ):
+        raise ShapeError(f"counted {jnp.asarray(counted).dtype} of shape {list(jnp.shape(counted))} arrived with "
+                         f"labels {list(jnp.shape(labels))}; booleans of that shape fit (weights > 0)")  # fmt: skip
 
 
 def _check_classes(counts: dict[str, np.ndarray]) -> None:
@@ -321,6 +318,21 @@ def _check_classes(counts: dict[str, np.ndarray]) -> None:
         at = int(np.flatnonzero((classes == MIXED) | ((classes > 0) & (classes != classes[classes != 0][0])))[0])
         raise DataError(f"logits of several numbers of classes arrived ({', '.join(map(str, known))}), first seen at "
                         f"id {at}; one number of classes was wanted")  # fmt: skip
+
+
+@functools.partial(jax.jit, static_argnums=0)  # outside of a step's program a loop would be compiled at each call
+def _scattered(its: Collector, state: State, place: Any, found: dict[str, Any], epoch: Any) -> State:
+    """One meeting of each row after the other: most batches hold an id once, and take one round."""
+    turn = turns(place)
+    last = jnp.max(jnp.where(place < its.count, turn, 0))
+
+    def round_(carry: tuple[Any, State]) -> tuple[Any, State]:
+        number, now = carry
+        here = jnp.where(turn == number, place, its.count)
+        return number + 1, its._met(now, here, found, epoch)
+
+    state = its._met(state, jnp.where(turn == 0, place, its.count), found, epoch)
+    return jax.lax.while_loop(lambda carry: carry[0] <= last, round_, (jnp.int32(1), state))[1]
 
 
 def turns(place: Any) -> Any:

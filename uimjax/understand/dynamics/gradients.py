@@ -11,7 +11,7 @@ import numpy as np
 from uimjax import factors as algebra
 from uimjax import rows as row
 from uimjax.curvature.source import nll_of
-from uimjax.errors import CoverageError, UsageError
+from uimjax.errors import CoverageError, ShapeError, UsageError
 from uimjax.taps import Sites, check_budget, layouts, sites
 from uimjax.taps.captures import assemble, forward
 from uimjax.task import Task
@@ -111,12 +111,15 @@ def noise_update(noise: Noise, small: Any, big: Any, sizes: tuple[Any, Any], dec
         |G|^2 = (B big - b small) / (B - b),      tr(Sigma) = (small - big) / (1 / b - 1 / B).
 
     Each has a running mean of its own, and their ratio is taken at the end: the mean of ratios is biased. With the
-    norms of examples b = 1, and `small` is their mean square.
+    norms of examples b = 1, and `small` is their mean square. A step of B <= b (a last batch of one example) tells
+    nothing, and leaves the estimate as it is.
     """
-    b, big_b = sizes
+    b, big_b = (jnp.asarray(size, jnp.float32) for size in sizes)
+    told = big_b > b
+    big_b = jnp.where(told, big_b, b + 1)
     square = (big_b * big - b * small) / (big_b - b)
     trace = (small - big) / (1 / b - 1 / big_b)
-    kept = lambda old, new: decay * old + (1 - decay) * new  # noqa: E731  # one line, used thrice
+    kept = lambda old, new: jnp.where(told, decay * old + (1 - decay) * new, old)  # noqa: E731  # one line, used thrice
     return Noise(kept(noise.trace, trace), kept(noise.square, square), kept(noise.weight, 1.0))
 
 
@@ -174,6 +177,8 @@ def vog_finish(state: Variance, labels: Any = None) -> Any:
     raw = np.where(met > 0, raw, np.nan)
     if labels is None:
         return raw
+    if np.shape(labels) != raw.shape:
+        raise ShapeError(f"labels {list(np.shape(labels))} arrived for {len(raw)} examples; one each was wanted")
     found = np.full(len(raw), np.nan)
     for label in np.unique(labels):
         here = np.asarray(labels) == label

@@ -271,6 +271,8 @@ def _checked(labels: Any, probabilities: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _check_labels(labels: np.ndarray, classes: int) -> None:
+    if not len(labels):
+        raise DataError("no labels arrived; one for each example was wanted")
     if labels.dtype.kind not in "iu" or (labels < 0).any() or (labels >= classes).any():
         whole = labels.dtype.kind in "iu"
         at = int(np.flatnonzero((labels < 0) | (labels >= classes))[0]) if whole else 0

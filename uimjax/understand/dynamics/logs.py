@@ -104,7 +104,7 @@ def numbers(name: str, values: Any, where: Any) -> np.ndarray:
     try:
         found = np.array([np.nan if x is None else x for x in values], np.float64)
     except (TypeError, ValueError):
-        at = next(k for k, x in enumerate(values) if not isinstance(x, (int, float, np.number)))
+        at = tables.no_number(values)
         raise DataError(f"{where(at)}: {name} is {values[at]!r}; a number was wanted") from None
     check_finite(name, found, where)
     return found
@@ -132,5 +132,9 @@ def named(values: Any, where: Any) -> np.ndarray:
     for k, x in enumerate(found):
         if x is None or x == "" or (isinstance(x, (float, np.floating)) and np.isnan(x)):
             raise DataError(f"{where(k)}: the id is {'missing' if x != '' else 'empty'}; name the row's example")
-    whole = all(isinstance(x, (int, np.integer)) and not isinstance(x, bool) for x in found)
-    return np.array(found, np.int64) if whole else np.array([str(x) for x in found])
+    whole = [isinstance(x, (int, np.integer)) and not isinstance(x, bool) for x in found]
+    if any(whole) and not all(whole):
+        at, to = whole.index(True), whole.index(False)
+        raise DataError(f"{where(at)}: the id is the number {found[at]}, and {where(to)} has {found[to]!r}; numbers or "
+                        "texts throughout were wanted")  # fmt: skip
+    return np.array(found, np.int64) if all(whole) else np.array([str(x) for x in found])

@@ -30,6 +30,8 @@ class Definitions:
     def __post_init__(self):
         if isinstance(self.never_learned, str) and self.never_learned not in NEVER_LEARNED:
             raise UsageError(f"never_learned={self.never_learned!r}: one of {', '.join(NEVER_LEARNED)} or a number")
+        if not isinstance(self.never_learned, str) and not self.never_learned >= 0:  # NaN is not, either
+            raise UsageError(f"never_learned={self.never_learned}: a number of forgettings, from 0 on, was wanted")
         if self.variability not in ("population", "widened"):
             raise UsageError(f"variability={self.variability!r}: 'population' or 'widened' was wanted")
 

@@ -43,11 +43,12 @@ def of_classes(logits: Any, labels: Any, margins: str = "logits") -> dict[str, A
     places = jnp.arange(z.shape[-1], dtype=jnp.int32).reshape((1,) * (z.ndim - 1) + (-1,))
     others = jnp.where(places == at, -jnp.inf, z if margins == "logits" else p)
     own = jnp.take_along_axis(z, at, axis=-1)[..., 0] if margins == "logits" else p_y
-    square = jnp.sum(p * p, axis=-1) - 2 * p_y + 1  # |p|^2 - 2 p_y + 1: nothing is subtracted that is as large as p
+    wrong = jnp.where(places == at, 0.0, p)
+    square = jnp.sum(wrong * wrong, axis=-1) + jnp.sum(wrong, axis=-1) ** 2  # 1 - p_y would be 0 once it is learned
     return {
         "loss": -mine, "margin": own - jnp.max(others, axis=-1), "probability": p_y,
-        "correct": jnp.argmax(z, axis=-1) == labels, "el2n": jnp.sqrt(jnp.maximum(square, 0)),
-        "el2n_squared": jnp.maximum(square, 0),
+        "correct": jnp.argmax(z, axis=-1) == labels, "el2n": jnp.sqrt(square),
+        "el2n_squared": square,
     }  # fmt: skip
 
 

@@ -2,8 +2,9 @@
 
 import dataclasses
 import json
+import operator
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,6 +59,10 @@ def tabled(
         UsageError: a negative step. UnknownNameError: no such kind of margin.
     """
     count = len(statistics.met)
+    try:
+        step, seed = operator.index(step), None if seed is None else operator.index(seed)
+    except TypeError:
+        raise UsageError(f"step={step!r}, seed={seed!r} arrived; whole numbers were wanted") from None
     if step < 0:
         raise UsageError(f"step={step} arrived; steps are counted from 0")
     if margins not in MARGINS:
@@ -74,7 +79,7 @@ def tabled(
     made = scores(statistics, definitions, margins)
     tokens = statistics.tokens
     metadata = {
-        "version": VERSION, "uimjax": __version__, "run": str(run), "step": int(step), "seed": seed, "examples": count,
+        "version": VERSION, "uimjax": __version__, "run": str(run), "step": step, "seed": seed, "examples": count,
         "scores": {name: {"formula": s.formula, "suspicious": s.suspicious} for name, s in made.items()},
         "definitions": _told(definitions) | {"margins": margins}, "chosen": list(statistics.chosen),
         "missing": int((np.asarray(statistics.met) == 0).sum()),
@@ -106,6 +111,7 @@ def write(
 
     table = tabled(statistics, run=run, step=step, ids=ids, labels=labels, groups=groups, seed=seed,
                    definitions=definitions, digests=digests, margins=margins)  # fmt: skip
+    step, seed = table.metadata["step"], table.metadata["seed"]
     path = make_folder(Path(folder) / FOLDER) / _name(step, seed)
     count = len(table.ids)
     key = {
@@ -162,47 +168,13 @@ def steps_of(source: Path | str) -> list[int]:
     return sorted({step for step, _ in _listed(Path(source))})
 
 
-def averaged(tables: Sequence[Table]) -> Table:
-    """Means over seeds of each score and statistic: EL2N and GraNd are such means in their paper (Paul et al. 2021,
-    arXiv 2107.07075, ten networks). Of an example that a seed never met, over the others; counts become fractions, and
-    `variance` is the mean of the variances within seeds. `first` is over the seeds in which it was ever right.
-
-    Raises:
-        UsageError: no tables. MismatchError: other ids, labels, definitions, scores or kept meetings.
-    """
-    if not tables:
-        raise UsageError("no tables arrived; averaged([table, ...]) takes one a seed")
-    first = tables[0]
-    for k, other in enumerate(tables[1:], 1):
-        differ = [
-            name
-            for name, same in (
-                ("ids", np.array_equal(first.ids, other.ids)),
-                ("labels", _same(first.labels, other.labels)),
-                ("definitions", first.metadata.get("definitions") == other.metadata.get("definitions")),
-                ("scores", list(first.scores) == list(other.scores)),
-                ("statistics", (first.statistics is None) == (other.statistics is None)),
-                ("rings", first.metadata.get("ring") == other.metadata.get("ring")),
-                ("tokens", first.metadata.get("tokens") == other.metadata.get("tokens")),
-            )
-            if not same
-        ]
-        if differ:
-            raise MismatchError(f"table {k} has other {', '.join(differ)} than table 0; seeds of one run were wanted")
-    mean = {name: s._replace(values=_mean([t.scores[name].values for t in tables])) for name, s in first.scores.items()}
-    losses = None if any(t.losses is None for t in tables) else _mean([t.losses for t in tables])
-    inner = [t.statistics for t in tables if t.statistics is not None]
-    seeds = [t.metadata.get("seed") for t in tables]
-    metadata = first.metadata | {"seed": None, "seeds": seeds}
-    return first._replace(
-        scores=mean, statistics=_mean_statistics(inner) if inner else None, losses=losses, metadata=metadata
-    )
-
-
 def _column(name: str, values: Any, count: int) -> np.ndarray:
     found = np.asarray(values)
     if found.shape != (count,):
         raise ShapeError(f"{name} of shape {list(found.shape)} arrived for the statistics of {count} examples")
+    missing = [k for k, x in enumerate(found) if x is None or x != x] if found.dtype.kind in "Of" else []
+    if missing:
+        raise DataError(f"{name}: row {missing[0]} has none ({len(missing)} of {count}); give every example one")
     return found.astype(str) if found.dtype.kind == "O" and all(isinstance(x, str) for x in found) else found
 
 
@@ -366,32 +338,3 @@ def _spread(kept: Statistics, at: np.ndarray, count: int) -> Statistics:
         found[name][at] = values
     none = np.zeros((count, 0))
     return kept._replace(**found, losses=none, at={"el2n": none, "grand": none}, chosen=())
-
-
-def _same(a: np.ndarray | None, b: np.ndarray | None) -> bool:
-    return (a is None) == (b is None) and (a is None or np.array_equal(a, np.asarray(b)))
-
-
-def _mean(values: Sequence[Any]) -> np.ndarray:
-    """Over the first axis, of what is not NaN; NaN where everything is."""
-    stacked = np.stack([np.asarray(x, np.float64) for x in values])
-    there = ~np.isnan(stacked)
-    return np.where(there.any(0), np.where(there, stacked, 0).sum(0) / np.maximum(there.sum(0), 1), np.nan)
-
-
-def _mean_statistics(many: Sequence[Statistics]) -> Statistics:
-    """Of what a seed did not collect (-1) or never met, over the others."""
-    found = {name: _mean([_known(s, name) for s in many]) for name in PER_EXAMPLE}
-    found |= {"losses": _mean([s.losses for s in many]), "met": np.nan_to_num(found["met"])}
-    at = {name: _mean([s.at[name] for s in many]) for name in many[0].at}
-    inner = [s.tokens for s in many if s.tokens is not None]
-    tokens = _mean_statistics(inner) if len(inner) == len(many) else None
-    return many[0]._replace(**found, at=at, tokens=tokens)
-
-
-def _known(statistics: Statistics, name: str) -> np.ndarray:
-    """A statistic; NaN where it is no count at all."""
-    values = np.asarray(getattr(statistics, name), np.float64)
-    if name in ("correct", "forgotten", "first", "learned"):
-        return np.where((values >= 0) & (statistics.met > 0), values, np.nan)
-    return np.where(statistics.met > 0, values, np.nan) if name == "met" else values

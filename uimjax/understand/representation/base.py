@@ -30,6 +30,14 @@ def matrix(features: Any, what: str = "features") -> np.ndarray:
     return x.astype(np.float64)
 
 
+def scaled(x: np.ndarray) -> tuple[np.ndarray, float]:
+    """(x in units of its largest number, that): squares of what is very large or small have no room in float64. Powers
+    of two, so that nothing is rounded."""
+    size = float(np.abs(x).max())
+    unit = 2.0 ** np.floor(np.log2(size)) if size > 0 else 1.0
+    return x / unit, unit
+
+
 def batches(features: Features) -> Iterator[np.ndarray]:
     """The rows in order, some at a time: `[B, d]` float64.
 

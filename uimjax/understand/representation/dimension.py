@@ -43,7 +43,7 @@ def two_nn(features: np.ndarray, discard: float = 0.1) -> Dimension:
     """
     if not 0 <= discard < 1:
         raise UsageError(f"discard={discard}; a share of the rows in [0, 1) was wanted, as 0.1")
-    x = base.matrix(features) + 0.0  # makes -0 a 0, whose bytes np.unique compares
+    x = base.scaled(base.matrix(features))[0] + 0.0  # makes -0 a 0, whose bytes np.unique compares
     distinct = np.unique(x, axis=0)
     if len(distinct) < FEWEST:
         raise ShapeError(

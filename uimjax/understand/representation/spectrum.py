@@ -52,7 +52,7 @@ def spectrum_of(features: np.ndarray, centred: bool = False) -> Spectrum:
     >>> round(found.effective_rank, 6), found.participation_ratio, found.stable_rank
     (2.0, 2.0, 2.0)
     """
-    x = base.matrix(features)
+    x, size = base.scaled(base.matrix(features))
     off = x - x[0]  # first, so that a constant feature is zero exactly, whatever the rounding of a mean
     mean = off.mean(0)
     off -= mean
@@ -61,7 +61,8 @@ def spectrum_of(features: np.ndarray, centred: bool = False) -> Spectrum:
         x[0] + mean, squares.mean(0), (squares * off).mean(0), np.square(squares, out=squares).mean(0)
     )
     off[:, np.isnan(skewness)] = 0  # nor does rounding count as a direction
-    return _made(np.linalg.svd(off if centred else x, compute_uv=False), skewness, kurtosis)
+    made = _made(np.linalg.svd(off if centred else x, compute_uv=False), skewness, kurtosis)
+    return made._replace(singular_values=made.singular_values * size)
 
 
 def spectrum_of_moments(sums: Moments, centred: bool = False) -> Spectrum:

@@ -30,8 +30,10 @@ class Form:
     `log_value` `[n]`, its logarithm, where that is the better-behaved of the two; or `terms`, a tuple of `[n]` (or
     scalars), the logarithms of what it is a sum of, whose derivatives are then taken from their shares of it.
 
-    `x` holds each of the `inputs` as log(input / centre), those of `raw` as they are. `natural(theta, centre)` gives
-    the parameters as papers state them and `coordinates(natural, centre)` the way back, for any centre (1: none).
+    `x` holds each of the `inputs` as log(input / centre), those of `raw` as they are, those of `standard` as
+    input / centre - centre_from. `natural(theta, centre)` gives the parameters as papers state them and
+    `coordinates(natural, centre)` the way back, for any centre; where the logged inputs have none (1), each coordinate
+    is one parameter.
     `level` names the coordinates that carry the level of the losses: their starts are relative to its logarithm.
     """
 
@@ -47,6 +49,7 @@ class Form:
     terms: Callable[[Any, Inputs], tuple[Any, ...]] | None = None
     straight: bool = False  # the terms are linear in theta
     raw: tuple[str, ...] = ()
+    standard: tuple[str, ...] = ()  # of the raw ones: those that are taken from 0 to 1, least to largest of the rows
     together: tuple[str, ...] = ()  # inputs of one unit, which share the centre of the first
     level: tuple[int, ...] = ()
     linear_in: tuple[int, ...] = ()  # coordinates in the unit of the fitted values
@@ -183,10 +186,14 @@ class Fit(NamedTuple):
 
 def prepared(form: Form, x: Mapping[str, Any], centre: Mapping[str, float]) -> dict[str, np.ndarray]:
     """Inputs as the form takes them."""
-    return {
-        name: np.asarray(x[name], np.float64) if name in form.raw else np.log(np.asarray(x[name]) / centre[name])
-        for name in form.inputs
-    }
+    found = {}
+    for name in form.inputs:
+        values = np.asarray(x[name], np.float64)
+        if name in form.standard:
+            found[name] = values / centre[name] - centre[f"{name}_from"]
+        else:
+            found[name] = values if name in form.raw else np.log(values / centre[name])
+    return found
 
 
 def unit_of(form: Form, y: np.ndarray) -> np.ndarray:
@@ -199,7 +206,17 @@ def unit_of(form: Form, y: np.ndarray) -> np.ndarray:
 def centre_of(form: Form, x: Mapping[str, Any]) -> dict[str, float]:
     """The geometric mean of each logged input: there levels and exponents hardly correlate."""
     found = {name: float(np.exp(np.mean(np.log(x[name])))) for name in form.inputs if name not in form.raw}
-    return found | {name: found[form.together[0]] for name in form.together}
+    found |= {name: found[form.together[0]] for name in form.together}
+    for name in form.standard:
+        found[name] = float(np.ptp(x[name])) or 1.0
+        found[f"{name}_from"] = float(np.min(x[name])) / found[name]
+    return found
+
+
+def uncentred(form: Form, centre: dict[str, float]) -> dict[str, float]:
+    """The centre at which each coordinate is one parameter."""
+    logged = [name for name in form.inputs if name not in form.raw]
+    return centre | dict.fromkeys(logged, 1.0) | {f"{name}_from": 0.0 for name in form.standard}
 
 
 def target(objective: Objective, y: np.ndarray) -> np.ndarray:
@@ -220,6 +237,13 @@ def coordinates_of(form: Form, natural: Mapping[str, float], centre: Mapping[str
         return np.asarray(_translated(form, back=True)(_wide(natural), _wide(centre)), np.float64)
 
 
+def moved(form: Form, theta: np.ndarray, centre: Mapping[str, float], to: Mapping[str, float]) -> np.ndarray:
+    """Coordinates `[S, p]` at one centre in those at another."""
+    with jax.enable_x64(True):
+        at = _translated(form)(jnp.asarray(np.asarray(theta, np.float64)), _wide(centre))
+        return np.array(_each(form)(at, _wide(to)), np.float64)
+
+
 def _wide(values: Mapping[str, float]) -> dict[str, Any]:
     return {name: jnp.asarray(value, jnp.float64) for name, value in values.items()}
 
@@ -227,3 +251,8 @@ def _wide(values: Mapping[str, float]) -> dict[str, Any]:
 @functools.lru_cache(maxsize=64)
 def _translated(form: Form, back: bool = False):
     return jax.jit(form.coordinates if back else jax.vmap(form.natural, in_axes=(0, None)))
+
+
+@functools.lru_cache(maxsize=64)
+def _each(form: Form):
+    return jax.jit(jax.vmap(form.coordinates, in_axes=(0, None)))

@@ -5,7 +5,17 @@ from collections.abc import Mapping
 import numpy as np
 
 from uimjax.errors import DataError
-from uimjax.understand.scaling.base import Form, Objective, Rows, natural_all, prepared, target, unit_of
+from uimjax.understand.scaling.base import (
+    Form,
+    Objective,
+    Rows,
+    centre_of,
+    moved,
+    natural_all,
+    prepared,
+    target,
+    unit_of,
+)
 from uimjax.understand.scaling.engine import jacobian, left
 
 PLACES = 32  # where the rank of the derivatives is looked at
@@ -15,15 +25,19 @@ IDLE = 1e-6  # of the loss: a parameter that moves no prediction by more, over a
 VAGUE = 0.5  # a standard error as a share of an exponent
 
 
-def starts(form: Form, rows: Rows, objective: Objective, count: int, seed: int) -> np.ndarray:
-    """`[count, p]` drawn evenly from each coordinate's range; levels relative to that of the losses."""
+def starts(
+    form: Form, rows: Rows, objective: Objective, count: int, seed: int, centre: Mapping[str, float]
+) -> np.ndarray:
+    """`[count, p]` drawn evenly from the range of each centred coordinate, levels relative to that of the losses; in
+    the coordinates of `centre`."""
     drawn = np.random.default_rng(seed).random((count, len(form.parameters)))
     low, high = (np.array([getattr(p, side) for p in form.parameters]) for side in ("low", "high"))
     found = (low + drawn * (high - low)) * unit_of(form, rows.y)
     if form.level:
         level = np.mean(np.log(rows.y)) if objective.residual == "log" else np.log(max(np.mean(rows.y), 1e-30))
         found[:, list(form.level)] += level
-    return found
+    drawn_at = centre_of(form, rows.x)
+    return found if centre == drawn_at else moved(form, found, drawn_at, centre)
 
 
 def condition(matrix: np.ndarray) -> float:
@@ -53,7 +67,7 @@ def check(form: Form, rows: Rows, objective: Objective, free: np.ndarray, centre
         raise DataError(f"the fitted column is {rows.y[0]:g} in every row: no law can be told from it")
     x, y = prepared(form, rows.x, centre), target(objective, rows.y)
     best, odd = 0, np.zeros((1, size))
-    for found in jacobian(form, objective, starts(form, rows, objective, PLACES, seed=1), x, y)[:, :, free]:
+    for found in jacobian(form, objective, starts(form, rows, objective, PLACES, 1, centre), x, y)[:, :, free]:
         if not np.isfinite(found).all():
             continue  # too far out
         found = found / np.maximum(np.linalg.norm(found, axis=0), 1e-300)

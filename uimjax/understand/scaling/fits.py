@@ -21,6 +21,7 @@ from uimjax.understand.scaling.base import (
     natural_all,
     prepared,
     target,
+    uncentred,
     unit_of,
 )
 from uimjax.understand.scaling.forms import form_of
@@ -83,7 +84,7 @@ def objective_of(objective: Objective | str, form: Form) -> Objective:
     """By its name; forms that are no logarithm's by linear residuals."""
     if isinstance(objective, Objective):
         return objective
-    return Objective(objective, residual="linear" if form.name in ("sigmoid", "trend") else "log")  # type: ignore[arg-type]  # checked there
+    return Objective(objective, residual="linear" if form.name in ("sigmoid", "exponential", "trend") else "log")  # type: ignore[arg-type]  # checked there
 
 
 def fit_rows(
@@ -104,11 +105,12 @@ def fit_rows(
     if starts < 1:
         raise UsageError(f"starts={starts} arrived; at least one was wanted")
     free = np.array([name not in fixed for name in form.names])
-    centre = dict.fromkeys(centre_of(form, rows.x), 1.0) if fixed else centre_of(form, rows.x)
+    centre = centre_of(form, rows.x)
+    centre = uncentred(form, centre) if fixed else centre
     if not free.any():
         raise UsageError(f"all parameters of {form.name} are fixed: nothing is left to fit")
     design.check(form, rows, objective, free, centre)
-    begun = design.starts(form, rows, objective, starts, seed)
+    begun = design.starts(form, rows, objective, starts, seed, centre)
     begun[:, ~free] = _held(form, fixed, centre)[~free]
     found = minima(form, objective, rows, centre, begun, free, dtype)
     optima = clustered(form, objective, rows, found, centre)
@@ -219,15 +221,18 @@ def _held(form: Form, fixed: Mapping[str, float], centre: Mapping[str, float]) -
     found = coordinates_of(form, {name: fixed.get(name, 1.0) for name in form.names}, centre)
     bad = [name for name, value in zip(form.names, found, strict=True) if name in fixed and not np.isfinite(value)]
     if bad:
-        raise DataError(f"{bad[0]}={fixed[bad[0]]:g} is no value of {form.name}'s {bad[0]}; above 0 was wanted")
+        raise DataError(
+            f"{bad[0]}={fixed[bad[0]]:g} is no value of {form.name}'s {bad[0]}; above 0 was wanted "
+            "(a law without that term: a number far below the losses, as 1e-12)"
+        )
     return found
 
 
-def _conditions(form, objective, rows, theta, free, centre) -> tuple[float, float]:
+def _conditions(form, objective, rows, theta, free, centre: dict[str, float]) -> tuple[float, float]:
     """Of the Gauss-Newton matrix in these coordinates, and in uncentred ones."""
     y = target(objective, rows.y)
     here = engine.jacobian(form, objective, theta[None], prepared(form, rows.x, centre), y)[0][:, free]
-    plain = dict.fromkeys(centre, 1.0)
+    plain = uncentred(form, centre)
     there = coordinates_of(form, natural_of(form, theta, centre), plain)
     raw = engine.jacobian(form, objective, there[None], prepared(form, rows.x, plain), y)[0][:, free]
     return design.condition(here), design.condition(raw)

@@ -84,16 +84,15 @@ def trend() -> Form:
 def kaplan() -> Form:
     def log_value(t: Any, x: Inputs) -> Any:
         alpha_n, alpha_d = jnp.exp(t[2]), jnp.exp(t[3])
-        return alpha_d * log_sum(t[0] - alpha_n / alpha_d * x["N"], t[1] - x["D"])
+        return alpha_d * log_sum(alpha_n / alpha_d * (t[0] - x["N"]), t[1] - x["D"])
 
     def natural(t: Any, c: Mapping[str, float]) -> Natural:
         alpha_n, alpha_d = jnp.exp(t[2]), jnp.exp(t[3])
-        return {"Nc": jnp.exp(t[0] * alpha_d / alpha_n + jnp.log(c["N"])), "Dc": jnp.exp(t[1] + jnp.log(c["D"])),
-                "alpha_N": alpha_n, "alpha_D": alpha_d}  # fmt: skip
+        return {"Nc": jnp.exp(t[0] + jnp.log(c["N"])), "Dc": jnp.exp(t[1] + jnp.log(c["D"])), "alpha_N": alpha_n,
+                "alpha_D": alpha_d}  # fmt: skip
 
     def coordinates(p: Natural, c: Mapping[str, float]) -> Any:
-        ratio = p["alpha_N"] / p["alpha_D"]
-        return jnp.stack([ratio * (jnp.log(p["Nc"]) - jnp.log(c["N"])), jnp.log(p["Dc"]) - jnp.log(c["D"]),
+        return jnp.stack([jnp.log(p["Nc"]) - jnp.log(c["N"]), jnp.log(p["Dc"]) - jnp.log(c["D"]),
                           jnp.log(p["alpha_N"]), jnp.log(p["alpha_D"])])  # fmt: skip
 
     parameters = (Parameter("Nc", -5.0, 15.0), Parameter("Dc", -5.0, 15.0), Parameter("alpha_N", -4.0, 0.0),
@@ -106,16 +105,14 @@ def kaplan() -> Form:
 @functools.cache
 def overtraining() -> Form:
     def terms(t: Any, x: Inputs) -> tuple[Any, ...]:
-        return t[0] - t[3] * x["N"], t[1] - t[3] * (x["M"] + x["N"]), t[2]
+        return t[0] - t[3] * x["N"], t[1] - t[3] * (x["M"] + x["N"] + jnp.log(6.0) / 2), t[2]
 
     def natural(t: Any, c: Mapping[str, float]) -> Natural:
-        tokens, half = c["M"] * c["N"], t[3] / 2 * jnp.log(6.0)
-        return {"A": _level(t[0], t[3], c["N"]), "B": _level(t[1] + half, t[3], tokens), "E": jnp.exp(t[2]),
+        return {"A": _level(t[0], t[3], c["N"]), "B": _level(t[1], t[3], c["M"] * c["N"]), "E": jnp.exp(t[2]),
                 "eta": t[3]}  # fmt: skip
 
     def coordinates(p: Natural, c: Mapping[str, float]) -> Any:
-        tokens, half = c["M"] * c["N"], p["eta"] / 2 * jnp.log(6.0)
-        return jnp.stack([_back(p["A"], p["eta"], c["N"]), _back(p["B"], p["eta"], tokens) - half, jnp.log(p["E"]),
+        return jnp.stack([_back(p["A"], p["eta"], c["N"]), _back(p["B"], p["eta"], c["M"] * c["N"]), jnp.log(p["E"]),
                           p["eta"]])  # fmt: skip
 
     parameters = (Parameter("A", *LEVEL), Parameter("B", *LEVEL), Parameter("E", *LEVEL), Parameter("eta", *EXPONENT))
@@ -224,16 +221,36 @@ def sigmoid() -> Form:
     def value(t: Any, x: Inputs) -> Any:
         return t[0] / (1 + jnp.exp(-t[2] * (x["loss"] - t[3]))) + t[1]
 
-    def natural(t: Any, _: Mapping[str, float]) -> Natural:
-        return {"a": t[0], "b": t[1], "k": t[2], "x0": t[3]}
+    def natural(t: Any, c: Mapping[str, float]) -> Natural:
+        return {"a": t[0], "b": t[1], "k": t[2] / c["loss"], "x0": (t[3] + c["loss_from"]) * c["loss"]}
 
-    def coordinates(p: Natural, _: Mapping[str, float]) -> Any:
-        return jnp.stack([p["a"], p["b"], p["k"], p["x0"]])
+    def coordinates(p: Natural, c: Mapping[str, float]) -> Any:
+        return jnp.stack([p["a"], p["b"], p["k"] * c["loss"], p["x0"] / c["loss"] - c["loss_from"]])
 
-    parameters = (Parameter("a", 0.1, 1.0), Parameter("b", 0.0, 0.5), Parameter("k", -12.0, -0.5),
-                  Parameter("x0", 0.0, 5.0))  # fmt: skip
+    parameters = (Parameter("a", 0.1, 1.0), Parameter("b", 0.0, 0.5), Parameter("k", -40.0, -1.0),
+                  Parameter("x0", -0.5, 1.5))  # fmt: skip
     return Form("sigmoid", "score = a / (1 + exp(-k (loss - x0))) + b", ("loss",), parameters, natural,
-                coordinates, "Bhagia et al. 2024, arXiv 2412.04403", value=value, raw=("loss",),
+                coordinates, "Bhagia et al. 2024, arXiv 2412.04403", value=value, raw=("loss",), standard=("loss",),
+                linear_in=(0, 1))  # fmt: skip
+
+
+@functools.cache
+def exponential() -> Form:
+    """From a loss to an error, the second step of over-training: fit it with `residual="linear"`."""
+
+    def value(t: Any, x: Inputs) -> Any:
+        return t[0] - t[1] * jnp.exp(-t[2] * x["loss"])
+
+    def natural(t: Any, c: Mapping[str, float]) -> Natural:
+        return {"epsilon": t[0], "k": t[1] * jnp.exp(t[2] * c["loss_from"]), "gamma": t[2] / c["loss"]}
+
+    def coordinates(p: Natural, c: Mapping[str, float]) -> Any:
+        gamma = p["gamma"] * c["loss"]
+        return jnp.stack([p["epsilon"], p["k"] * jnp.exp(-gamma * c["loss_from"]), gamma])
+
+    parameters = (Parameter("epsilon", 0.2, 1.0), Parameter("k", 0.0, 1.0), Parameter("gamma", 0.1, 8.0))
+    return Form("exponential", "error = epsilon - k exp(-gamma loss)", ("loss",), parameters, natural, coordinates,
+                "Gadre et al. 2024, arXiv 2403.08540", value=value, raw=("loss",), standard=("loss",),
                 linear_in=(0, 1))  # fmt: skip
 
 
@@ -241,6 +258,7 @@ FORMS: dict[str, Callable[[], Form]] = {
     "chinchilla": chinchilla, "kaplan": kaplan, "power": power, "trend": trend, "overtraining": overtraining,
     "corrupted": corrupted, "corrupted_sized": lambda: corrupted(sized=True), "data_constrained": data_constrained,
     "broken1": broken, "broken2": lambda: broken(2), "broken3": lambda: broken(3), "sigmoid": sigmoid,
+    "exponential": exponential,
 }  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from scipy.stats import chi2
 
 from uimjax.errors import UnknownNameError, UsageError
 from uimjax.understand.scaling import engine, fits
-from uimjax.understand.scaling.base import Fit, coordinates_of, natural_all, prepared, target
+from uimjax.understand.scaling.base import Fit, coordinates_of, natural_all, prepared, target, uncentred
 
 DRAWS, LEVEL = 1000, 0.95
 POINTS, WIDEST = 41, 12  # of a profile; how often its range is doubled
@@ -90,7 +90,7 @@ def profile(fit: Fit, name: str, level: float = LEVEL, points: int = POINTS) -> 
     if name not in names:
         raise UnknownNameError("free parameter", name, names)
     k = fit.form.names.index(name)
-    centre = dict.fromkeys(fit.centre, 1.0)  # uncentred: there each coordinate is one parameter
+    centre = uncentred(fit.form, fit.centre)
     best = coordinates_of(fit.form, fit.natural, centre)
     most = _excess(fit, level)
     free = fit.free & (np.arange(len(fit.form.names)) != k)

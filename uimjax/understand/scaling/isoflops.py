@@ -25,13 +25,15 @@ class Budget(NamedTuple):
 
 
 class IsoFLOP(NamedTuple):
-    """`exponent` a of N* ~ C^a with its interval, the `budgets`, and how many of them have a minimum."""
+    """`exponent` a of N* ~ C^a with its interval, the `budgets`, how many of them have a minimum, and the share of the
+    draws that had none in two: the interval is of the others, and too narrow where that share is large."""
 
     exponent: float
     low: float
     high: float
     budgets: list[Budget]
     used: int
+    failed: float
 
 
 def isoflop(
@@ -73,8 +75,12 @@ def isoflop(
         )
     rng = np.random.default_rng(seed)
     each = np.array([_exponent([_drawn(budget, rng) for budget in budgets]) for _ in range(draws)])
-    low, high = percentiles(each[np.isfinite(each)], LEVEL)
-    return IsoFLOP(exponent, float(low), float(high), budgets, _used(budgets))
+    kept = each[np.isfinite(each)]
+    if not len(kept):
+        raise DataError(f"none of {draws} draws of these runs has two budgets with a minimum between their sizes, so "
+                        "the exponent has no interval; add runs to each budget, or draws")  # fmt: skip
+    low, high = percentiles(kept, LEVEL)
+    return IsoFLOP(exponent, float(low), float(high), budgets, _used(budgets), 1 - len(kept) / draws)
 
 
 def _groups(compute: np.ndarray) -> list[np.ndarray]:

@@ -5,10 +5,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from uimjax.errors import DataError, UnknownNameError
+from uimjax.errors import DataError, UnknownNameError, UsageError
 from uimjax.understand.scaling import engine, fits, intervals
 from uimjax.understand.scaling.base import Fit, Form, Objective, Rows, prepared
-from uimjax.understand.scaling.forms import sigmoid
+from uimjax.understand.scaling.forms import form_of
 from uimjax.understand.scaling.intervals import DRAWS, LEVEL, Draws
 from uimjax.understand.scaling.table import Table, numbers, read
 from uimjax.understand.scaling.using import Prediction, predict, scatter
@@ -29,20 +29,25 @@ def two_stage(
     form: Form | str = "chinchilla",
     objective: Objective | str = "huber",
     *,
+    through: Form | str = "sigmoid",
     best: float | None = None,
     draws: int = DRAWS,
     seed: int = 0,
     **settings: Any,
 ) -> Ladder:
-    """Fit the loss to scale and the column `score` to the loss. `best`: the score of a loss of 0, which is added as one
-    more run of the second step (1 for an accuracy). `settings` are `fit`'s.
+    """Fit the loss to scale and the column `score` to the loss, by the form `through` (of the input `loss`). `best`:
+    the score of a loss of 0, which is added as one more run of the second step (1 for an accuracy). `settings` are
+    `fit`'s.
 
     Each draw resamples runs once and refits both steps to it, so that errors of the first carry into the second.
 
     Raises:
-        As `fit`.
+        UsageError: `through` is a form of other inputs. As `fit`.
     """
-    columns = read(table)
+    columns, through = read(table), form_of(through)
+    if through.inputs != ("loss",):
+        raise UsageError(f"through={through.name} takes {', '.join(through.inputs)}; a form of the loss was wanted: "
+                         "sigmoid, exponential or your own")  # fmt: skip
     if score not in columns:
         raise UnknownNameError("column", score, columns)
     first = fits.fit(columns, form, objective, seed=seed, **settings)
@@ -54,7 +59,7 @@ def two_stage(
         {"loss": np.concatenate([loss, np.zeros(extra)])}, np.concatenate([values, np.full(extra, best or 0.0)]),
         np.concatenate([first.rows.group, np.full(extra, first.rows.group.max() + 1)]),
     )  # fmt: skip
-    second = fits.fit_rows(rows, sigmoid(), Objective("least_squares", residual="linear"), seed=seed)
+    second = fits.fit_rows(rows, through, Objective("least_squares", residual="linear"), seed=seed)
     groups = np.unique(first.rows.group)
     drawn = np.random.default_rng(seed).integers(len(groups), size=(draws, len(groups)))
     one = intervals.bootstrap(first, drawn=drawn)
@@ -73,14 +78,16 @@ def predict_score(ladder: Ladder, inputs: Mapping[str, Sequence[float]], level: 
     x = prepared(
         ladder.loss.form, {n: np.atleast_1d(np.asarray(v, float)) for n, v in inputs.items()}, ladder.loss.centre
     )
-    value = engine.values(ladder.loss.form, ladder.loss.theta[None], x)
-    value = engine.values(ladder.score.form, ladder.score.theta[None], {"loss": value})[0]
+    to_score = lambda theta, loss: engine.values(  # noqa: E731  # four times the same
+        ladder.score.form, theta, prepared(ladder.score.form, {"loss": loss}, ladder.score.centre)
+    )
+    value = to_score(ladder.score.theta[None], engine.values(ladder.loss.form, ladder.loss.theta[None], x))[0]
     losses = engine.values(ladder.loss.form, ladder.loss_draws.theta, x)
-    each = engine.values(ladder.score.form, ladder.score_draws.theta, {"loss": losses})
+    each = to_score(ladder.score_draws.theta, losses)
     rng, first = np.random.default_rng(ladder.score_draws.seed), scatter(ladder.loss)
     met = np.arange(len(ladder.score.rows.y)) < len(ladder.loss.rows.y)  # not the score that was added for a loss of 0
     off = rng.choice(first, size=losses.shape)
     scattered = losses * np.exp(off) if ladder.loss.objective.residual == "log" else losses + off
-    runs = engine.values(ladder.score.form, ladder.score_draws.theta, {"loss": scattered})
+    runs = to_score(ladder.score_draws.theta, scattered)
     runs = runs + rng.choice(scatter(ladder.score)[met], size=runs.shape)
     return Prediction(value, *intervals.percentiles(each, level), *intervals.percentiles(runs, level))

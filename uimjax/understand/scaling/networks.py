@@ -49,12 +49,14 @@ class Tokens(NamedTuple):
 
 class Problem(NamedTuple):
     """What the runs of a sweep learn. `shared` rows are the same for all runs; `own(order, share, generator)` gives the
-    rows that a run has for itself, those of `order`, corrupted. `units`: examples, or predicted tokens, in a row.
+    rows that a run has for itself, those of `order`, corrupted. `units`: examples, or predicted tokens, in a row;
+    `replaceable`: labels, or tokens, that noise may hit in it.
     `uniform`: the loss of a uniform guess. `make(settings)` gives a function of a seed or key to (task, parameters);
     `right(outputs, row)` the share of a row that is predicted rightly."""
 
     rows: int
     units: int
+    replaceable: int
     uniform: float
     shared: Rows
     held_out: Rows
@@ -108,7 +110,9 @@ def _classes(data: Labelled) -> Problem:
     def make(settings: Settings) -> Any:
         return _perceptron(x.shape[1:], classes, settings["width"], settings["depth"])
 
-    return Problem(len(x), 1, math.log(classes), {"image": x}, rows["test"], own, make, _right_class, digest_tree(rows))
+    return Problem(
+        len(x), 1, 1, math.log(classes), {"image": x}, rows["test"], own, make, _right_class, digest_tree(rows)
+    )
 
 
 def _language(data: Tokens) -> Problem:
@@ -130,7 +134,9 @@ def _language(data: Tokens) -> Problem:
         return _decoder(Shape(size, length, settings["depth"], settings["width"], settings["heads"]))
 
     digest = digest_tree({"tokens": tokens, "test": test, "vocabulary": np.int64(size)})
-    return Problem(len(tokens), length - 1, math.log(size), {}, {"tokens": test}, own, make, _right_tokens, digest)
+    return Problem(
+        len(tokens), length - 1, length, math.log(size), {}, {"tokens": test}, own, make, _right_tokens, digest
+    )
 
 
 def _whole(name: str, given: Any, axes: int) -> np.ndarray:
@@ -141,6 +147,12 @@ def _whole(name: str, given: Any, axes: int) -> np.ndarray:
             f"{'axes' if axes > 1 else 'axis'}, were wanted"
         )
     return found.astype(np.int32)
+
+
+def noise_of(learnt: Problem, settings: Settings, unique: int) -> float:
+    """The share of a run's labels or tokens that is really replaced, of `unique` rows: whole ones alone are."""
+    count = unique * learnt.replaceable
+    return round(settings["corruption"] * count) / count
 
 
 def replaced(values: np.ndarray, share: float, kinds: int, rng: np.random.Generator) -> np.ndarray:

@@ -14,7 +14,7 @@ from uimjax.errors import UnknownNameError, UsageError
 from uimjax.steps import Recipe
 from uimjax.store import stage_key
 
-VERSION = 1  # of what a built-in training computes; part of every key
+VERSION = 2  # of what a built-in training computes; part of every key
 Settings = dict[str, Any]
 # Columns that come out of a run: no axis is called so.
 TOLD = ("run", "loss", "error_rate", "accuracy", "train_loss", "seconds", "diverged", "why", "device", "devices",

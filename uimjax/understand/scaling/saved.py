@@ -18,7 +18,8 @@ from uimjax.understand.scaling.forms import form_of
 from uimjax.understand.scaling.intervals import LEVEL, Draws, percentiles
 
 LAW, ROWS, REFITS = "law.json", "rows.parquet", "draws.parquet"
-VERSION = 1
+VERSION = 2  # 1: the forms of MOVED in other coordinates
+MOVED = ("kaplan", "overtraining", "sigmoid")
 NONE = 1e-9  # of the smallest loss
 
 
@@ -78,7 +79,7 @@ def load(folder: Path) -> tuple[Fit, Draws]:
 
     Raises:
         MissingFileError: no law there. CorruptError: the rows are not those it was fitted to. MismatchError: a later
-            version.
+            version, or an earlier one of a form that has changed.
     """
     if not (folder / LAW).is_file():
         raise MissingFileError(f"{folder} holds no {LAW}; write one: uimjax scaling fit RUNS.csv --out {folder}")
@@ -86,6 +87,9 @@ def load(folder: Path) -> tuple[Fit, Draws]:
     if law["version"] > VERSION:
         raise MismatchError(f"{folder / LAW} is of version {law['version']}; this uimjax reads up to {VERSION}")
     form, held = form_of(law["form"]), _read(folder / ROWS)
+    if law["version"] < VERSION and form.name in MOVED:
+        raise MismatchError(f"{folder / LAW} is of version {law['version']}, whose {form.name} had other coordinates; "
+                            f"fit its rows again: uimjax scaling fit {folder / ROWS} --form {law['form']}")  # fmt: skip
     rows = Rows({name: held[name] for name in form.inputs}, held["loss"], held["group"].astype(np.int64))
     if _digest(rows) != law["digest"]:
         raise CorruptError(f"{folder / ROWS} does not hold the rows of {LAW}; fit the law again")

@@ -143,7 +143,8 @@ def numbers(columns: Columns, name: str, positive: bool = False) -> np.ndarray:
     try:
         found = np.array([np.nan if value is None else float(value) for value in columns[name]], np.float64)
     except (TypeError, ValueError) as error:
-        raise DataError(f"column {name!r} holds what is no number: {error}") from error
+        at = tables.no_number(columns[name])
+        raise DataError(f"column {name!r}, row {at + 1}: {error}; numbers were wanted") from error
     if not np.isfinite(found).all():
         at = int(np.flatnonzero(~np.isfinite(found))[0])
         raise NonFiniteError(
@@ -166,4 +167,8 @@ def groups(columns: Columns, name: str | None, count: int) -> np.ndarray:
         return np.arange(count)
     if name not in columns:
         raise UnknownNameError("column", name, columns)
-    return np.unique(np.array([str(value) for value in columns[name]]), return_inverse=True)[1]
+    values = [None if value is None or value != value or value == "" else str(value) for value in columns[name]]
+    if None in values:
+        raise DataError(f"column {name!r}, row {values.index(None) + 1} names no run, and rows are resampled by runs; "
+                        "name the run of every row")  # fmt: skip
+    return np.unique(np.array(values), return_inverse=True)[1]

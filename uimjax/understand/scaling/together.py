@@ -21,7 +21,7 @@ from uimjax import room, steps
 from uimjax.allocator import settle
 from uimjax.mesh import data_sharding, make_mesh, replicated, shard_batch, ways
 from uimjax.task import Task
-from uimjax.understand.scaling.networks import Problem, met, own_rows, unique
+from uimjax.understand.scaling.networks import Problem, met, noise_of, own_rows, unique
 from uimjax.understand.scaling.runs import BESIDE, Run, Settings
 
 PIECE, PIECE_ROWS = 128, 1 << 15  # steps, and rows of a run, between two looks at whether all have diverged
@@ -162,7 +162,7 @@ def trained(learnt: Problem, chunk: Sequence[Settings], size: int, most: int, de
         size_of = {"N": parameters, "D": met_in_all * learnt.units, "U": unique(settings) * learnt.units}
         found.append(
             size_of
-            | {"C": FLOPS * parameters * size_of["D"], "noise": settings["corruption"]}
+            | {"C": FLOPS * parameters * size_of["D"], "noise": noise_of(learnt, settings, unique(settings))}
             | said
             | {"repeats": met_in_all / unique(settings), "seconds": seconds / len(chunk), "diverged": bad}
             | {"device": devices[0].device_kind, "devices": ways(job.mesh)}

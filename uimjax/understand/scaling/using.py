@@ -65,6 +65,10 @@ def _checked(form: Form, inputs: Mapping[str, Sequence[float]]) -> dict[str, np.
     for name in inputs:
         if name not in form.inputs:
             raise UnknownNameError(f"input of {form.name}", name, form.inputs)
+    sizes = {name: np.size(values) for name, values in inputs.items()}
+    if len(set(sizes.values())) > 1:
+        told = ", ".join(f"{size} of {name}" for name, size in sizes.items())
+        raise DataError(f"inputs of several lengths arrived: {told}; one value of each a prediction was wanted")
     missing = [name for name in form.inputs if name not in inputs]
     if missing:
         raise DataError(f"{form.name} takes {', '.join(form.inputs)}; {', '.join(missing)} did not arrive")
@@ -200,7 +204,7 @@ def holdout(
 def _largeness(fit: Fit) -> np.ndarray:
     """The logarithm of compute, up to a constant, `[n]`."""
     x, form = fit.rows.x, fit.form
-    if form.name == "sigmoid":
+    if form.inputs == ("loss",):
         return -x["loss"]  # a larger run has the lower loss
     if "N" in x and "M" in x:
         return 2 * np.log(x["N"]) + np.log(x["M"])  # D = M N
