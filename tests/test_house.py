@@ -55,8 +55,8 @@ INSIDE = {
     "uimjax.taps": ["_compat", "base", "views", "follow", "plan", "run", "layouts", "captures", "parts", "proof"],
     "uimjax.store": ["base", "remote", "coding", "digest", "manifest", "journal", "shards", "stage"],
     "uimjax.interpret": [
-        "base", "trajectory", "lexical", "representation", "baselines", "resume", "curved", "sketched", "solved",
-        "exact", "segments", "rerank", "self_influence", "methods", "index", "moving", "price",
+        "base", "trajectory", "lexical", "representation", "detectors", "baselines", "resume", "curved", "sketched",
+        "solved", "exact", "segments", "rerank", "self_influence", "methods", "index", "moving", "price",
         "fill", "fits", "indexing", "strongest", "null", "hits", "cascade", "ann", "groups", "trace", "positions",
         "shares", "bank", "plan", "plan_index", "plan_outline", "plan_training", "judge", "metagradient",
         "counterfactual", "check",
@@ -71,7 +71,7 @@ INSIDE = {
     "uimjax.pretrained": [
         "base", "decoders", "encoders", "folder", "words", "adapters", "loading", "pictures", "saving",
     ],
-    "uimjax.mitigate": ["forgetting", "looking", "subspace", "unlearning", "edit", "oracle", "proof"],
+    "uimjax.mitigate": ["forgetting", "looking", "subspace", "unlearning", "newton", "edit", "oracle", "proof"],
     "uimjax.report": [
         "tables", "summary", "judgements", "markup", "rendering", "charts", "figures", "figures_dynamics",
         "figures_representation", "figures_scaling", "understood", "page", "answers", "mistakes",

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from uimjax.allocator import settle
-from uimjax.errors import NonFiniteError, ShapeError
+from uimjax.errors import NonFiniteError, ShapeError, UsageError
 from uimjax.mesh import shard_batch
 
 PIECE = 1 << 20  # values looked at together
@@ -49,6 +49,20 @@ def _length(leaf: Any) -> int:
     if not hasattr(leaf, "shape"):
         raise ShapeError(f"{type(leaf).__name__} stands where an array [N, ...] was wanted; use numpy.asarray")
     return leaf.shape[0]
+
+
+def chosen(ids: Any, count: int, what: str) -> np.ndarray:
+    """Ids of some of so many rows, int64 `[F]`, each once; `what` says for what.
+
+    Raises:
+        UsageError: none, all, one out of range or twice.
+    """
+    found = np.asarray(ids, np.int64)
+    if found.ndim != 1 or not len(found) or found.min() < 0 or found.max() >= count or len(found) == count:
+        raise UsageError(f"{found.size} row ids {what}, of {count} rows: some, not all, and each in 0..{count - 1}")
+    if (unique := len(np.unique(found))) < len(found):
+        raise UsageError(f"{len(found)} row ids {what} name {unique} of {count} rows; each once fits")
+    return found
 
 
 def check_finite(data: Any, what: str) -> None:

@@ -25,7 +25,7 @@ def opened(params: Any, include: tuple[str, ...], exclude: tuple[str, ...], rank
     Raises:
         UsageError: a pattern that matches nothing, nothing left, or a rank that no matrix has.
     """
-    values = _by_path(params)
+    values = by_path(params)
     chosen = [p for p in _matching([*values], include, exclude) if jnp.issubdtype(values[p].dtype, jnp.floating)]
     if rank:
         chosen = [p for p in chosen if values[p].ndim > 1 and min(_sides(values[p])) >= rank]
@@ -40,14 +40,15 @@ def opened(params: Any, include: tuple[str, ...], exclude: tuple[str, ...], rank
 
 def join(params: Any, free: dict[str, Any]) -> Any:
     """All parameters: those that are trained instead of their old values, adapters on top of theirs."""
-    values = _by_path(params)
+    values = by_path(params)
     for path, new in free.items():
         old = values[path]
         values[path] = old + (new.a @ new.b).reshape(old.shape) if isinstance(new, Adapter) else new
     return jax.tree.unflatten(jax.tree.structure(params), list(values.values()))
 
 
-def _by_path(params: Any) -> dict[str, Any]:
+def by_path(params: Any) -> dict[str, Any]:
+    """`{a/b/c: leaf}`."""
     leaves = jax.tree_util.tree_flatten_with_path(params)[0]
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 

@@ -173,7 +173,7 @@ def unlearn(
         NonFiniteError: it diverged.
     """
     count = row.count(data)
-    forget = _ids(forget, count)
+    forget = row.chosen(forget, count, "to forget")
     task = looking.labelled(task, data)
     looking.check(task, params, data, choice.needs, choice.by_token, hidden, others)
     if others is not None and row.count(others) != len(forget):
@@ -219,17 +219,6 @@ def _run(
         if folder is not None:
             checkpoint.save(folder, done, _Held(state, kept, np.asarray(forgot)))
     return Unlearned(subspace.join(fixed.params, state.free), kept[np.isfinite(kept)], forgot, float(state.dual))
-
-
-def _ids(forget: Any, count: int) -> np.ndarray:
-    forget = np.asarray(forget, np.int64)
-    if forget.ndim != 1 or not len(forget) or forget.min() < 0 or forget.max() >= count or len(forget) == count:
-        raise UsageError(f"{forget.size} row ids to forget, of {count} rows: some, not all, each in 0..{count - 1}")
-    if len(np.unique(forget)) < len(forget):
-        raise UsageError(
-            f"{len(forget)} row ids to forget name {len(np.unique(forget))} of {count} rows; each once fits"
-        )
-    return forget
 
 
 def _fixed(
