@@ -12,7 +12,7 @@ Both are "relative": only the order of scores means something. A class of few ro
 nothing, and its rows score 0.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -78,7 +78,8 @@ def _two_means(features: np.ndarray, components: int) -> tuple[np.ndarray, float
     directions, sizes, _ = np.linalg.svd(away, full_matrices=False)
     kept = min(components, int((sizes > 1e-9 * sizes[0]).sum()), len(features) - 1)
     reduced = directions[:, :kept] * np.sqrt(len(features))
-    tries = [KMeans(2, init=centres, n_init=1).fit(reduced) for centres in _starts(reduced)]
+    made: Any = KMeans  # its stubs allow words alone for init and n_init
+    tries = [made(2, init=centres, n_init=1).fit(reduced) for centres in _starts(reduced)]
     means = min(tries, key=lambda its: its.inertia_).labels_
     small = int(np.bincount(means, minlength=2).argmin())
     share = float(np.mean(means == small))

@@ -136,7 +136,7 @@ def test_means_over_seeds(tmp_path):
     for seed in range(3):
         tables.write(tmp_path, statistics(seed), run="r", step=1, seed=seed)
         many.append(statistics(seed))
-    found = tables.averaged(tables.read_seeds(tmp_path))
+    found = uj.dynamics.averaged(tables.read_seeds(tmp_path))
     for k in range(N - 1):
         slow = sum(float(s.el2n[k]) for s in many) / 3
         assert found.scores["el2n"].values[k] == pytest.approx(slow, rel=1e-12)
@@ -152,19 +152,19 @@ def test_an_example_that_one_seed_never_met_is_a_mean_over_the_others():
     values = one.scores["aum"].values.copy()
     values[0] = np.nan
     one.scores["aum"] = one.scores["aum"]._replace(values=values)
-    assert tables.averaged([one, two]).scores["aum"].values[0] == two.scores["aum"].values[0]
+    assert uj.dynamics.averaged([one, two]).scores["aum"].values[0] == two.scores["aum"].values[0]
 
 
 def test_averages_refuse_tables_that_do_not_belong_together():
     one = tables.tabled(statistics(), run="r", step=0)
     other = tables.tabled(statistics(), run="r", step=0, ids=np.arange(N) + 1, labels=np.arange(N))
     with pytest.raises(MismatchError, match="table 1 has other ids, labels than table 0"):
-        tables.averaged([one, other])
+        uj.dynamics.averaged([one, other])
     squared = tables.tabled(statistics(), run="r", step=0, definitions=uj.dynamics.Definitions(el2n_squared=True))
     with pytest.raises(MismatchError, match="other definitions"):
-        tables.averaged([one, squared])
+        uj.dynamics.averaged([one, squared])
     with pytest.raises(UsageError, match="no tables arrived"):
-        tables.averaged([])
+        uj.dynamics.averaged([])
 
 
 def test_what_was_written_stays(tmp_path):
@@ -249,18 +249,18 @@ def test_means_over_seeds_are_of_counts_alone(tmp_path):
     one, two = statistics(0), statistics(1)
     one, two = (s._replace(first=np.where(s.met > 0, k, -1)) for k, s in ((2, one), (4, two)))
     one.first[0] = -1
-    found = tables.averaged([tables.tabled(s, run="r", step=0, seed=k) for k, s in enumerate((one, two))])
+    found = uj.dynamics.averaged([tables.tabled(s, run="r", step=0, seed=k) for k, s in enumerate((one, two))])
     np.testing.assert_array_equal(found.statistics.first, [4, 3, 3, 3, 3, 3, np.nan])
     assert found.statistics.met.tolist() == [4] * (N - 1) + [0]
     bare = tables.tabled(of_tokens(("loss",)), run="r", step=0)
-    assert np.isnan(tables.averaged([bare, bare]).statistics.correct).all()
+    assert np.isnan(uj.dynamics.averaged([bare, bare]).statistics.correct).all()
     rows = [json.loads(x) for x in elsewhere.write_cartography(found, tmp_path / "map.jsonl").read_text().splitlines()]
     wanted = (np.stack([one.correct, two.correct]).mean(0))[: N - 1]
     assert [row["correctness"] for row in rows] == wanted.tolist()
     assert (wanted % 1 != 0).any()
     other = one._replace(losses=one.losses[:, 1:])
     with pytest.raises(MismatchError, match="table 1 has other rings than table 0"):
-        tables.averaged([tables.tabled(s, run="r", step=0) for s in (one, other)])
+        uj.dynamics.averaged([tables.tabled(s, run="r", step=0) for s in (one, other)])
 
 
 def test_a_map_that_is_written_and_read_says_the_same(tmp_path):
