@@ -71,7 +71,10 @@ INSIDE = {
     "uimjax.pretrained": [
         "base", "decoders", "encoders", "folder", "words", "adapters", "loading", "pictures", "saving",
     ],
-    "uimjax.mitigate": ["forgetting", "looking", "subspace", "unlearning", "newton", "edit", "oracle", "proof"],
+    "uimjax.mitigate": [
+        "forgetting", "looking", "subspace", "unlearning", "newton", "heads", "balancing", "afterwards", "edit",
+        "oracle", "proof",
+    ],
     "uimjax.report": [
         "tables", "summary", "judgements", "markup", "rendering", "charts", "figures", "figures_dynamics",
         "figures_representation", "figures_scaling", "understood", "page", "answers", "mistakes",

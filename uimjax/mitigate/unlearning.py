@@ -208,7 +208,7 @@ def _run(
             continue
         healing = done >= forgot
         stop = min(done + choice.every, forgot + choice.healing if healing else forgot)
-        state = (made.heal if healing else made.forget)(fixed, state, keys, done, stop)
+        state = (made.heal if healing else made.forget)(fixed, state, keys[done:stop], np.arange(done, stop))
         done, kept[k + 1] = stop, watch(subspace.join(fixed.params, state.free))
         if not np.isfinite(kept[k + 1]):
             raise NonFiniteError(f"unlearning diverged; lower its learning rate ({choice.learning_rate}) or steps")
@@ -236,7 +236,7 @@ def _fixed(
 
 
 class _Made(NamedTuple):
-    """Compiled: `forget`, `heal` of (fixed, state, keys, start, stop); `watch` of (params, data, ids) -> mean loss;
+    """Compiled: `forget`, `heal` of (fixed, state, keys of the steps, their numbers); `watch` of (params, data, ids) -> mean loss;
     `losses` of (params, rows, ids) -> `[F, T]`; the optimizer's `init`."""
 
     forget: Any
@@ -264,8 +264,9 @@ def _program(task: Task, choice: Unlearning, hidden: Any) -> _Made:
         one = functools.partial(_retain_one, choice, look, current, fixed.params)
         return jnp.mean(jax.vmap(one)(at(fixed.data, ids)))
 
-    def step(fixed: _Fixed, keys: Any, forgetting: bool, i: Any, state: _State) -> _State:
-        one, two = jax.random.split(keys[i])
+    def step(fixed: _Fixed, forgetting: bool, state: _State, its: tuple[Any, Any]) -> tuple[_State, None]:
+        key, i = its
+        one, two = jax.random.split(key)
 
         def objective(free: Any) -> tuple[Any, Any]:
             current, kept = subspace.join(fixed.params, free), jnp.float32(0)
@@ -283,11 +284,11 @@ def _program(task: Task, choice: Unlearning, hidden: Any) -> _Made:
         if isinstance(choice.loss, PDU) and forgetting:
             risen = jnp.maximum(dual + choice.loss.rate * (kept - choice.loss.bound), 0)
             dual = jnp.where(i >= choice.loss.warmup * choice.steps, risen, dual).astype(dual.dtype)
-        return _State(optax.apply_updates(state.free, updates), after, dual)
+        return _State(optax.apply_updates(state.free, updates), after, dual), None
 
     def steps(forgetting: bool) -> Any:
-        def program(fixed: _Fixed, state: _State, keys: Any, start: Any, stop: Any) -> _State:
-            return jax.lax.fori_loop(start, stop, functools.partial(step, fixed, keys, forgetting), state)
+        def program(fixed: _Fixed, state: _State, keys: Any, numbers: Any) -> _State:
+            return jax.lax.scan(functools.partial(step, fixed, forgetting), state, (keys, numbers))[0]
 
         return jax.jit(program)
 
