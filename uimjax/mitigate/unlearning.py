@@ -236,8 +236,8 @@ def _fixed(
 
 
 class _Made(NamedTuple):
-    """Compiled: `forget`, `heal` of (fixed, state, keys of the steps, their numbers); `watch` of (params, data, ids) -> mean loss;
-    `losses` of (params, rows, ids) -> `[F, T]`; the optimizer's `init`."""
+    """Compiled: `forget`, `heal` of (fixed, state, keys of the steps, their numbers); `watch` of (params, data, ids) ->
+    mean loss; `losses` of (params, rows, ids) -> `[F, T]`; the optimizer's `init`."""
 
     forget: Any
     heal: Any
