@@ -72,8 +72,8 @@ INSIDE = {
         "base", "decoders", "encoders", "folder", "words", "adapters", "loading", "pictures", "saving",
     ],
     "uimjax.mitigate": [
-        "forgetting", "looking", "subspace", "unlearning", "newton", "heads", "balancing", "afterwards", "edit",
-        "oracle", "proof",
+        "forgetting", "looking", "subspace", "unlearning", "newton", "heads", "balancing", "afterwards", "curation",
+        "edit", "oracle", "proof",
     ],
     "uimjax.report": [
         "tables", "summary", "judgements", "markup", "rendering", "charts", "figures", "figures_dynamics",

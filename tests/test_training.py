@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from uimjax import checkpoint, models, steps, training
+from uimjax import checkpoint, models, room, steps, training
 from uimjax.errors import CorruptError, MismatchError, MissingFileError, NonFiniteError, UnknownNameError, UsageError
 from uimjax.interpret import counterfactual
 from uimjax.sinks import JsonLines, TensorBoard
@@ -246,3 +246,17 @@ def test_a_folder_is_of_one_loss(rows, tmp_path):
             training.fit(other, params, rows, RECIPE, folder=tmp_path)
     fitted = [training.fit(its, params, rows, RECIPE).loss for its in (task, noisy)]
     assert np.abs(fitted[0] - fitted[1]).max() > 1e-3
+
+
+def test_what_an_epoch_needs_is_asked_of_the_compiler_once(monkeypatch):
+    """Each of a story's sixty fits compiled its epoch only to ask for its memory."""
+    asked, whole = [], room.need
+    monkeypatch.setattr(room, "need", lambda *args: asked.append(args) or whole(*args))
+    task, params = Task(lambda w, e: jnp.square(e["x"] @ w - e["y"])), jnp.ones(3)
+    rows = {"x": np.ones((12, 3), np.float32), "y": np.ones(12, np.float32)}
+    for seed in range(3):
+        training.fit(task, params, rows, steps.Recipe(2, 4, 1e-2, seed=seed))
+    assert len(asked) == 1
+    wide = {name: np.concatenate([x, x]) for name, x in rows.items()}
+    training.fit(task, params, wide, steps.Recipe(2, 4, 1e-2))
+    assert len(asked) == 2

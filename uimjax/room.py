@@ -1,6 +1,7 @@
 """Does a compiled program fit? Asked of the compiler before anything runs; what runs then is compiled already."""
 
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +16,9 @@ class Need(NamedTuple):
     bytes: int
 
 
+_KNOWN: weakref.WeakKeyDictionary[Any, dict[Any, Need]] = weakref.WeakKeyDictionary()
+
+
 def need(program: Any, *args: Any) -> Need:
     """Of a jitted program and its arguments (arrays, or shapes); a run with them does not compile again."""
     held = program.lower(*args).compile().memory_analysis()
@@ -22,6 +26,17 @@ def need(program: Any, *args: Any) -> Need:
         return Need(0)
     sizes = ("argument_size_in_bytes", "output_size_in_bytes", "temp_size_in_bytes", "generated_code_size_in_bytes")
     return Need(sum(int(getattr(held, name)) for name in sizes) - int(held.alias_size_in_bytes))
+
+
+def _remembered(program: Any, args: Sequence[Any]) -> Need:
+    """As `need`, which compiles at each call: a program that is asked about again with arguments like those of before
+    (a training of other rows, a fit that is read) has the same."""
+    leaves, structure = jax.tree.flatten(args)
+    alike = structure, tuple((jax.typeof(x), getattr(x, "sharding", None)) for x in leaves)
+    known = _KNOWN.setdefault(program, {})
+    if alike not in known:
+        known[alike] = need(program, *args)
+    return known[alike]
 
 
 def check(made: Callable[[int], tuple[Any, ...]], size: int, what: str, step: int = 1) -> Need:
@@ -32,7 +47,7 @@ def check(made: Callable[[int], tuple[Any, ...]], size: int, what: str, step: in
         NoRoomError: it does not fit; the largest size that does is named, found by compiling for it.
     """
     program, *given = made(size)
-    wanted, free = need(program, *given), machine.device_memory() + there(given)
+    wanted, free = _remembered(program, given), machine.device_memory() + there(given)
     if wanted.bytes <= free:
         return wanted
     low, high = 0, size // step  # in steps: low fits (or is nothing), high does not

@@ -1,6 +1,7 @@
 """Asking: filters, re-ranking, and what was found as a table."""
 
 import builtins
+import gc
 
 import jax
 import numpy as np
@@ -161,3 +162,25 @@ def test_sql(case, monkeypatch):
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(UsageError, match=r"uimjax\[sql\]"):
         found.sql("select 1")
+
+
+# ---------------------------------------------------------------- what is kept while an index is open
+
+
+def test_the_curvature_of_an_open_index_is_measured_once_for_all_its_questions(case, monkeypatch):
+    folder, *rest = case
+    calls, whole = [], trace.sketched.curvature
+    monkeypatch.setattr(trace.sketched, "curvature", lambda *args: calls.append(args[0]) or whole(*args))
+    index = uj.open_index(folder)
+    first = trace.score_all(trace.ask(index, *rest, "trackstar", each=True)).values
+    for name in ("logra", "trackstar"):
+        again = trace.score_all(trace.ask(index, *rest, name, each=True)).values
+    np.testing.assert_array_equal(again, first)
+    assert len(calls) == 1
+    fresh = trace.score_all(trace.ask(uj.open_index(folder), *rest, "trackstar", each=True)).values
+    np.testing.assert_array_equal(fresh, first)
+    assert len(calls) == 2
+    held = len(trace._CURVED)
+    del index
+    gc.collect()
+    assert len(trace._CURVED) < held

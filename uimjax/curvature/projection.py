@@ -7,6 +7,7 @@ of each block, so the damping has no units and needs no rescaling between models
 agreement of halves (`damping.py`) before anything is solved.
 """
 
+import functools
 import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -28,6 +29,7 @@ class Sum(NamedTuple):
     rows: int
 
 
+@functools.lru_cache(maxsize=64)  # one object a choice: what is kept for a curvature is found again
 def projected(damping: float | None = None, source: Source = EMPIRICAL, whole: bool = False) -> Curvature:
     """Block by block of the rows, or with `whole` over all columns at once. `damping` None: by the rule of
     `damping.py`; who calls `finish` by hand then says `damped(spectrum, value)`.

@@ -1,6 +1,7 @@
 """Ask an index: stream its shards once, keep the top proponents and opponents of each query, never N x Q."""
 
 import dataclasses
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ import numpy as np
 
 from uimjax import rows as row
 from uimjax import store
+from uimjax.curvature.base import Curvature
 from uimjax.curvature.damping import Chosen
 from uimjax.errors import MismatchError, ShapeError, UsageError
 from uimjax.interpret import ann as approximate
@@ -109,11 +111,24 @@ def by(asked: Question, method: str | Method, span: base.Span | None = None) -> 
             "of the loss alone. Use `uj.score`, or trace with logra or trackstar."
         )
     if chosen.of_rows is not None:
-        whole = ((shard.ids, _full(index, shard)) for shard in index.shards())
-        parts = (sketched.Part(ids, rows, rows) for ids, rows in whole)
-        inverse, damping = sketched.curvature(chosen.of_rows, index.blocks, index.rows, parts)
+        inverse, damping = _curved(index, chosen.of_rows)
     directions, lengths = (made(chosen, inverse, vectors) for made in (base.directions, base.length))
     return Asked(index, chosen, chosen.unit(asked.measurement), inverse, directions, damping, lengths, span)
+
+
+_CURVED: dict[tuple[int, Curvature], tuple[Any, Any]] = {}  # of indexes that are open
+
+
+def _curved(index: Index, choice: Curvature) -> tuple[Any, Any]:
+    """(the curvature of an index's rows, its damping): no question changes them, and all of the index is read for
+    them, so they are kept while the index is open."""
+    key = id(index), choice
+    if key not in _CURVED:
+        whole = ((shard.ids, _full(index, shard)) for shard in index.shards())
+        parts = (sketched.Part(ids, rows, rows) for ids, rows in whole)
+        _CURVED[key] = sketched.curvature(choice, index.blocks, index.rows, parts)
+        weakref.finalize(index, _CURVED.pop, key, None)  # another index may be given its id
+    return _CURVED[key]
 
 
 def _retains(method: str | Method, retain: Any) -> None:

@@ -221,7 +221,7 @@ def train(loop: Loop, progress: Progress = quiet):
             loop.task, loop.initial, loop.planted.train, loop.recipe, **common, **more
         )
         main = fit(folder=folder / "train", snapshots=snapshots(loop.config), sinks=sinks)
-        fit(folder=folder / "twin", weights=loop.planted.kept)
+        loop.read.update(train=main, twin=fit(folder=folder / "twin", weights=loop.planted.kept))
         tables.write_dynamics(folder / "dynamics.parquet", main.example_loss, main.margin)
         tokens = float(loop.planted.train["counted"][:, 1:].sum()) / len(loop.planted.documents)
         store.write_json(folder / "train.json", {"loss": [float(x) / tokens for x in main.loss]})

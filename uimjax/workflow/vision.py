@@ -6,7 +6,7 @@ Every stage leaves readable files in the run's folder and is skipped while those
 import dataclasses
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,7 @@ class Draw:
     initial: Any
     recipe: steps.Recipe
     key: str
+    read: dict[str, training.Fitted] = field(default_factory=dict, compare=False, repr=False)  # once each
 
     @property
     def failure(self) -> base.Failure:
@@ -60,8 +61,10 @@ class Draw:
 
     def fitted(self, which: str) -> training.Fitted:
         """The trained model ("train") or its clean twin ("twin"), from its checkpoint."""
-        rows = self.planted.train if which == "train" else self.planted.twin
-        return training.fit(self.task, self.initial, rows, self.recipe, folder=self.folder / which)
+        if which not in self.read:
+            rows = self.planted.train if which == "train" else self.planted.twin
+            self.read[which] = training.fit(self.task, self.initial, rows, self.recipe, folder=self.folder / which)
+        return self.read[which]
 
     def outcome(self, params: Any) -> proof.Outcome:
         probe = backdoor.attack_success(self.task, params, self.planted.probe, self.config.plant.target)
@@ -181,7 +184,8 @@ def train(draw: Draw, progress: Progress = quiet) -> bool:
             sinks=sinks,
             **common,
         )
-        training.fit(draw.task, draw.initial, rows.twin, draw.recipe, folder=draw.folder / "twin", **common)
+        twin = training.fit(draw.task, draw.initial, rows.twin, draw.recipe, folder=draw.folder / "twin", **common)
+        draw.read.update(train=main, twin=twin)
         tables.write_dynamics(draw.folder / "dynamics.parquet", main.example_loss, main.margin)
         store.write_json(draw.folder / "train.json", {"loss": [float(x) for x in main.loss]})
 
@@ -211,7 +215,7 @@ def trace_rows(draw: Draw, progress: Progress = quiet) -> bool:
 
     def work() -> None:
         params = draw.fitted("train").params
-        without_twin = dataclasses.replace(draw, planted=draw.planted._replace(twin={}))
+        without_twin = dataclasses.replace(draw, planted=draw.planted._replace(twin={}), read={})
         scores, nulls = score_rows(without_twin, params, progress)
         document = base.write_trace(draw.failure, scores, nulls)
         store.write_json(draw.folder / "trace.json", _with_pictures(draw, document))
