@@ -296,6 +296,9 @@ def test_a_stopped_run_goes_on_to_the_bit_and_leaves_what_came_in(rng, tmp_path)
     for other in (dataclasses.replace(choice, steps=13), dataclasses.replace(choice, loss="npo")):
         with pytest.raises(MismatchError, match="another run"):
             unlearn(TASK, params, data, [3, 7, 1], other, 2, folder=tmp_path / "run")
+    changed = dataclasses.replace(TASK, outputs=lambda p, e: outputs(p, e) + 0.0 * e["x"].sum())
+    with pytest.raises(MismatchError, match="another run"):
+        unlearn(changed, params, data, [3, 7, 1], choice, 2, folder=tmp_path / "run")
 
 
 def test_forgetting_stops_early_once_what_is_kept_suffers(rng):

@@ -9,10 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from uimjax import programs
 from uimjax import rows as row
 from uimjax.errors import MismatchError, ShapeError, UsageError
 from uimjax.mitigate.forgetting import Seen
 from uimjax.models.decoder import next_token
+from uimjax.store import stage_key
+from uimjax.taps import _compat
 from uimjax.task import Task
 
 Look = Callable[[Any, Any], Seen]  # of (params, example)
@@ -91,6 +94,15 @@ def check(
         if seen.hidden.ndim != 2 or seen.hidden.shape[0] != seen.counted.shape[0]:
             raise ShapeError(f"hidden states {list(seen.hidden.shape)} of {seen.counted.shape[0]} tokens arrived; "
                              "[T, D], or [D] of one class, were wanted")  # fmt: skip
+
+
+def digest(task: Task, params: Any, data: Any, needs: frozenset[str], by_token: bool, hidden: Any = None) -> str:
+    """Of the program of the loss and of what is looked at, constants included."""
+    found = []
+    for fun in (task.loss, look(task, needs, by_token, hidden)):
+        made = jax.make_jaxpr(fun)(params, row.example_spec(data))
+        found.append(programs.digest(made, _compat.constants(made)))
+    return stage_key(found, jax.__version__)
 
 
 def _check_loss(task: Task, params: Any, data: Any) -> None:

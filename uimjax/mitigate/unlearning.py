@@ -184,8 +184,9 @@ def unlearn(
     state = _State(free, made.init(free), jnp.asarray(choice.alpha, jnp.float32))
     held, start = _Held(state, np.full(choice.looks + 1, np.nan), np.asarray(choice.steps)), 0
     if folder is not None:
-        causes = (params, data, forget, others)
-        checkpoint.claim(folder, stage_key(str(choice), str(seed), *map(digest_tree, causes)))
+        causes = map(digest_tree, (params, data, forget, others))
+        shown = looking.digest(task, params, data, choice.needs, choice.by_token, hidden)
+        checkpoint.claim(folder, stage_key(str(choice), str(seed), shown, *causes))
         start = checkpoint.latest(folder) or 0
         held = checkpoint.load(folder, held)[1] if start else held
     fixed = _fixed(made, choice, hidden, task, params, placed, others, forget, retain, seed)
