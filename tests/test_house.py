@@ -79,7 +79,7 @@ INSIDE = {
         "tables", "summary", "judgements", "markup", "rendering", "charts", "figures", "figures_dynamics",
         "figures_representation", "figures_scaling", "understood", "page", "answers", "mistakes",
     ],
-    "uimjax.audit": ["base", "backdoor", "behaviour", "leak", "membership", "scorecard"],
+    "uimjax.audit": ["base", "backdoor", "behaviour", "leak", "membership", "fairness", "scorecard"],
     "uimjax.sketch": ["base", "kronecker", "dense", "sparse", "truncated", "unsketched"],
     "uimjax.curvature": [
         "base", "euclidean", "damping", "projection", "blocks", "statistics", "source", "rotated", "separable",
