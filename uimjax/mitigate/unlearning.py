@@ -10,7 +10,7 @@ Forget losses: `uimjax.mitigate.forgetting`. Retain losses of a row that is not 
 import functools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -23,7 +23,7 @@ from uimjax import checkpoint
 from uimjax import rows as row
 from uimjax.errors import NonFiniteError, UnknownNameError, UsageError
 from uimjax.mitigate import forgetting, looking, subspace
-from uimjax.mitigate.forgetting import PDU, RMU, Forget, Seen, Views
+from uimjax.mitigate.forgetting import PDU, RMU, Forget, GradDiff, Seen, Views
 from uimjax.progress import Progress, quiet
 from uimjax.sinks import Sink
 from uimjax.store import digest_tree, stage_key
@@ -203,13 +203,15 @@ def _run(
     watch = lambda params: float(made.watch(params, fixed.data, fixed.retain[np.unique(few.round().astype(int))]))  # noqa: E731
     kept[0] = kept[0] if done else watch(fixed.params)
     keys = jax.random.split(jax.random.key(seed), choice.steps + choice.healing)
+    alone = fixed._replace(others=None, losses=None, other_losses=None, direction=None)  # of these healing sees nothing
     looked = int(np.isfinite(kept).sum()) - 1
     for k in progress(range(choice.looks), "unlearning", unit=f"x {choice.every} steps", skip=looked):
         if k < looked or done >= forgot + choice.healing:
             continue
         healing = done >= forgot
         stop = min(done + choice.every, forgot + choice.healing if healing else forgot)
-        state = (made.heal if healing else made.forget)(fixed, state, keys[done:stop], np.arange(done, stop))
+        some = keys[done:stop], np.arange(done, stop)
+        state = made.heal(alone, state, *some) if healing else made.forget(fixed, state, *some)
         done, kept[k + 1] = stop, watch(subspace.join(fixed.params, state.free))
         if not np.isfinite(kept[k + 1]):
             raise NonFiniteError(f"unlearning diverged; lower its learning rate ({choice.learning_rate}) or steps")
@@ -247,25 +249,54 @@ class _Made(NamedTuple):
     init: Any
 
 
-@functools.lru_cache(maxsize=16)
 def _program(task: Task, choice: Unlearning, hidden: Any) -> _Made:
-    total = choice.steps + choice.healing
-    optimizer = optax.adamw(optax.linear_schedule(choice.learning_rate, 0.0, total), weight_decay=0.0)
-    look = looking.look(task, choice.needs, choice.by_token, hidden)
-    at = lambda rows, ids: jax.tree.map(lambda x: x[ids], rows)  # noqa: E731  # short, and used throughout
+    healing = replace(choice, loss=GradDiff(per="row"), gamma=1.0)  # the same program after any forget loss
+    losses = _losses(task, choice.needs, choice.by_token, hidden)
+    init = _optimizer(choice).init
+    return _Made(_steps(task, choice, hidden, True), _steps(task, healing, hidden, False), _watch(task), losses, init)
+
+
+def _optimizer(choice: Unlearning) -> optax.GradientTransformation:
+    falling = optax.linear_schedule(choice.learning_rate, 0.0, choice.steps + choice.healing)
+    return optax.adamw(falling, weight_decay=0.0)
+
+
+def _at(rows: Any, ids: Any) -> Any:
+    return jax.tree.map(lambda x: x[ids], rows)
+
+
+@functools.lru_cache(maxsize=32)
+def _watch(task: Task):
+    def watch(params: Any, data: Any, ids: Any) -> Any:
+        return jnp.mean(jax.lax.map(lambda i: jnp.sum(task.loss(params, _at(data, i))), ids, batch_size=BATCH))
+
+    return jax.jit(watch)
+
+
+@functools.lru_cache(maxsize=32)
+def _losses(task: Task, needs: frozenset[str], by_token: bool, hidden: Any):
+    look = looking.look(task, needs, by_token, hidden)
+    return jax.jit(
+        lambda params, rows, ids: jax.lax.map(lambda i: look(params, _at(rows, i)).nll, ids, batch_size=BATCH)
+    )
+
+
+@functools.lru_cache(maxsize=32)
+def _steps(task: Task, choice: Unlearning, hidden: Any, forgetting: bool):
+    optimizer, look = _optimizer(choice), looking.look(task, choice.needs, choice.by_token, hidden)
 
     def forget_loss(current: Any, fixed: _Fixed, k: Any) -> Any:
         """Mean over the drawn places `k` `[B]` of the rows to forget."""
-        example, other = at(fixed.data, fixed.forget[k]), None if fixed.others is None else at(fixed.others, k)
+        example, other = _at(fixed.data, fixed.forget[k]), None if fixed.others is None else _at(fixed.others, k)
         losses, other_losses = (None if x is None else x[k] for x in (fixed.losses, fixed.other_losses))
         one = functools.partial(_forget_one, choice, look, current, fixed.params, fixed.direction)
         return jnp.mean(jax.vmap(one)(example, other, losses, other_losses))
 
     def retain_loss(current: Any, fixed: _Fixed, ids: Any) -> Any:
         one = functools.partial(_retain_one, choice, look, current, fixed.params)
-        return jnp.mean(jax.vmap(one)(at(fixed.data, ids)))
+        return jnp.mean(jax.vmap(one)(_at(fixed.data, ids)))
 
-    def step(fixed: _Fixed, forgetting: bool, state: _State, its: tuple[Any, Any]) -> tuple[_State, None]:
+    def step(fixed: _Fixed, state: _State, its: tuple[Any, Any]) -> tuple[_State, None]:
         key, i = its
         one, two = jax.random.split(key)
 
@@ -287,19 +318,10 @@ def _program(task: Task, choice: Unlearning, hidden: Any) -> _Made:
             dual = jnp.where(i >= choice.loss.warmup * choice.steps, risen, dual).astype(dual.dtype)
         return _State(optax.apply_updates(state.free, updates), after, dual), None
 
-    def steps(forgetting: bool) -> Any:
-        def program(fixed: _Fixed, state: _State, keys: Any, numbers: Any) -> _State:
-            return jax.lax.scan(functools.partial(step, fixed, forgetting), state, (keys, numbers))[0]
+    def program(fixed: _Fixed, state: _State, keys: Any, numbers: Any) -> _State:
+        return jax.lax.scan(functools.partial(step, fixed), state, (keys, numbers))[0]
 
-        return jax.jit(program)
-
-    def losses(params: Any, rows: Any, ids: Any) -> Any:
-        return jax.lax.map(lambda i: look(params, at(rows, i)).nll, ids, batch_size=BATCH)
-
-    def watch(params: Any, data: Any, ids: Any) -> Any:
-        return jnp.mean(jax.lax.map(lambda i: jnp.sum(task.loss(params, at(data, i))), ids, batch_size=BATCH))
-
-    return _Made(steps(True), steps(False), jax.jit(watch), jax.jit(losses), optimizer.init)
+    return jax.jit(program)
 
 
 def _forget_one(
