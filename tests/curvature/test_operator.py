@@ -187,7 +187,7 @@ def test_lissa_equals_the_direct_solve(small):
 
 
 def test_arnoldi_is_the_inverse_on_the_largest_eigenpairs(case):
-    pytest.importorskip("matfree")
+    pytest.importorskip("matfree", reason="Arnoldi takes matfree, an extra")
     h, damping = case.hessian, 1e-3
     values, vectors = np.linalg.eigh(h)
     for rank in (10, len(h)):  # the Krylov space of all steps holds every eigenvector
@@ -206,7 +206,7 @@ def test_arnoldi_is_the_inverse_on_the_largest_eigenpairs(case):
 
 
 def test_few_lanczos_steps_say_how_far_off_they_are(small):
-    pytest.importorskip("matfree")
+    pytest.importorskip("matfree", reason="Arnoldi takes matfree, an extra")
     h = products.matrix("ggn", small.found, small.task, small.params, small.data, Pass(5))
     pairs = lanczos.eigenpairs(h, rank=4, steps=6)
     u = small.flat(pairs.vectors)

@@ -106,3 +106,11 @@ def test_the_seed_of_an_edit_reaches_both_kinds(rng):
     for how in (Recipe(2, 8, 1e-2), unlearning.Unlearning(steps=3, heal_steps=3)):
         one, two = (np.asarray(edit.apply_edit(TASK, jnp.ones(3), data, made, how, s)) for s in (0, 1))
         assert not np.array_equal(one, two)
+
+
+def test_an_edit_that_names_unknown_rows_is_refused_by_both_kinds(rng):
+    data = rows(rng)
+    for how in (Recipe(1, 8, 1e-2), unlearning.Unlearning(steps=1, heal_steps=0)):
+        for ids in ((0, 40), (0, -1), (3, 3)):
+            with pytest.raises(UsageError, match="row ids in the edit"):
+                edit.apply_edit(TASK, jnp.ones(3), data, edit.Edit("traced", ids, "test"), how, 0)

@@ -57,8 +57,12 @@ def read_edit(path: Path) -> Edit:
 
 
 def apply_edit(task: Task, params: Any, data: Any, edit: Edit, how: Recipe | Unlearning, seed: int) -> Any:
-    """New parameters: unlearn the rows, or fine-tune without them (a `Recipe`: drop-and-fine-tune)."""
-    ids = np.asarray(edit.rows, np.int64)
+    """New parameters: unlearn the rows, or fine-tune without them (a `Recipe`: drop-and-fine-tune).
+
+    Raises:
+        UsageError: the edit names rows that are not there, one twice, or all. As `unlearn` and `fit`.
+    """
+    ids = row.chosen(edit.rows, row.count(data), "in the edit")
     if isinstance(how, Unlearning):
         return unlearn(task, params, data, ids, how, seed).params
     weights = np.ones(row.count(data), np.float32)

@@ -21,6 +21,7 @@ Strengths and weights `gamma` (of this loss) and `alpha` (of the retain loss) de
 reference code. Where ours departs from it: `uimjax help mitigate`.
 """
 
+import abc
 import dataclasses
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -63,7 +64,7 @@ class Views(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Forget:
+class Forget(abc.ABC):
     """A loss of `Views`. `gamma` and `alpha` weigh it and the retain loss. `needs`: of "before" (the NLL under the
     model before), "logits", "logits before", "other" and "hidden"."""
 
@@ -80,8 +81,9 @@ class Forget:
         if getattr(self, "beta", 1) == 0 and not isinstance(self, WGA):
             raise UsageError(f"beta divides the loss, so it is above 0: {self}")
 
+    @abc.abstractmethod
     def __call__(self, views: Views) -> Any:
-        raise NotImplementedError
+        """Of one example, a scalar."""
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,12 @@
 """Which parameters a mitigation moves: those that patterns choose, or low-rank changes of the matrices among them."""
 
-import difflib
-import fnmatch
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from uimjax.errors import UsageError
+from uimjax.taps.captures import matching
 
 
 class Adapter(NamedTuple):
@@ -26,7 +25,8 @@ def opened(params: Any, include: tuple[str, ...], exclude: tuple[str, ...], rank
         UsageError: a pattern that matches nothing, nothing left, or a rank that no matrix has.
     """
     values = by_path(params)
-    chosen = [p for p in _matching([*values], include, exclude) if jnp.issubdtype(values[p].dtype, jnp.floating)]
+    floats = [path for path, value in values.items() if jnp.issubdtype(value.dtype, jnp.floating)]
+    chosen = matching(floats, include, exclude)
     if rank:
         chosen = [p for p in chosen if values[p].ndim > 1 and min(_sides(values[p])) >= rank]
     if not chosen:
@@ -61,13 +61,3 @@ def _adapter(leaf: Any, rank: int, key: Any) -> Adapter:
     inside, out = _sides(leaf)
     a = jax.random.normal(key, (inside, rank), leaf.dtype) / jnp.sqrt(jnp.asarray(inside, leaf.dtype))
     return Adapter(a, jnp.zeros((rank, out), leaf.dtype))
-
-
-def _matching(paths: list[str], include: tuple[str, ...], exclude: tuple[str, ...]) -> list[str]:
-    for pattern in (*include, *exclude):
-        if not fnmatch.filter(paths, pattern):
-            near = difflib.get_close_matches(pattern.strip("*"), paths, n=1, cutoff=0.3)
-            hint = f"did you mean {near[0]!r}?" if near else f"the paths are {', '.join(paths[:8])}"
-            raise UsageError(f"the pattern {pattern!r} matches no parameter; {hint}")
-    inside = [p for p in paths if any(fnmatch.fnmatchcase(p, pattern) for pattern in include)]
-    return [p for p in inside if not any(fnmatch.fnmatchcase(p, pattern) for pattern in exclude)]

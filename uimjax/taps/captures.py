@@ -98,16 +98,25 @@ def _chosen(task: Task, paths: list[str]) -> frozenset[str]:
     """The parameters that the task's patterns leave in."""
     if not paths:  # said below, once the loss has been followed
         return frozenset()
-    for pattern in (*task.include, *task.exclude):
+    kept = matching(paths, task.include, task.exclude)
+    if not kept:
+        raise UsageError(f"include={task.include} and exclude={task.exclude} leave no parameter to attribute")
+    return frozenset(kept)
+
+
+def matching(paths: list[str], include: tuple[str, ...], exclude: tuple[str, ...]) -> list[str]:
+    """The paths of float parameters that patterns leave in, in their order.
+
+    Raises:
+        UsageError: a pattern matches nothing.
+    """
+    for pattern in (*include, *exclude):
         if not fnmatch.filter(paths, pattern):
             near = difflib.get_close_matches(pattern.strip("*"), paths, n=1, cutoff=0.3)
             hint = f"; did you mean {near[0]!r}?" if near else f"; the paths are {', '.join(paths[:8])}"
             raise UsageError(f"the pattern {pattern!r} matches no float parameter{hint}")
-    matched = [path for path in paths if any(fnmatch.fnmatchcase(path, p) for p in task.include)]
-    kept = [path for path in matched if not any(fnmatch.fnmatchcase(path, p) for p in task.exclude)]
-    if not kept:
-        raise UsageError(f"include={task.include} and exclude={task.exclude} leave no parameter to attribute")
-    return frozenset(kept)
+    matched = [path for path in paths if any(fnmatch.fnmatchcase(path, p) for p in include)]
+    return [path for path in matched if not any(fnmatch.fnmatchcase(path, p) for p in exclude)]
 
 
 def _spec(leaf: Any) -> tuple[tuple[int, ...], Any]:

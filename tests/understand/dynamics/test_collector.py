@@ -444,3 +444,13 @@ def test_counted_that_does_not_fit_is_refused(counted):
         collector.update(
             collector.init(), jnp.arange(2), logits=jnp.zeros((2, 4, 3)), labels=jnp.zeros((2, 4), int), counted=counted
         )
+
+
+@pytest.mark.usefixtures("x64")
+def test_an_id_beyond_32_bits_is_padding_and_no_other_example():
+    collector = uj.dynamics.Collector(3)
+    ids = jnp.array([1, 2**32], jnp.int64)
+    found = collector.finish(
+        collector.update(collector.init(), ids, logits=jnp.zeros((2, 2)), labels=jnp.zeros(2, int))
+    )
+    assert found.met.tolist() == [0, 1, 0]

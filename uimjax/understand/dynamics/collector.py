@@ -152,7 +152,7 @@ class Collector:
             another number of classes are noticed by `finish`.
         """
         _check_kinds(ids, mask, labels, counted)
-        ids = jnp.asarray(ids).astype(jnp.int32)
+        ids = _wide(ids)
         found, tokens = self._signals(logits, labels, losses, norms, counted)
         batch = len(ids)
         for name, values in found.items():
@@ -202,7 +202,7 @@ class Collector:
     def _signals(self, logits: Any, labels: Any, losses: Any, norms: Any, counted: Any) -> tuple[dict[str, Any], Any]:
         """({signal: [B]}, (of the tokens {signal: [B, T]}, which of them count) or None)."""
         found, tokens = {}, None
-        labels = None if labels is None else labels.astype(jnp.int32)  # in 8 bits no number of classes fits
+        labels = None if labels is None else _wide(labels)
         if (logits is None) != (labels is None):
             raise UsageError("logits and labels belong together")
         if logits is not None:
@@ -281,6 +281,12 @@ class Collector:
             losses=np.take_along_axis(ring, order, axis=1) if self.ring else ring,
             tokens=self._of_tokens().finish(state.tokens, "count") if self.tokens else None,
         )  # fmt: skip
+
+
+def _wide(numbers: Any) -> Any:
+    """In 32 bits at least: in 8 no number of examples or classes fits. Wider ones stay, and are not cut into range."""
+    numbers = jnp.asarray(numbers)
+    return numbers.astype(jnp.promote_types(numbers.dtype, jnp.int32))
 
 
 def _check_kinds(ids: Any, mask: Any, labels: Any, counted: Any) -> None:
