@@ -3,7 +3,9 @@
 Claims, for a training step of GPT 4x128 (T=128, 256 words, batch 16, AdamW) that collects loss, margin, probability,
 correctness, EL2N and forgetting of each sequence: the compiled operations grow by at most 1% and the time by at most 5%
 (3% on a GPU); with GraNd, the norm of each sequence's gradient, by at most 15%. Times are paired: each round runs every
-step in turn, the ratio is taken within the round, and the interval is that of the median over rounds (bootstrap, 95%).
+way in turn, the ratio is taken within the round, and the interval is that of the median over rounds (bootstrap, 95%).
+On a GPU a round is a program of 25 steps, as an epoch of `fit` is one program: of a single call the host's dispatch
+would be most. XLA's count of operations lacks those of cuBLAS, so that there the time alone decides.
 An MLP (784-1024-1024-10, batch 256) is reported beside it, and `vmap(grad)` as the way without norms in the pass.
 Each way's updated parameters are compared with the plain step's first, and the norms with `vmap(grad)`.
 
@@ -26,7 +28,7 @@ from uimjax import steps
 from uimjax.task import Task
 from uimjax.understand.dynamics import stepping
 
-BATCH, ROUNDS, EXAMPLES = 16, 60, 4096
+BATCH, ROUNDS, EXAMPLES, STEPS = 16, 60, 4096, 25
 PLAIN = ("loss", "margin", "probability", "correct", "el2n")
 
 
@@ -70,7 +72,8 @@ def ways(task: Task, params: Any, rows: Any) -> dict[str, tuple[Callable[..., An
 
         def run(carry: Any, rows: Any, ids: Any, epoch: Any) -> Any:
             params, opt, seen = carry
-            found = stepping.step(task, collector, update.update, params, opt, seen, rows, weight, ids, epoch)
+            found = stepping.step(task, collector, update.update, params, opt, seen, rows, weight, ids, epoch,
+                                  distinct=True)  # fmt: skip  # as `fit` calls it
             return found.params, found.optimizer, found.dynamics
 
         return run, (params, update.init(params), collector.init())
@@ -97,8 +100,17 @@ def checked(made: dict[str, Any], rows: Any, compiled: dict[str, Any]) -> None:
         off = float(np.linalg.norm(mine - plain) / np.linalg.norm(plain))
         assert off < most, f"{name} is another step: its gradient is off by {off:.2g} of its size"
     state = ends["with_grand"][2]
-    norms = np.asarray(state.means)[: len(ids), uj.dynamics.Collector(1, (*PLAIN, "grand")).means.index("grand")]
+    norms = np.asarray(state.values)[: len(ids), uj.dynamics.Collector(1, (*PLAIN, "grand")).means.index("grand")]
     np.testing.assert_allclose(norms, ends["vmap_grad"][2], rtol=10 * most)
+
+
+def repeated(step: Callable[..., Any], steps: int) -> Callable[..., Any]:
+    """So many steps in one program, each an epoch of its own."""
+
+    def run(carry: Any, rows: Any, ids: Any, first: Any) -> Any:
+        return jax.lax.scan(lambda now, k: (step(now, rows, ids, first + k), None), carry, jnp.arange(steps))[0]
+
+    return run
 
 
 def interval(ratios: np.ndarray) -> list[float]:
@@ -110,32 +122,35 @@ def run(name: str, quick: bool) -> dict[str, Any]:
     task, params, rows = {"gpt": gpt, "mlp": mlp}[name](quick)
     ids = jnp.arange(jax.tree.leaves(rows)[0].shape[0])
     made = ways(task, params, rows)
-    programs, seconds = {}, {}
+    gpu, programs, seconds = jax.default_backend() == "gpu", {}, {}
     for way, (fun, carry) in made.items():
         programs[way], seconds[way] = timing.compiled(fun, carry, rows, ids, 0)
         print(f"{name}, {way}: compiled in {seconds[way]} s", file=sys.stderr, flush=True)  # should the time run out
     checked(made, rows, programs)
     flops = {way: program.cost_analysis()["flops"] for way, program in programs.items()}
+    steps = STEPS if gpu else 1
+    for way, (fun, carry) in made.items() if gpu else ():
+        programs[way], _ = timing.compiled(repeated(fun, steps), carry, rows, ids, 0)
     carries = {way: carry for way, (_, carry) in made.items()}
     times: dict[str, list[float]] = {way: [] for way in made}
     rng = np.random.default_rng(0)
     for number in range((5 if quick else ROUNDS) + 3):
         for way in rng.permutation(list(made)):
             start = time.perf_counter()
-            carries[way] = jax.block_until_ready(programs[way](carries[way], rows, ids, number))
+            carries[way] = jax.block_until_ready(programs[way](carries[way], rows, ids, number * steps))
             if number >= 3:
                 times[way].append(time.perf_counter() - start)
-    found: dict[str, Any] = {"step_ms": round(1e3 * float(np.median(times["plain"])), 2), "compile_s": seconds}
+    found: dict[str, Any] = {"step_ms": round(1e3 * float(np.median(times["plain"])) / steps, 2),
+                             "steps_a_round": steps, "compile_s": seconds}  # fmt: skip
     for way in ("collected", "with_grand", "vmap_grad"):
         ratios = np.array(times[way]) / np.array(times["plain"])
         found[way] = {
-            "operations": round(flops[way] / flops["plain"], 4), "time": round(float(np.median(ratios)), 4),
-            "time_interval": interval(ratios),
+            "operations": None if gpu else round(flops[way] / flops["plain"], 4),
+            "time": round(float(np.median(ratios)), 4), "time_interval": interval(ratios),
         }  # fmt: skip
-    most = 1.03 if jax.default_backend() == "gpu" else 1.05
     found["met"] = bool(
-        found["collected"]["operations"] <= 1.01 and found["collected"]["time"] <= most
-        and found["with_grand"]["operations"] <= 1.15 and found["with_grand"]["time"] <= 1.15
+        found["collected"]["time"] <= (1.03 if gpu else 1.05) and found["with_grand"]["time"] <= 1.15
+        and (gpu or (found["collected"]["operations"] <= 1.01 and found["with_grand"]["operations"] <= 1.15))
     )  # fmt: skip
     return found
 

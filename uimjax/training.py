@@ -256,7 +256,7 @@ def epoch(task: Task, static: steps.Static, dynamics: Collector | None = None):
                 seen = state.dynamics
             else:
                 held = state.params, state.optimizer, state.dynamics
-                stepped = stepping.step(task, dynamics, update, *held, rows, weight, ids, epoch, keys)
+                stepped = stepping.step(task, dynamics, update, *held, rows, weight, ids, epoch, keys, distinct=True)
                 params, opt, seen, losses = stepped
             margins = _margins(task, state.params, rows, losses)
             where = jnp.where(weight > 0, ids, count)  # rows left out keep their NaN

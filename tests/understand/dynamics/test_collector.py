@@ -1,5 +1,7 @@
 """The collector against a plain loop over stored logits, and all that must not change its statistics."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -57,9 +59,9 @@ def brute(run, met=None):
     return out
 
 
-def collected(run, collector, batches, dtype=jnp.float64):
+def collected(run, collector, batches, dtype=jnp.float64, **more):
     """`batches`: (epoch, ids) in order."""
-    state, update = collector.init(dtype), jax.jit(collector.update)
+    state, update = collector.init(dtype), jax.jit(functools.partial(collector.update, **more))
     for epoch, ids in batches:
         at = np.maximum(ids, 0)
         state = update(
@@ -85,11 +87,12 @@ def same(found: Statistics, wanted, tolerance=1e-12):
             np.testing.assert_allclose(getattr(found, name), values, rtol=tolerance, atol=tolerance, err_msg=name)
 
 
+@pytest.mark.parametrize("distinct", [False, True])
 @pytest.mark.usefixtures("x64")
-def test_statistics_are_those_of_a_plain_loop(run):
+def test_statistics_are_those_of_a_plain_loop(run, distinct):
     collector = uj.dynamics.Collector(N, EVERY, at=(0, 3), ring=T)
     wanted = brute(run)
-    found = collector.finish(collected(run, collector, shuffled(5)))
+    found = collector.finish(collected(run, collector, shuffled(5), distinct=distinct))
     same(found, wanted)
     for k, t in enumerate((0, 3)):
         for name in ("el2n", "grand"):
@@ -97,6 +100,21 @@ def test_statistics_are_those_of_a_plain_loop(run):
     losses = np.array([[each["loss"] for each in h] for h in wanted["history"]])
     np.testing.assert_allclose(found.losses, losses, rtol=1e-3)  # float16
     assert not found.repeated.any()
+
+
+@pytest.mark.parametrize("tokens", [0, 2])
+def test_of_distinct_ids_no_repetition_is_looked_for(tokens):
+    """On a GPU the condition of a loop is asked for by the host, at every step."""
+    collector = uj.dynamics.Collector(N, tokens=tokens)
+    shape = (4, 2) if tokens else (4,)
+    given = {"logits": jnp.zeros((*shape, C)), "labels": jnp.zeros(shape, int), "epoch": 0}
+    loops = [
+        str(jax.make_jaxpr(functools.partial(collector.update, **given, distinct=distinct))(
+            collector.init(), jnp.arange(4)
+        )).count("while[")
+        for distinct in (False, True)
+    ]  # fmt: skip
+    assert loops == [1 + (tokens > 0), 0]
 
 
 @pytest.mark.usefixtures("x64")
@@ -227,7 +245,7 @@ def test_the_number_of_devices_changes_nothing(run, devices):
         )
         ids, logits, labels, norms = mesh.shard_batch(over, rows)
         state = update(state, ids, logits=logits, labels=labels, norms=norms, epoch=epoch)
-    assert len(state.means.sharding.device_set) == devices
+    assert len(state.values.sharding.device_set) == devices
     for name, mine, theirs in zip(Statistics._fields, collector.finish(state), collector.finish(plain), strict=True):
         if name not in ("at", "chosen", "tokens"):
             np.testing.assert_allclose(mine, theirs, rtol=2e-6, err_msg=name)

@@ -22,19 +22,19 @@ CLASSES = ("loss", "margin", "probability", "correct", "el2n")  # what logits an
 MEANS = ("loss", "margin", "probability", "el2n", "grand")
 SQUARES = {"el2n": "el2n_squared"}  # what is kept beside a mean
 COUNTS = ("met", "correct", "right", "forgotten", "first", "wrong", "epoch", "repeated", "lost", "classes")
+SPREAD, LAST = -2, -1  # columns of a state's values, after the means
 NEVER = -1
 MIXED, OUTSIDE = -1, -2  # instead of a number of classes: several, and a label that is none of them
 LARGEST = float(np.finfo(np.float16).max)
 
 
 class State(NamedTuple):
-    """`means` `[N, k]`: running means of the signals; `spread` `[N]`: the sum of squared deviations of p_y (Welford);
-    `last` `[N]`: the newest loss; `counts` `[N, 10]` int32 (`COUNTS`); `at` `[N, A, 2]`: EL2N and GraNd at the chosen
-    meetings; `ring` `[N, R]`: the newest losses; `tokens`: a state of N x T rows."""
+    """`values` `[N, k + 2]`: running means of the signals, the sum of squared deviations of p_y (Welford), the newest
+    loss: one table, since a GPU's small steps pay by the scatter; `counts` `[N, 10]` int32 (`COUNTS`); `at`
+    `[N, A, 2]`: EL2N and GraNd at the chosen meetings; `ring` `[N, R]`: the newest losses; `tokens`: a state of N x T
+    rows."""
 
-    means: Any
-    spread: Any
-    last: Any
+    values: Any
     counts: Any
     at: Any
     ring: Any
@@ -128,8 +128,8 @@ class Collector:
         counts = jnp.zeros((n, len(COUNTS)), jnp.int32)
         counts = counts.at[:, COUNTS.index("first")].set(NEVER).at[:, COUNTS.index("epoch")].set(NEVER)
         return State(
-            jnp.zeros((n, len(self.means)), dtype) if self.means else (), jnp.zeros(n, dtype),
-            jnp.full(n, jnp.nan, dtype), counts,  # below: nothing, where it would be empty, which no checkpoint takes
+            jnp.zeros((n, len(self.means) + 2), dtype).at[:, LAST].set(jnp.nan),
+            counts,  # below: nothing, where it would be empty, which no checkpoint takes
             jnp.full((n, len(self.at), 2), jnp.nan, dtype) if self.at else (),
             jnp.full((n, self.ring), jnp.nan, jnp.float16) if self.ring else (),
             self._of_tokens().init(dtype) if self.tokens else (),
@@ -137,7 +137,7 @@ class Collector:
 
     def update(
         self, state: State, ids: Any, *, logits: Any = None, labels: Any = None, losses: Any = None, norms: Any = None,
-        mask: Any = None, counted: Any = None, epoch: Any = None,
+        mask: Any = None, counted: Any = None, epoch: Any = None, distinct: bool = False,
     ) -> State:  # fmt: skip
         """The state after one more batch. Pure; jit it with the step, and donate the state.
 
@@ -145,7 +145,9 @@ class Collector:
         `[B, C]` with `labels` `[B]`; of sequences `[B, T, C]` with `[B, T]`, of which the tokens `counted` `[B, T]`
         matter (default: labels from 0; a sequence without one is not met). `losses` `[B]` alone give the loss; given
         beside logits, they are the loss that is kept (its own noise or weighting). `norms` `[B]`: of the gradients.
-        `epoch`: a number; a second meeting in one epoch is then noticed.
+        `epoch`: a number; a second meeting in one epoch is then noticed. `distinct`: no id stands twice in this batch
+        (a loader without replacement, as that of `fit`); repetitions are then not looked for, which spares a GPU the
+        asking of its host at every step. Of an id that stands twice all the same one meeting is kept.
 
         Raises:
             UsageError: what is collected was not given. ShapeError: arrays that do not fit. A label outside 0..C-1 and
@@ -162,7 +164,7 @@ class Collector:
         keep = keep if mask is None else keep & mask
         keep = keep if tokens is None else keep & tokens[1].any(-1)
         place = jnp.where(keep, ids, self.count).astype(jnp.int32)
-        made = _scattered(self, state, place, found, NEVER if epoch is None else epoch)
+        made = _scattered(self, distinct, state, place, found, NEVER if epoch is None else epoch)
         if not self.tokens:
             return made
         each, counted = tokens  # pyright: ignore[reportGeneralTypeIssues]  # _signals refused None
@@ -170,7 +172,7 @@ class Collector:
         where = jnp.where(counted & keep[:, None], where, self.count * self.tokens)
         flat = {name: values.reshape(-1) for name, values in each.items()}
         inner = self._of_tokens()
-        return made._replace(tokens=_scattered(inner, state.tokens, where.reshape(-1), flat, NEVER))
+        return made._replace(tokens=_scattered(inner, distinct, state.tokens, where.reshape(-1), flat, NEVER))
 
     def finish(self, state: State, repeats: str = "refuse") -> Statistics:
         """Statistics on the host. `repeats="count"` takes examples that were met twice in an epoch as they came.
@@ -182,9 +184,9 @@ class Collector:
         """
         if repeats not in ("refuse", "count"):
             raise UnknownNameError("way with repeated ids", repeats, ("refuse", "count"))
-        if np.ndim(state.last) != 1:
+        if np.ndim(state.values) != 2:
             raise ShapeError(
-                f"a state of shape {np.shape(state.last)} arrived; take one seed: tree.map(lambda x: x[k])"
+                f"a state of {np.ndim(state.values)} axes arrived; take one seed: tree.map(lambda x: x[k])"
             )
         counts: dict[str, np.ndarray] = dict(zip(COUNTS, np.asarray(state.counts).T, strict=True))
         _check_classes(counts)
@@ -232,26 +234,27 @@ class Collector:
     def _met(self, state: State, place: Any, found: dict[str, Any], epoch: Any) -> State:
         """Rows at distinct places meet what was found of them; the place N is nowhere."""
         at = jnp.minimum(place, self.count - 1)
-        counts, dtype = state.counts[at], state.last.dtype
+        counts, values, dtype = state.counts[at], state.values[at], state.values.dtype
         met = counts[:, COUNTS.index("met")]
-        put = lambda table, values: table.at[place].set(values.astype(table.dtype), mode="drop")  # noqa: E731
-        made = state._replace(counts=put(state.counts, _counted(counts, found, epoch)))
+        put = lambda table, new: table.at[place].set(new.astype(table.dtype), mode="drop")  # noqa: E731
+        means, more, last = values[:, :SPREAD], values[:, SPREAD], values[:, LAST]
         if self.means:
-            means, new = state.means[at], jnp.stack([found[name].astype(dtype) for name in self.means], 1)
+            new = jnp.stack([found[name].astype(dtype) for name in self.means], 1)
             moved = means + (new - means) / (met + 1).astype(dtype)[:, None]
-            made = made._replace(means=put(state.means, moved))
             if "probability" in self.what:
                 k = self.means.index("probability")
-                more = (new[:, k] - means[:, k]) * (new[:, k] - moved[:, k])
-                made = made._replace(spread=put(state.spread, state.spread[at] + more))
-        if "loss" in self.what:
-            made = made._replace(last=put(state.last, found["loss"]))
-            if self.ring:
-                inside = jnp.where(place < self.count, met % self.ring, 0)
-                fits = jnp.clip(found["loss"], -LARGEST, LARGEST)
-                fits = jnp.where(jnp.isfinite(found["loss"]), fits, found["loss"]).astype(jnp.float16)
-                ring = state.ring.at[place, inside].set(fits, mode="drop")
-                made = made._replace(ring=ring)
+                more = more + (new[:, k] - means[:, k]) * (new[:, k] - moved[:, k])
+            means = moved
+        last = found["loss"].astype(dtype) if "loss" in self.what else last
+        values = jnp.concatenate([means, more[:, None], last[:, None]], 1)
+        made = state._replace(
+            counts=put(state.counts, _counted(counts, found, epoch)), values=put(state.values, values)
+        )
+        if self.ring and "loss" in self.what:
+            inside = jnp.where(place < self.count, met % self.ring, 0)
+            fits = jnp.clip(found["loss"], -LARGEST, LARGEST)
+            fits = jnp.where(jnp.isfinite(found["loss"]), fits, found["loss"]).astype(jnp.float16)
+            made = made._replace(ring=state.ring.at[place, inside].set(fits, mode="drop"))
         for k, meeting in enumerate(self.at):
             here = jnp.where(met == meeting, place, self.count)
             kept = [found.get(name, jnp.full(len(met), jnp.nan, dtype)).astype(dtype) for name in ("el2n", "grand")]
@@ -261,18 +264,18 @@ class Collector:
     def _statistics(self, state: State, counts: dict[str, np.ndarray]) -> Statistics:
         met = counts["met"]
         blank = np.full(self.count, np.nan)
-        held = np.asarray(state.means, np.float64) if self.means else blank[:, None]
+        held = np.asarray(state.values, np.float64)
         means = {name: np.where(met > 0, held[:, k], np.nan) for k, name in enumerate(self.means)}
         right = "correct" in self.what
         whole = lambda name: counts[name] if right else np.full(self.count, NEVER)  # noqa: E731  # used four times
-        variance = np.asarray(state.spread, np.float64) / np.maximum(met, 1)
+        variance = held[:, SPREAD] / np.maximum(met, 1)
         at = np.asarray(state.at, np.float64) if self.at else np.zeros((self.count, 0, 2))
         ring = np.asarray(state.ring, np.float64) if self.ring else np.zeros((self.count, 0))
         order = (met[:, None] + np.arange(self.ring)[None]) % max(self.ring, 1)  # the oldest stands where the next goes
         return Statistics(
             met=met, margin=means.get("margin", blank), probability=means.get("probability", blank),
             variance=np.where((met > 0) & ("probability" in self.what), variance, np.nan),
-            loss=means.get("loss", blank), last_loss=np.asarray(state.last, np.float64),
+            loss=means.get("loss", blank), last_loss=held[:, LAST],
             el2n=means.get("el2n", blank), el2n_squared=means.get("el2n_squared", blank),
             grand=means.get("grand", blank), correct=whole("correct"),
             forgotten=whole("forgotten"), first=whole("first"), learned=whole("wrong"), repeated=counts["repeated"],
@@ -326,9 +329,11 @@ def _check_classes(counts: dict[str, np.ndarray]) -> None:
                         f"id {at}; one number of classes was wanted")  # fmt: skip
 
 
-@functools.partial(jax.jit, static_argnums=0)  # outside of a step's program a loop would be compiled at each call
-def _scattered(its: Collector, state: State, place: Any, found: dict[str, Any], epoch: Any) -> State:
+@functools.partial(jax.jit, static_argnums=(0, 1))  # outside of a step's program it would be compiled at each call
+def _scattered(its: Collector, distinct: bool, state: State, place: Any, found: dict[str, Any], epoch: Any) -> State:
     """One meeting of each row after the other: most batches hold an id once, and take one round."""
+    if distinct:
+        return its._met(state, place, found, epoch)
     turn = turns(place)
     last = jnp.max(jnp.where(place < its.count, turn, 0))
 

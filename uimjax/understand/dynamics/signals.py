@@ -55,10 +55,12 @@ def of_classes(logits: Any, labels: Any, margins: str = "logits") -> dict[str, A
 def of_sequences(signals: dict[str, Any], counted: Any) -> dict[str, Any]:
     """Signals of sequences `[B]` from those of their tokens `[B, T]`: means over the tokens that are `counted` `[B, T]`
     (of `loss`: the sum), and `correct` where every one of them is: the greedy continuation is the text."""
-    weight = counted.astype(signals["loss"].dtype)
-    total = jnp.maximum(weight.sum(-1), 1)
+    names = [name for name in signals if name != "correct"]
+    kept = [signals[name] for name in names] + [~signals["correct"], jnp.ones_like(counted)]
+    kept = [jnp.where(counted, values, 0).astype(signals["loss"].dtype) for values in kept]
+    *sums, wrong, count = jnp.sum(jnp.stack(kept), axis=-1)  # one pass: a small step on a GPU pays by the kernel
     found = {
-        name: jnp.where(counted, values, 0).sum(-1) / total for name, values in signals.items() if name != "correct"
+        name: total if name == "loss" else total / jnp.maximum(count, 1)
+        for name, total in zip(names, sums, strict=True)
     }
-    found["loss"] = jnp.where(counted, signals["loss"], 0).sum(-1)
-    return found | {"correct": jnp.where(counted, signals["correct"], True).all(-1) & counted.any(-1)}
+    return found | {"correct": (wrong == 0) & (count > 0)}

@@ -73,9 +73,9 @@ def needs_logits(collector: Collector) -> bool:
 
 def step(
     task: Task, collector: Collector, update: Callable[..., Any], params: Any, optimizer: Any, dynamics: Any,
-    rows: Any, weight: Any, ids: Any, epoch: Any, keys: Any = None,
+    rows: Any, weight: Any, ids: Any, epoch: Any, keys: Any = None, distinct: bool = False,
 ) -> Stepped:  # fmt: skip
-    """As `steps.step`; rows of weight 0 (padding, left out) are not met.
+    """As `steps.step`; rows of weight 0 (padding, left out) are not met. `distinct`: as `Collector.update`.
 
     The logits are those that the loss was made of. A loss with noise of its own (`task.trained`) has none to show:
     they are then of a forward pass without it, which costs a third of a step.
@@ -90,8 +90,9 @@ def step(
         logits = _clean(task, params, rows) if needs_logits(collector) else None
     labels = None if logits is None else jax.vmap(task.label)(rows)  # type: ignore[arg-type]  # checked before
     dynamics = collector.update(
-        dynamics, ids, logits=logits, labels=labels, losses=losses, norms=norms, mask=weight > 0, epoch=epoch
-    )
+        dynamics, ids, logits=logits, labels=labels, losses=losses, norms=norms, mask=weight > 0, epoch=epoch,
+        distinct=distinct,
+    )  # fmt: skip
     updates, optimizer = update(gradient, optimizer, params)
     return Stepped(optax.apply_updates(params, updates), optimizer, dynamics, losses)
 
