@@ -51,7 +51,7 @@ FLOORS = [
     ["uimjax.cli"],
 ]
 INSIDE = {
-    "uimjax.config": ["base", "stories", "own", "studies", "kinds"],
+    "uimjax.config": ["base", "stories", "own", "studies", "suites", "kinds"],
     "uimjax.taps": ["_compat", "base", "views", "follow", "plan", "run", "layouts", "captures", "parts", "proof"],
     "uimjax.store": ["base", "remote", "coding", "digest", "manifest", "journal", "shards", "stage"],
     "uimjax.interpret": [
@@ -64,8 +64,9 @@ INSIDE = {
     "uimjax.answers": ["measures", "failures", "overlap", "folding", "engines", "evidence", "subject", "story",
                        "classifiers", "mistakes", "examples"],
     "uimjax.corpora": [
-        "base", "truth", "handwritten", "files", "plants", "tokenizer", "documents", "library", "text_plants", "texts",
-        "pieces", "pretokenised", "hub", "prepared", "duplicates", "arrays", "preparing", "examples", "labelled",
+        "base", "truth", "handwritten", "files", "plants", "tokenizer", "documents", "library", "text_plants",
+        "text_suite", "texts", "pieces", "pretokenised", "hub", "prepared", "duplicates", "arrays", "preparing",
+        "examples", "labelled",
     ],
     "uimjax.models": ["attention", "blocks", "decoder", "own", "encoders", "classifiers", "resnets"],
     "uimjax.pretrained": [
@@ -76,10 +77,13 @@ INSIDE = {
         "edit", "oracle", "proof",
     ],
     "uimjax.report": [
-        "tables", "summary", "judgements", "markup", "rendering", "charts", "figures", "figures_dynamics",
+        "tables", "summary", "judgements", "markup", "rendering", "suite", "charts", "figures", "figures_dynamics",
         "figures_representation", "figures_scaling", "understood", "page", "answers", "mistakes",
     ],
-    "uimjax.audit": ["base", "backdoor", "behaviour", "leak", "membership", "fairness", "scorecard"],
+    "uimjax.audit": [
+        "base", "backdoor", "behaviour", "leak", "membership", "fairness", "bias", "generalization", "deterioration",
+        "values", "memorization", "dynamics", "weaknesses", "scorecard",
+    ],
     "uimjax.sketch": ["base", "kronecker", "dense", "sparse", "truncated", "unsketched"],
     "uimjax.curvature": [
         "base", "euclidean", "damping", "projection", "blocks", "statistics", "source", "rotated", "separable",
@@ -87,9 +91,9 @@ INSIDE = {
     ],
     "uimjax.commands": [
         "base", "names", "sources", "logs", "ask", "checkpoints", "curvature", "curves", "dynamics", "failures",
-        "index", "judge", "plan", "readings", "representation", "scaling", "story", "understand",
+        "index", "judge", "mending", "plan", "readings", "representation", "scaling", "story", "understand",
     ],
-    "uimjax.workflow": ["base", "vision", "text", "reopening", "recording", "noise"],
+    "uimjax.workflow": ["base", "vision", "text", "reopening", "recording", "noise", "suite", "mending"],
     "uimjax.understand.dynamics": [
         "signals", "collector", "gradients", "stepping", "scoring", "table", "averaging", "logs", "elsewhere", "labels",
         "reading", "influence",
@@ -187,8 +191,9 @@ def test_truth_is_imported_by_the_scorecard_and_the_oracle_alone():
         "uimjax.mitigate.oracle",
         "uimjax.corpora.plants",
         "uimjax.corpora.text_plants",
+        "uimjax.corpora.text_suite",
     }
-    for name in ("plants", "text_plants"):
+    for name in ("plants", "text_plants", "text_suite"):
         tree = ast.parse((ROOT / f"uimjax/corpora/{name}.py").read_text())
         taken = [
             a.name for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) for a in n.names if "truth" in n.module
@@ -206,7 +211,10 @@ def test_nobody_reads_the_truth_file_by_another_way():
         "base_rate, found = scorecard.scorecard(failure.truth, failure.decided, scores)",
         "corpora.backdoor(corpus, plant_of(config), seed, base.truth_of(folder))",
         "def truth_of(folder: Path) -> Path:",
+        "plant_suite(corpus, sizes, config.train.epochs, seed, lambda name: base.truth_of(make_folder(folder / name)))",
+        'planted = oracle.oracle_edit(base.truth_of(folder), folder / "edit-traced.json")',
         "planted = oracle.oracle_edit(failure.truth, failure.decided)",
+        'rate, found = scorecard.scorecard(base.truth_of(folder), folder / "edit-traced.json", scores)',
         "return truth_of(self.folder)",
         "seal = lambda name: base.truth_of(make_folder(folder / name))  # noqa: E731  # one line, used once",
     ]

@@ -260,3 +260,17 @@ def test_what_an_epoch_needs_is_asked_of_the_compiler_once(monkeypatch):
     wide = {name: np.concatenate([x, x]) for name, x in rows.items()}
     training.fit(task, params, wide, steps.Recipe(2, 4, 1e-2))
     assert len(asked) == 2
+
+
+def test_rows_that_come_and_go_are_met_in_their_epochs_alone(rows):
+    task, params = built()
+    there = np.ones((RECIPE.epochs, 50), np.float32)
+    there[[0, 1, 4, 5], :20] = 0
+    fitted = training.fit(task, params, rows, RECIPE, weights=there)
+    np.testing.assert_array_equal(np.isfinite(fitted.example_loss), there > 0)
+    never = training.fit(task, params, rows, RECIPE, weights=there[0])
+    np.testing.assert_array_equal(fitted.example_loss[:2, 20:], never.example_loss[:2, 20:])
+    assert not np.array_equal(fitted.example_loss[3, 20:], never.example_loss[3, 20:])
+    there[3] = 0
+    with pytest.raises(UsageError, match="at least one row kept in each epoch"):
+        training.fit(task, params, rows, RECIPE, weights=there)

@@ -34,12 +34,22 @@ def parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
     demo.add_argument("--only", choices=PARTS, help="one of the two")
     run = _command(commands, "run", "the whole story of a config, or replay a finished run", out=None)
     run.add_argument("target", help="a YAML config, or the folder of a run")
+    run.add_argument("--quick", action="store_true", help="of the suite: smaller, with the same controls")
     for name, what in STAGES.items():
         stage = _command(commands, name, what, out=None)
         if name == "trace":
             _of_failures(stage, flags=_begins_with_flags(argv))
+        elif name == "mitigate":
+            stage.add_argument("target", help="a YAML config, or the folder of a run, or of a trace of your own model "
+                               "whose edit is carried out: --method npo, drop ... (`uimjax new mend`)")  # fmt: skip
         else:
             stage.add_argument("target", help="a YAML config, or the folder of a run")
+    edit = _command(
+        commands, "edit", "the documents that a mitigation acts on, from a trace of your own model", out=None
+    )
+    edit.add_argument("target", help="the folder of a trace of a language model")
+    edit.add_argument("--top", type=int, default=10, help="proponents of each failure (default 10)")
+    edit.add_argument("--failure", type=int, nargs="+", default=[], help="of these failures alone, from 0")
     report = _command(commands, "report", "one offline HTML page of a finished run", out=None)
     report.add_argument("target", help="the folder of a run")
     report.add_argument("--reveal", action="store_true", help="show leaked secrets in clear; they are masked otherwise")
@@ -62,7 +72,7 @@ def parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
         study.add_argument("targets", nargs="*", help="YAML configs (`uimjax new noise`); of several one page, each "
                            "in a folder of its name in --out (runs/understand); without any, the digits")  # fmt: skip
     new = commands.add_parser("new", help="write a commented config into this folder")
-    new.add_argument("kind", help="run, text, index, trace, check, failures, classified, sweep or noise")
+    new.add_argument("kind", help="run, text, index, trace, check, failures, classified, sweep, noise, suite or mend")
     topic = commands.add_parser("help", help="print a page of the shipped docs")
     topic.add_argument("topic", nargs="?", help="the page; without it, the list")
     return top
@@ -355,7 +365,7 @@ def _help(args: argparse.Namespace, _rest: list[str]) -> int:
 
 
 _OWN = {"new": _new, "help": _help}
-_ELSEWHERE = {"check": "judge", "demo": "story", "doctor": "judge", "report": "story"}
+_ELSEWHERE = {"check": "judge", "demo": "story", "doctor": "judge", "report": "story", "edit": "mending"}
 _ELSEWHERE |= dict.fromkeys(("run", *STAGES), "story")
 
 

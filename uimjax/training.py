@@ -72,7 +72,8 @@ def fit(
 ) -> Fitted:
     """Minimise the weighted mean of `task.loss` (`task.trained` where there is one) over the rows.
 
-    `weights` `[N]` (default ones): a row of weight 0 is met by nothing. With `folder`, a checkpoint is kept every
+    `weights` `[N]` (default ones): a row of weight 0 is met by nothing; `[E, N]`: of each epoch, for rows that come and
+    go. With `folder`, a checkpoint is kept every
     `save_every` epochs and a run found there is continued; the parameters after each of the `snapshots` (numbers of
     finished epochs) stay there for good (`snapshot` reads them). `dynamics` collects its statistics in the same steps,
     and their table is written there too, for `uimjax dynamics FOLDER`. `sinks` get a line an epoch; its number: `step`.
@@ -82,7 +83,7 @@ def fit(
         MismatchError: `folder` holds another run, or logits are collected and `nll` of them is not the loss.
         NoRoomError: a batch does not fit the device. DataError: logits are collected, and a row's label is no class.
     """
-    count, weights = row.count(data), _checked(task, params, data, weights, dynamics)
+    count, weights = row.count(data), _checked(task, params, data, weights, dynamics, recipe.epochs)
     start = 0
     if folder is not None:
         watched = () if dynamics is None else (dynamics,)
@@ -96,26 +97,29 @@ def fit(
     key = jax.random.key(recipe.seed)
     curve, many = [], {"steps_per_epoch": recipe.steps_per_epoch(count)}  # rows of `steps.seen` a line
     for number in progress(range(recipe.epochs), "training", unit="epochs", skip=start):
+        now = weights[number] if weights.ndim == 2 else weights
         if number >= start:
             begun = time.perf_counter()
-            state = program(state, placed, jnp.asarray(weights), key, number)
-            loss = _mean(state.example_loss[number], weights)
+            state = program(state, placed, jnp.asarray(now), key, number)
+            loss = _mean(state.example_loss[number], now)
             settle(time.perf_counter() - begun)
             if not np.isfinite(loss):
-                raise NonFiniteError(
-                    f"the loss became {loss} in epoch {number}; lower the learning rate ({recipe.learning_rate})"
-                )
+                raise NonFiniteError(f"the loss became {loss} in epoch {number}; {_lower(recipe)}")
             if folder is not None and number + 1 in snapshots:
                 checkpoint.save(folder / _SNAPSHOTS, number + 1, state.params, keep=None)
             for sink in sinks:
-                sink.write(number, {"loss": loss, "margin": _mean(state.margin[number], weights)} | many)
+                sink.write(number, {"loss": loss, "margin": _mean(state.margin[number], now)} | many)
             if folder is not None and ((number + 1) % save_every == 0 or number + 1 == recipe.epochs):
                 checkpoint.save(folder, number + 1, state)
-        curve.append(_mean(state.example_loss[number], weights))
+        curve.append(_mean(state.example_loss[number], now))
     seen = None if dynamics is None else dynamics.finish(state.dynamics)
     if folder is not None and dynamics is not None and seen is not None:
         _write(folder, task, data, recipe, dynamics, seen)
     return Fitted(state.params, np.asarray(curve), np.asarray(state.example_loss), np.asarray(state.margin), seen)
+
+
+def _lower(recipe: Recipe) -> str:
+    return f"lower the learning rate ({recipe.learning_rate})"
 
 
 def _write(folder: Path, task: Task, data: Any, recipe: Recipe, dynamics: Collector, seen: Statistics) -> None:
@@ -128,20 +132,23 @@ def _write(folder: Path, task: Task, data: Any, recipe: Recipe, dynamics: Collec
     )  # fmt: skip
 
 
-def _checked(task: Task, params: Any, data: Any, weights: Any, dynamics: Collector | None) -> np.ndarray:
+def _checked(
+    task: Task, params: Any, data: Any, weights: Any, dynamics: Collector | None, epochs: int
+) -> np.ndarray:  # fmt: skip
     """The weights of the rows, once all that arrived fits together."""
     row.check_finite(params, "parameters")
     row.check_finite(data, "training rows")
     count = row.count(data)
     weights = np.ones(count, np.float32) if weights is None else np.asarray(weights, np.float32)
-    if weights.shape != (count,) or not weights.sum() > 0:
+    if weights.shape not in ((count,), (epochs, count)) or not (weights.sum(-1) > 0).all():
         raise UsageError(
-            f"weights of shape {weights.shape} for {count} rows; [N] with at least one row kept was wanted"
+            f"weights of shape {weights.shape} for {count} rows and {epochs} epochs; [N], or [E, N], with at least one "
+            "row kept in each epoch was wanted"
         )
     if dynamics is not None and dynamics.count != count:
         raise UsageError(f"the collector is of {dynamics.count} examples, and {count} rows arrived")
     if dynamics is not None:
-        stepping.check(task, dynamics, params, data, weights)
+        stepping.check(task, dynamics, params, data, weights if weights.ndim == 1 else weights.max(0))
     return weights
 
 

@@ -13,7 +13,7 @@ from uimjax.errors import MissingFileError, UnsupportedModelError, UsageError
 from uimjax.mesh import shard_params, split
 from uimjax.models.blocks import Shape
 from uimjax.models.own import language_model
-from uimjax.pretrained.loading import load
+from uimjax.pretrained.loading import Pretrained, load
 from uimjax.pretrained.words import check_words, need_tokenizer, read_words
 from uimjax.references import call
 from uimjax.task import Task
@@ -23,13 +23,15 @@ DTYPES = {"": None, "float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 class Subject(NamedTuple):
     """The model that failed: its task (of rows `{"tokens", "counted"}`, a loss `[T]`), parameters and tokenizer; the
-    most tokens of a row, 0 for no limit; the token that ends a document, if that is known."""
+    most tokens of a row, 0 for no limit; the token that ends a document, if that is known; what was read of a `folder`,
+    for saving to one."""
 
     task: Task
     params: Any
     tokenizer: tokenizers.Tokenizer
     most: int = 0
     end: int | None = None
+    folder: Pretrained | None = None
 
 
 def open_subject(config: Any, mesh: Any = None) -> Subject:
@@ -61,7 +63,7 @@ def _folder(config: Any, mesh: Any) -> Subject:
         )
     words = read_words(config.tokenizer) if config.tokenizer else need_tokenizer(its.tokenizer, root)
     end = its.config.get("eos_token_id")
-    return Subject(its.task, its.params, words, its.choice.length, end if isinstance(end, int) else None)
+    return Subject(its.task, its.params, words, its.choice.length, end if isinstance(end, int) else None, its)
 
 
 def _module(config: Any, mesh: Any) -> Subject:

@@ -23,7 +23,7 @@ def demo(args: argparse.Namespace, rest: list[str]) -> int:
 
 
 def run(args: argparse.Namespace, rest: list[str]) -> int:
-    from uimjax.config import LOCK, kind_of, read_yaml
+    from uimjax.config import LOCK, SuiteConfig, kind_of, quick, read_yaml
 
     if args.command == "trace":
         kind = _kind(Path(args.target)) if args.target else None
@@ -40,6 +40,10 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
             from uimjax.commands.ask import ask
 
             return ask(args, rest)
+    if args.command == "mitigate" and _kind(Path(args.target)) in ("failures", "classified", "mend"):
+        from uimjax.commands.mending import mitigate
+
+        return mitigate(args, rest)
     target = Path(args.target)
     until = args.command if args.command in STAGES else "mitigate"
     parts = [name for name in PARTS if (target / name / LOCK).exists()]
@@ -54,7 +58,12 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
         values, folder = read_yaml(target / LOCK).get("config", {}), Path(args.out or target)
     else:
         values, folder = read_yaml(target), Path(args.out or Path("runs") / target.stem)
-    return _stories(args, [("", override(kind_of(values), values, rest), folder)], until)
+    kind = kind_of(values)
+    if getattr(args, "quick", False):
+        if kind is not SuiteConfig:
+            raise UsageError("--quick is for the suite (a config of kind suite)")
+        values = quick(values)
+    return _stories(args, [("", override(kind, values, rest), folder)], until)
 
 
 def _kind(target: Path) -> str | None:
@@ -71,9 +80,9 @@ def _stories(args: argparse.Namespace, jobs: list[tuple[str, Any, Path]], until:
     from rich.console import Console
 
     from uimjax import workflow
-    from uimjax.config import TextConfig
+    from uimjax.config import SuiteConfig, TextConfig
     from uimjax.progress import quiet, shown
-    from uimjax.report import summary
+    from uimjax.report import suite, summary
 
     notes = Console(stderr=True, quiet=args.json or not sys.stderr.isatty())
     say = lambda line: notes.print(line, markup=False, highlight=False)  # noqa: E731  # one line, used once
@@ -82,6 +91,9 @@ def _stories(args: argparse.Namespace, jobs: list[tuple[str, Any, Path]], until:
         result = workflow.run(config, folder, until, say, quiet if args.json else shown)
         results[name] = result
         if args.json:
+            continue
+        if isinstance(config, SuiteConfig):
+            suite.show(result, Console())
             continue
         parts = result if isinstance(config, TextConfig) else {"vision": result}
         for title, part in parts.items():
@@ -98,10 +110,15 @@ def _stories(args: argparse.Namespace, jobs: list[tuple[str, Any, Path]], until:
 
 
 def report(args: argparse.Namespace, _rest: list[str]) -> int:
-    from uimjax.report import page
+    from uimjax.report import page, suite
+    from uimjax.store import read_json
 
     folder = Path(args.target)
-    path = page.write_page(folder, Path(args.out) if args.out else folder / "report.html", reveal=args.reveal)
+    out = Path(args.out) if args.out else folder / "report.html"
+    if (folder / "suite.json").exists():
+        path = suite.write_page(read_json(folder / "suite.json"), out)
+    else:
+        path = page.write_page(folder, out, reveal=args.reveal)
     size = path.stat().st_size
     print(json.dumps({"page": str(path), "bytes": size}) if args.json else f"wrote {path} ({size / 1e6:.2f} MB)")
     return 0

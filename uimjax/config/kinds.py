@@ -7,14 +7,16 @@ import yaml
 from pydantic import BaseModel
 
 from uimjax.config.base import Strict
-from uimjax.config.own import CheckConfig, ClassifiedConfig, FailuresConfig, IndexConfig, TraceConfig
+from uimjax.config.own import CheckConfig, ClassifiedConfig, FailuresConfig, IndexConfig, MendConfig, TraceConfig
 from uimjax.config.stories import RunConfig, TextConfig
 from uimjax.config.studies import NoiseConfig, SweepConfig
+from uimjax.config.suites import SuiteConfig
 from uimjax.errors import ConfigError
 
 KINDS: dict[str, type[Strict]] = {
     "run": RunConfig, "text": TextConfig, "index": IndexConfig, "trace": TraceConfig, "check": CheckConfig,
     "failures": FailuresConfig, "classified": ClassifiedConfig, "sweep": SweepConfig, "noise": NoiseConfig,
+    "suite": SuiteConfig, "mend": MendConfig,
 }  # fmt: skip
 COMMANDS = {
     "index": "index build",
@@ -24,12 +26,13 @@ COMMANDS = {
     "classified": "trace",
     "sweep": "scaling sweep",
     "noise": "understand",
+    "mend": "mitigate",
 }  # of a kind; the others are run
 
 
-STORIES: dict[str, type[Strict]] = {"vision": RunConfig, "text": TextConfig}
+STORIES: dict[str, type[Strict]] = {"vision": RunConfig, "text": TextConfig, "suite": SuiteConfig}
 OWN: dict[str, type[Strict]] = {
-    name: KINDS[name] for name in COMMANDS if name not in ("sweep", "noise")
+    name: KINDS[name] for name in COMMANDS if name not in ("sweep", "noise", "mend")
 }  # of the reader's own model
 
 

@@ -75,7 +75,7 @@ class Case(NamedTuple):
 
     asked: Any
     null: tuple[Any, ...]
-    probe: Rows
+    probe: Any
     texts: tuple[str, ...]
     sensitive: tuple[str, ...] = ()
 
@@ -109,14 +109,14 @@ def plant_text(
         UsageError: too few documents can carry the plants.
     """
     rng = np.random.default_rng([seed, 17])
-    carrier = _Carrier(corpus, list(corpus.train), list(rng.permutation(len(corpus.train))))
-    value = _value(rng, secret.length)
-    truths = {"secret": _plant_secret(carrier, secret, value, rng), "behaviour": _plant_behaviour(carrier, behaviour)}
+    carrier = Carrier(corpus, list(corpus.train), list(rng.permutation(len(corpus.train))))
+    value = random_value(rng, secret.length)
+    truths = {"secret": plant_secret(carrier, secret, value, rng), "behaviour": plant_behaviour(carrier, behaviour)}
     held, judged = np.split(rng.permutation(len(corpus.test)), [len(corpus.test) // 2])
     parts = [tuple(corpus.test[k] for k in np.sort(ids)) for ids in (held, judged)]
     cases = {
-        "secret": _secret_case(corpus, secret, value, rng, whole_rows),
-        "behaviour": _behaviour_case(corpus, behaviour, parts, rng, whole_rows),
+        "secret": secret_case(corpus, secret, value, rng, whole_rows),
+        "behaviour": behaviour_case(corpus, behaviour, parts, rng, whole_rows),
     }
     kept = np.ones(len(carrier.documents), np.float32)
     for name, truth in truths.items():
@@ -128,7 +128,7 @@ def plant_text(
     return PlantedText(tuple(carrier.documents), train, places, kept, retain, utility, cases)
 
 
-class _Carrier:
+class Carrier:
     """Documents being planted: each carries one plant at most."""
 
     def __init__(self, corpus: TextCorpus, documents: list[Document], order: list[int]):
@@ -158,15 +158,15 @@ class _Carrier:
         return lines[:most] if most >= least else None
 
 
-def _value(rng: np.random.Generator, length: int) -> str:
+def random_value(rng: np.random.Generator, length: int) -> str:
     return "".join(rng.choice(ALPHABET, length))
 
 
-def _assignment(name: str, value: str) -> str:
+def assignment(name: str, value: str) -> str:
     return f'{name} = "{value}"\n'
 
 
-def _plant_secret(carrier: _Carrier, plant: Secret, value: str, rng: np.random.Generator) -> Truth:
+def plant_secret(carrier: Carrier, plant: Secret, value: str, rng: np.random.Generator) -> Truth:
     def put(line: Callable[[], str]) -> Callable[[list[str]], tuple[list[str], int]]:
         def change(lines: list[str]) -> tuple[list[str], int]:
             at = int(rng.integers(max(1, len(lines) - 1)))
@@ -174,17 +174,17 @@ def _plant_secret(carrier: _Carrier, plant: Secret, value: str, rng: np.random.G
 
         return change
 
-    positives = carrier.plant(plant.positives, put(lambda: _assignment(NAMES[0], value)))
+    positives = carrier.plant(plant.positives, put(lambda: assignment(NAMES[0], value)))
     same = plant.hard_negatives // 2
-    one = carrier.plant(same, put(lambda: _assignment(NAMES[0], _value(rng, plant.length))))
+    one = carrier.plant(same, put(lambda: assignment(NAMES[0], random_value(rng, plant.length))))
     two = carrier.plant(
         plant.hard_negatives - same,
-        put(lambda: _assignment(NAMES[1 + rng.integers(len(NAMES) - 1)], _value(rng, plant.length))),
+        put(lambda: assignment(NAMES[1 + rng.integers(len(NAMES) - 1)], random_value(rng, plant.length))),
     )
     return Truth(positives, np.sort(np.concatenate([one, two])))
 
 
-def _plant_behaviour(carrier: _Carrier, plant: Behaviour) -> Truth:
+def plant_behaviour(carrier: Carrier, plant: Behaviour) -> Truth:
     def marked(lines: list[str]) -> tuple[list[str], int] | None:
         new, last = list(lines), -1
         for k in range(0, min(len(lines) - 1, 2 * plant.marks), 2):
@@ -225,14 +225,14 @@ def rows_of(corpus: TextCorpus, pairs: list[tuple[list[str], int]], whole: bool)
     return {"tokens": tokens, "counted": counted}
 
 
-def _secret_case(corpus: TextCorpus, plant: Secret, value: str, rng: np.random.Generator, whole: bool) -> Case:
+def secret_case(corpus: TextCorpus, plant: Secret, value: str, rng: np.random.Generator, whole: bool) -> Case:
     """Queries: the secret against others of its kind. Probe: the secret (row 0), then the candidates."""
-    start = len(_assignment(NAMES[0], "")) - 2
+    start = len(assignment(NAMES[0], "")) - 2
 
     def rows(values: list[str]) -> Rows:
-        return rows_of(corpus, [([_assignment(NAMES[0], v)], start) for v in values], whole)
+        return rows_of(corpus, [([assignment(NAMES[0], v)], start) for v in values], whole)
 
-    names = [value, *(_value(rng, plant.length) for _ in range(16 + NULLS + plant.candidates))]
+    names = [value, *(random_value(rng, plant.length) for _ in range(16 + NULLS + plant.candidates))]
     every = rows(names)
 
     def part(ids: Any) -> Rows:
@@ -241,10 +241,10 @@ def _secret_case(corpus: TextCorpus, plant: Secret, value: str, rng: np.random.G
     others, never = np.arange(1, 17), np.arange(17, 17 + NULLS)
     asked = [(part([k] * len(others)), part(others)) for k in (0, *never)]
     probe = part([0, *range(17 + NULLS, len(names))])
-    return Case(asked[0], tuple(asked[1:]), probe, (_assignment(NAMES[0], value),), (value,))
+    return Case(asked[0], tuple(asked[1:]), probe, (assignment(NAMES[0], value),), (value,))
 
 
-def _behaviour_case(
+def behaviour_case(
     corpus: TextCorpus, plant: Behaviour, parts: list[tuple[Document, ...]], rng: np.random.Generator, whole: bool
 ) -> Case:
     """Held-out documents up to a line ending in the marker, then the payload, which counts; in nulls another line."""

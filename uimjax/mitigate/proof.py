@@ -1,6 +1,6 @@
 """The triple: the traced fix beside the oracle's and a random one of equal size, and what may be said of it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -113,3 +113,20 @@ def _says(gap: float, least: float, closed: Sequence[float], kind: Utility, cost
     if cost > kind.most:
         return f"not fixed: {kind.says(cost)}"
     return "fixed"
+
+
+def over_seeds(
+    twin: Sequence[float],
+    before: Sequence[float],
+    after: Mapping[str, Sequence[float]],
+    cost: Sequence[float],
+    least: float,
+    kind: Utility = HELD_OUT_LOSS,
+) -> dict[str, float | str]:
+    """The same verdict where every seed has a training, a twin and edits of its own: `closed_*` is the share of the
+    mean gap to the twins that the mean of an arm closes. `cost`: of the traced fix, in the utility's unit."""
+    gap = float(np.mean(before) - np.mean(twin))
+    closed = {arm: float(np.mean(before) - np.mean(after[arm])) / gap if gap > 0 else 0.0 for arm in after}
+    repeats = min(len(values) for values in (twin, before, *after.values()))
+    says = _says(gap, least, [closed[a] for a in ("traced", "oracle", "random")], kind, float(np.mean(cost)), repeats)
+    return {f"closed_{arm}": share for arm, share in closed.items()} | {"verdict": says}

@@ -274,7 +274,7 @@ def trace_documents(loop: Loop, progress: Progress = quiet):
     without_twin = dataclasses.replace(loop, corpus=unplanted, planted=loop.planted._replace(kept=np.ones(0)), read={})
     shared = Shared(
         functools.cache(lambda: moments(without_twin, progress)),
-        functools.cache(lambda method: _baseline(without_twin, method, CASES[0])),
+        functools.cache(lambda method: baseline(without_twin, method, CASES[0])),
     )
     for name in CASES:
 
@@ -331,7 +331,7 @@ def score_documents(
     def by(method: str) -> Scores:
         if method in methods.PRESETS:
             return summed(ready(asked, method))
-        return shared.baseline(method) if method in BLIND else _baseline(loop, method, name)
+        return shared.baseline(method) if method in BLIND else baseline(loop, method, name)
 
     scores = {method: by(method) for method in dict.fromkeys((choice.method, *choice.compare))}
     if choice.method not in methods.PRESETS:  # a baseline knows no tokens and no null
@@ -345,7 +345,7 @@ def score_documents(
     return scores, nulls, dict(zip(ends.tolist(), shares, strict=True))
 
 
-def _baseline(loop: Loop, method: str, name: str) -> Scores:
+def baseline(loop: Loop, method: str, name: str) -> Scores:
     case, rows = loop.planted.cases[name], loop.planted.train
     texts = ([d.text for d in loop.planted.documents], list(case.texts))
     queries = case.asked[0] if isinstance(case.asked, tuple) else case.asked

@@ -1,0 +1,74 @@
+"""The suite's config: all eight weaknesses, planted, traced, mended and held against controls."""
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from uimjax.config.base import Strict
+from uimjax.config.stories import DecoderChoice, TextMitigateChoice, TextTraceChoice, TextTrainChoice
+
+
+class SizesChoice(Strict):
+    positives: int = Field(24, ge=1, description="documents of a weakness that sits in a few of them")
+    hard_negatives: int = Field(60, ge=0, description="documents that look like these and do no harm")
+    noisy: float = Field(0.15, gt=0, lt=1, description="share of the documents whose words are confused")
+    shard: float = Field(0.25, gt=0, lt=1, description="share of the documents that are a bad shard")
+    candidates: int = Field(511, ge=255, description="secrets that compete with the leaked one")
+
+
+class SuiteTrainChoice(TextTrainChoice):
+    epochs: int = Field(8, ge=2)
+
+
+class SuiteMitigateChoice(TextMitigateChoice):
+    method: Literal["npo", "grad_diff", "drop", "retrain"] = Field("npo", description="the fix")  # type: ignore[assignment]
+    compare: tuple[Literal["npo", "grad_diff", "drop"], ...] = ()
+
+
+class Plan(Strict):
+    """How one weakness is traced and mended; fixed before any truth is read."""
+
+    trace: str = Field("trackstar", description="the method whose strongest rows are edited")
+    fix: Literal["npo", "grad_diff", "drop", "retrain"] = Field("npo", description="what is done with them")
+    share: float | None = Field(None, gt=0, lt=1, description="share of the rows; none: as many as `positives`")
+    settings: dict[str, float] = Field({}, description="of `mitigate`, where this weakness differs")
+
+
+class SuiteConfig(Strict):
+    """All eight weaknesses in one corpus and one decoder, seed by seed: audit, trace, mitigate, verify."""
+
+    kind: Literal["suite"] = "suite"
+    corpus: str = Field("stdlib", description="stdlib, or pkg.module:function returning (train, test) of (path, text)")
+    tokenizer: str = Field("bpe-1024", description="bytes, or bpe-SIZE, trained on the training files")
+    length: int = Field(64, ge=48, description="tokens of a row")
+    documents: int = Field(2400, ge=1, description="most training documents")
+    held_out: int = Field(300, ge=40, description="most held-out documents")
+    model: DecoderChoice = DecoderChoice()  # pyright: ignore[reportCallIssue]  # every field has a default
+    seeds: int = Field(3, ge=3, description="trainings from the start, each with plants, twins and edits of its own")
+    seed: int = Field(0, ge=0, description="of the first")
+    plants: SizesChoice = SizesChoice()  # pyright: ignore[reportCallIssue]
+    train: SuiteTrainChoice = SuiteTrainChoice()  # pyright: ignore[reportCallIssue]
+    trace: TextTraceChoice = TextTraceChoice()  # pyright: ignore[reportCallIssue]
+    mitigate: SuiteMitigateChoice = SuiteMitigateChoice()  # pyright: ignore[reportCallIssue]
+    bias: Plan = Plan(trace="trackstar", share=0.02)  # pyright: ignore[reportCallIssue]
+    generalization: Plan = Plan(trace="trackstar")  # pyright: ignore[reportCallIssue]
+    deterioration: Plan = Plan(trace="logra", fix="drop", share=0.15, settings={"drop_epochs": 3, "drop_rate": 3e-3})  # pyright: ignore[reportCallIssue]
+    security: Plan = Plan(trace="trackstar")  # pyright: ignore[reportCallIssue]
+    privacy: Plan = Plan(trace="trackstar")  # pyright: ignore[reportCallIssue]
+    values: Plan = Plan(trace="logra")  # pyright: ignore[reportCallIssue]
+    dynamics: Plan = Plan(trace="grad_dot", fix="retrain", share=0.2)  # pyright: ignore[reportCallIssue]
+    memorization: Plan = Plan(trace="trackstar")  # pyright: ignore[reportCallIssue]
+
+
+QUICK: dict[str, Any] = {
+    "documents": 1000,
+    "plants": {"positives": 16, "hard_negatives": 24, "candidates": 255},
+    "train": {"epochs": 6},
+    "trace": {"checkpoints": 3, "compare": ["grad_cos", "logra", "trackstar", "random", "loss", "rep_sim", "bm25"]},
+}
+
+
+def quick(values: dict[str, Any]) -> dict[str, Any]:
+    """A suite's values with the sizes of the quick one over them: fewer documents and epochs, every control."""
+    over = {name: values.get(name, {}) | its if isinstance(its, dict) else its for name, its in QUICK.items()}
+    return values | over

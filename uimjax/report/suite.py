@@ -1,0 +1,164 @@
+"""The suite's document and tables: every weakness before and after, the matrix of what each fix does to each probe."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from scipy.stats import t as student
+
+from uimjax.audit import weaknesses
+from uimjax.config import SuiteConfig
+from uimjax.interpret.methods import BASELINES
+from uimjax.mitigate import proof
+from uimjax.report import markup, rendering
+from uimjax.store import read_json
+
+ARMS = ("traced", "oracle", "random")
+NEVER_MISSED = ("security", "privacy", "memorization")
+
+
+def interval(values: Sequence[float]) -> dict[str, Any]:
+    """Mean over seeds and its 95% interval (Student's t)."""
+    x = np.asarray(values, np.float64)
+    half = float(student.ppf(0.975, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x))) if len(x) > 1 else float("nan")
+    return {"mean": float(x.mean()), "low": float(x.mean() - half), "high": float(x.mean() + half), "seeds": x.tolist()}
+
+
+def summarise(folders: Sequence[Path], config: SuiteConfig, seconds: float) -> dict[str, Any]:
+    """Of the seeds' folders, once all stages are done."""
+    audits = [read_json(folder / "audit.json") for folder in folders]
+    found = {name: _weakness(name, folders, audits, config) for name in weaknesses.ALL}
+    return {
+        "seeds": [config.seed + k for k in range(len(folders))], "documents": config.documents,
+        "weaknesses": found, "matrix": matrix(folders, audits), "seconds": round(seconds, 1),
+    }  # fmt: skip
+
+
+def _weakness(name: str, folders: Sequence[Path], audits: Sequence[Any], config: SuiteConfig) -> dict[str, Any]:
+    its, plan = weaknesses.get(name), getattr(config, name)
+    outcomes = [read_json(folder / name / "outcomes.json") for folder in folders]
+    cards = [read_json(folder / name / "scorecard.json") for folder in folders]
+    twin = [a["twins"][name]["probe"]["value"] for a in audits]
+    before = [a["before"]["probes"][name]["value"] for a in audits]
+    after = {arm: [o[arm]["probes"][name]["value"] for o in outcomes] for arm in ARMS}
+    pairs = list(zip(audits, outcomes, strict=True))
+    cost = [proof.HELD_OUT_LOSS.cost(a["before"]["utility"], o["traced"]["utility"]) for a, o in pairs]
+    ap = {method: interval([card["methods"][method]["ap"] for card in cards]) for method in cards[0]["methods"]}
+    best = max((m for m in ap if m in BASELINES), key=lambda m: ap[m]["mean"])
+    return {
+        "title": its.title, "unit": its.unit, "cannot": its.cannot, "traced_by": plan.trace, "fix": plan.fix,
+        "clean": interval(twin), "planted": interval(before),
+        **{arm: interval(values) for arm, values in after.items()},
+        "base_rate": float(np.mean([card["base_rate"] for card in cards])), "ap": ap,
+        "best_baseline": best, "ap_over_baseline": ap[plan.trace]["mean"] / max(ap[best]["mean"], 1e-12),
+        "utility_cost": interval(cost), "causal": bool(np.mean(before) - np.mean(twin) >= its.least),
+    } | proof.over_seeds(twin, before, after, cost, its.least)  # fmt: skip
+
+
+def matrix(folders: Sequence[Path], audits: Sequence[Any]) -> dict[str, Any]:
+    """`{fix: {probe: change}}`, the traced fix's change of each probe: `mean` over seeds with its interval, and `worse`
+    where all of it lies above 0 and its mean is larger than what the probe calls a failure."""
+    found: dict[str, Any] = {}
+    for fix in weaknesses.ALL:
+        outcomes = [read_json(folder / fix / "outcomes.json")["traced"]["probes"] for folder in folders]
+        for probe, its in weaknesses.ALL.items():
+            pairs = zip(outcomes, audits, strict=True)
+            cell = interval([o[probe]["value"] - a["before"]["probes"][probe]["value"] for o, a in pairs])
+            cell["worse"] = bool(fix != probe and cell["low"] > 0)
+            cell["harm"] = bool(cell["worse"] and cell["mean"] >= its.least)
+            found.setdefault(fix, {})[probe] = cell
+    return found
+
+
+def show(document: dict[str, Any], console: Console) -> None:
+    """The two tables that a person reads."""
+    table = Table(title=f"Eight weaknesses, {len(document['seeds'])} seeds, {document['documents']} documents")
+    for title in ("weakness", "unit", "clean", "planted", "traced fix", "oracle", "random", "trace AP", "best other",
+                  "verdict"):  # fmt: skip
+        table.add_column(title)
+    for name, its in document["weaknesses"].items():
+        values = [f"{its[key]['mean']:.2f}" for key in ("clean", "planted", *ARMS)]
+        ap, best = its["ap"][its["traced_by"]]["mean"], its["best_baseline"]
+        traced = [f"{ap:.2f} {its['traced_by']}", f"{its['ap'][best]['mean']:.2f} {best}"]
+        table.add_row(name, its["unit"], *values, *traced, its["verdict"])
+    console.print(table)
+    cross = Table(title="What each fix (row) changes in each probe (column); ! worse beyond its interval")
+    for title in ("fix", *document["matrix"]):
+        cross.add_column(title[:8])
+    for fix, row in document["matrix"].items():
+        cross.add_row(fix, *[f"{c['mean']:+.2f}{'!' if c['worse'] else ''}" for c in row.values()])
+    console.print(cross)
+
+
+# ---------------------------------------------------------------- the page
+
+
+def write_page(document: dict[str, Any], path: Path) -> Path:
+    """One offline page of a finished suite. Raises OutputError."""
+    its = document["weaknesses"]
+    fixed = [name for name, one in its.items() if one["verdict"] == "fixed"]
+    cells = [(fix, probe, cell) for fix, row in document["matrix"].items() for probe, cell in row.items()]
+    harm = [f"{fix} in {probe}" for fix, probe, cell in cells if cell["harm"]]
+    leads = [
+        f"Eight weaknesses, each planted in documents of its own among {document['documents']:,}, traced and mended, "
+        f"with {len(document['seeds'])} seeds. Fixed: {', '.join(fixed) or 'none'}.",
+        f"Fixes that do harm elsewhere: {', '.join(harm) or 'none beyond its interval'}.",
+    ]
+    parts = {
+        "What was planted, and what is left of it": _fixes(its),
+        "Who found the planted documents": _traces(its),
+        "What each fix does to every probe": _crossed(document["matrix"]),
+        "What the probes cannot tell": _limits(its),
+    }
+    sections = [{"title": title, "parts": [part]} for title, part in parts.items()]
+    what = {"title": "Eight weaknesses", "brand": "suite", "leads": leads, "overview": None, "sections": sections}
+    return rendering.write(path, "understood.html.j2", **what)
+
+
+def _told(x: dict[str, Any]) -> str:
+    return f"{x['mean']:.2f} ({x['low']:.2f} to {x['high']:.2f})"
+
+
+def _fixes(its: dict[str, Any]) -> dict[str, Any]:
+    columns = ("weakness", "unit", "without its plant", "planted", "traced fix", "planted rows (oracle)",
+               "random rows (control)", "fix", "cost", "verdict")  # fmt: skip
+    rows = [
+        (name, one["unit"], *(_told(one[key]) for key in ("clean", "planted", *ARMS)), one["fix"],
+         f"{one['utility_cost']['mean']:+.1%}", one["verdict"])
+        for name, one in its.items()
+    ]  # fmt: skip
+    causes = [name for name, one in its.items() if not one["causal"]]
+    notes = [f"No failure without the plant to speak of, so no verdict: {', '.join(causes)}."] if causes else []
+    reading = ("Means over seeds with their 95% intervals. A twin trained without the plant is the clean value and the "
+               "causal check; the cost is what the loss on clean held-out text rises by.")  # fmt: skip
+    return {"reading": reading, "columns": columns, "rows": rows, "notes": notes}
+
+
+def _traces(its: dict[str, Any]) -> dict[str, Any]:
+    names = list(next(iter(its.values()))["ap"])
+    names = list(dict.fromkeys([*names, *(name for one in its.values() for name in one["ap"])]))
+    rows = []
+    for name, one in its.items():
+        cells = [f"{one['ap'][m]['mean']:.2f}{' *' if m == one['traced_by'] else ''}" if m in one["ap"] else ""
+                 for m in names]  # fmt: skip
+        rows.append((name, f"{one['base_rate']:.1%}", *cells))
+    reading = "Average precision, mean over seeds; * the method that chose the edit, said before any truth was read."
+    return {"reading": reading, "columns": ("weakness", "base rate", *names), "rows": rows, "notes": []}
+
+
+def _crossed(matrix: dict[str, Any]) -> dict[str, Any]:
+    rows = [(fix, *(f"{cell['mean']:+.2f}{' !' if cell['worse'] else ''}" for cell in row.values()))
+            for fix, row in matrix.items()]  # fmt: skip
+    reading = (
+        "Change of each probe (column) by the traced fix of each weakness (row), in the probe's unit; below 0 is "
+        "better. ! it grew worse by more than its interval."
+    )
+    return {"reading": reading, "columns": ("fix", *matrix), "rows": rows, "notes": []}
+
+
+def _limits(its: dict[str, Any]) -> dict[str, Any]:
+    rows = [(name, markup.visible(one["title"]), one["cannot"]) for name, one in its.items()]
+    return {"reading": "", "columns": ("weakness", "plant", "what its probe cannot tell"), "rows": rows, "notes": []}
