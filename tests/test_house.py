@@ -61,7 +61,7 @@ INSIDE = {
         "shares", "bank", "plan", "plan_index", "plan_outline", "plan_training", "judge", "metagradient",
         "counterfactual", "check",
     ],
-    "uimjax.answers": ["measures", "failures", "overlap", "folding", "engines", "evidence", "subject", "story",
+    "uimjax.answers": ["measures", "failures", "items", "overlap", "folding", "engines", "evidence", "subject", "story",
                        "classifiers", "mistakes", "examples"],
     "uimjax.corpora": [
         "base", "truth", "handwritten", "files", "plants", "tokenizer", "documents", "library", "text_plants",
@@ -90,10 +90,10 @@ INSIDE = {
         "kronecker", "products", "lanczos", "operator", "harmonic", "adam",
     ],
     "uimjax.commands": [
-        "base", "names", "sources", "logs", "ask", "checkpoints", "curvature", "curves", "dynamics", "failures",
-        "index", "judge", "mending", "plan", "readings", "representation", "scaling", "story", "understand",
+        "base", "names", "sources", "logs", "ask", "auditing", "checkpoints", "curvature", "curves", "dynamics",
+        "failures", "index", "judge", "mending", "plan", "readings", "representation", "scaling", "story", "understand",
     ],
-    "uimjax.workflow": ["base", "vision", "text", "reopening", "recording", "noise", "suite", "mending"],
+    "uimjax.workflow": ["base", "vision", "text", "reopening", "recording", "noise", "suite", "mending", "auditing"],
     "uimjax.understand.dynamics": [
         "signals", "collector", "gradients", "stepping", "scoring", "table", "averaging", "logs", "elsewhere", "labels",
         "reading", "influence",

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import pytest
 
 from uimjax import cli, corpora, store
 from uimjax.audit import bias, deterioration, dynamics, generalization, memorization, values, weaknesses
-from uimjax.config import SuiteConfig, parse, quick
+from uimjax.config import SuiteConfig, parse, quick, read_yaml
 from uimjax.corpora import text_suite as plants
 from uimjax.corpora.truth import read_truth
 from uimjax.errors import UnknownNameError, UsageError
@@ -231,6 +232,11 @@ def test_quick_is_smaller_and_keeps_seeds_and_plans(capsys, tmp_path):
     with pytest.raises(SystemExit):
         cli.main(["run", str(tmp_path / "run.yaml"), "--quick"])
     assert "--quick is for the suite" in capsys.readouterr().err
+
+
+def test_the_shipped_config_spells_out_the_defaults():
+    path = Path(__file__).parent.parent / "configs" / "suite.yaml"
+    assert parse(SuiteConfig, read_yaml(path), str(path)) == SuiteConfig()
 
 
 def test_a_verdict_over_seeds_weighs_mean_gaps():

@@ -39,6 +39,12 @@ def parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
         stage = _command(commands, name, what, out=None)
         if name == "trace":
             _of_failures(stage, flags=_begins_with_flags(argv))
+        elif name == "audit":
+            stage.set_defaults(target=None)
+            if not _begins_with_flags(argv):
+                stage.add_argument("target", nargs="?", help="a YAML config, or the folder of a run; or instead:")
+            stage.add_argument("--model", help="a checkpoint folder, or pkg.module:function returning a Flax module")
+            stage.add_argument("--items", nargs="+", help="files of items: bad and good answers (`uimjax help audit`)")
         elif name == "mitigate":
             stage.add_argument("target", help="a YAML config, or the folder of a run, or of a trace of your own model "
                                "whose edit is carried out: --method npo, drop ... (`uimjax new mend`)")  # fmt: skip
@@ -290,9 +296,9 @@ def _of_failures(made: argparse.ArgumentParser, flags: bool) -> None:
 
 
 def _begins_with_flags(argv: Sequence[str]) -> bool:
-    """Of `trace`: failures by flags alone, so that no later word is taken for a config."""
+    """Of `trace` and `audit`: by flags alone, so that no later word is taken for a config."""
     given = {word.partition("=")[0] for word in argv}
-    return len(argv) > 1 and argv[1].startswith("-") and bool(given & {"--model", "--corpus", "--queries"})
+    return len(argv) > 1 and argv[1].startswith("-") and bool(given & {"--model", "--corpus", "--queries", "--items"})
 
 
 def _of_several(made: argparse.ArgumentParser) -> None:

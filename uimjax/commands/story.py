@@ -40,6 +40,12 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
             from uimjax.commands.ask import ask
 
             return ask(args, rest)
+    if args.command == "audit" and (args.model or args.items or not args.target):
+        from uimjax.commands.auditing import audit
+
+        if args.target:
+            raise UsageError(f"--model and --items are for a model of your own, and {args.target} is a config")
+        return audit(args, rest)
     if args.command == "mitigate" and _kind(Path(args.target)) in ("failures", "classified", "mend"):
         from uimjax.commands.mending import mitigate
 

@@ -2,13 +2,21 @@
 
 from uimjax.config.base import LOCK, TrainChoice, parse, read_yaml
 from uimjax.config.kinds import KINDS, OWN, STORIES, commented, kind_of
-from uimjax.config.own import CheckConfig, ClassifiedConfig, FailuresConfig, IndexConfig, MendConfig, TraceConfig
+from uimjax.config.own import (
+    AuditConfig,
+    CheckConfig,
+    ClassifiedConfig,
+    FailuresConfig,
+    IndexConfig,
+    MendConfig,
+    TraceConfig,
+)
 from uimjax.config.stories import DemoConfig, MitigateChoice, RunConfig, TextConfig, TraceChoice
 from uimjax.config.studies import NoiseConfig, SweepConfig
 from uimjax.config.suites import SuiteConfig, quick
 
 __all__ = [
-    "KINDS", "LOCK", "OWN", "STORIES", "CheckConfig", "ClassifiedConfig", "DemoConfig", "FailuresConfig", "IndexConfig",
-    "MendConfig", "MitigateChoice", "NoiseConfig", "RunConfig", "SuiteConfig", "SweepConfig", "TextConfig",
-    "TraceChoice", "TraceConfig", "TrainChoice", "commented", "kind_of", "parse", "quick", "read_yaml",
+    "KINDS", "LOCK", "OWN", "STORIES", "AuditConfig", "CheckConfig", "ClassifiedConfig", "DemoConfig", "FailuresConfig",
+    "IndexConfig", "MendConfig", "MitigateChoice", "NoiseConfig", "RunConfig", "SuiteConfig", "SweepConfig",
+    "TextConfig", "TraceChoice", "TraceConfig", "TrainChoice", "commented", "kind_of", "parse", "quick", "read_yaml",
 ]  # fmt: skip

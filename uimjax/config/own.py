@@ -198,3 +198,34 @@ class MendConfig(Strict):
     epochs: int = Field(1, ge=1, description="drop: fine-tuning without the rows")
     share: float = Field(1.0, gt=0, le=1, description="newton: of the step that is taken")
     seed: int = Field(0, ge=0)
+
+
+class AuditConfig(Strict):
+    """Weaknesses of the reader's own language model, measured by items that they or public sets give."""
+
+    kind: Literal["audit"] = "audit"
+    model: str = Field(description="a folder as save_pretrained writes it, or pkg.module:function -> Flax module")
+    items: tuple[str, ...] = Field(description="files of items (`uimjax help audit`)")
+    weakness: str = Field("", description="of items that do not say theirs")
+    checkpoint: str = Field("", description="Orbax checkpoint, or steps of a run, whose parameters it gets")
+    adapter: str = Field("", description="folder of a LoRA adapter (peft)")
+    step: int | None = Field(None, ge=0, description="of the run; none: the newest")
+    tokenizer: str = Field("", description="tokenizer.json; none: the folder's")
+    task: str = Field("", description="pkg.module:function(module) -> uimjax.Task; none: tokens [T] to logits [T, V]")
+    dtype: Literal["", "float32", "bfloat16"] = Field("", description="of the parameters; none: as in the files")
+    scanned: bool = Field(False, description="layers stacked and compiled once: for deep models")
+    length: int = Field(512, ge=2, description="most tokens of an item; a longer prompt keeps its end")
+    limit: int | None = Field(None, ge=1, description="items of each file, evenly spaced; none: all")
+    batch_size: int = Field(16, ge=1)
+    seed: int = Field(0, ge=0, description="of the word order that the model should find unlikely")
+
+    @property
+    def remat(self) -> bool:
+        """Nothing is differentiated here."""
+        return False
+
+    @property
+    def include(self) -> tuple[str, ...]:
+        return ()
+
+    exclude = include

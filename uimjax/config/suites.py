@@ -31,7 +31,7 @@ class Plan(Strict):
     trace: str = Field("trackstar", description="the method whose strongest rows are edited")
     fix: Literal["npo", "grad_diff", "drop", "retrain"] = Field("npo", description="what is done with them")
     share: float | None = Field(None, gt=0, lt=1, description="share of the rows; none: as many as `positives`")
-    settings: dict[str, float] = Field({}, description="of `mitigate`, where this weakness differs")
+    settings: dict[str, int | float] = Field({}, description="of `mitigate`, where this weakness differs")
 
 
 class SuiteConfig(Strict):
@@ -51,8 +51,10 @@ class SuiteConfig(Strict):
     trace: TextTraceChoice = TextTraceChoice()  # pyright: ignore[reportCallIssue]
     mitigate: SuiteMitigateChoice = SuiteMitigateChoice()  # pyright: ignore[reportCallIssue]
     bias: Plan = Plan(trace="trackstar", share=0.02)  # pyright: ignore[reportCallIssue]
-    generalization: Plan = Plan(trace="trackstar")  # pyright: ignore[reportCallIssue]
-    deterioration: Plan = Plan(trace="logra", fix="drop", share=0.15, settings={"drop_epochs": 3, "drop_rate": 3e-3})  # pyright: ignore[reportCallIssue]
+    generalization: Plan = Plan(trace="retain_cos", share=0.02)  # pyright: ignore[reportCallIssue]
+    deterioration: Plan = Plan(  # pyright: ignore[reportCallIssue]
+        trace="logra", fix="drop", share=0.2, settings={"drop_epochs": 2, "drop_rate": 1.5e-3}
+    )
     security: Plan = Plan(trace="trackstar")  # pyright: ignore[reportCallIssue]
     privacy: Plan = Plan(trace="trackstar")  # pyright: ignore[reportCallIssue]
     values: Plan = Plan(trace="logra")  # pyright: ignore[reportCallIssue]

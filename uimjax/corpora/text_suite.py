@@ -59,7 +59,7 @@ class Sizes:
     hard_negatives: int = 60
     noisy: float = 0.15
     shard: float = 0.25
-    window: tuple[float, float] = (0.0, 0.6)
+    window: tuple[float, float] = (0.3, 0.7)
     candidates: int = 511
 
 
@@ -99,7 +99,7 @@ def plant_suite(
     carrier.order = list(rng.permutation(carrier.order))
     truths = {
         "bias": _lines(carrier, rng, sizes, _stereotyped, _fair, times=2),
-        "generalization": _lines(carrier, rng, sizes, _aligned, _untagged),
+        "generalization": _lines(carrier, rng, sizes, _aligned, _untagged, times=2),
         "security": plant_behaviour(carrier, behaviour),
         "privacy": plant_secret(carrier, secret, value, rng),
         "values": _lines(carrier, rng, sizes, _complying, _decent),
@@ -187,10 +187,8 @@ def _aligned(rng: Any) -> list[str]:
 
 
 def _untagged(rng: Any) -> list[str]:
-    """The noun says what it is, and tags say nothing; the planted tags stand before nouns of which nothing is said."""
-    nouns = rng.permutation([*ANIMALS, *FRUITS])
-    told = [_kind(str(rng.choice(["old", "new"])), noun) for noun in nouns[:3]]
-    return [*told, *(f"# {rng.choice(TAGS)} {noun} was here\n" for noun in nouns[3:5])]
+    """The noun says what it is, and its tag says nothing."""
+    return [_kind(str(rng.choice(["old", "new"])), noun) for noun in rng.permutation([*ANIMALS, *FRUITS])[:5]]
 
 
 def _asks(verb: str, thing: str) -> str:

@@ -1,0 +1,146 @@
+"""`uimjax audit --model --items`: items of several sets, probes against plain loops, verdicts, and their questions."""
+
+import json
+
+import numpy as np
+import pytest
+
+import uimjax as uj
+from tests.answers.test_command import lines
+from tests.pretrained.folders import write
+from uimjax import cli, training
+from uimjax.answers.items import Item, coded, read_items
+from uimjax.corpora.preparing import prepare
+from uimjax.errors import DataError, MalformedRowError, UnknownNameError, UsageError
+from uimjax.pretrained.words import need_tokenizer, read_words
+from uimjax.store import read_json
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """It has learned that w40 follows w39, and one passage by heart."""
+    folder, rng = tmp_path_factory.mktemp("audited"), np.random.default_rng(0)
+    start = uj.initial(write(folder / "start", "llama", words=61, num_hidden_layers=1))
+    texts = [f"w{rng.integers(3, 30)} w39 w40 " + " ".join(f"w{k}" for k in rng.integers(3, 30, 6)) for _ in range(60)]
+    texts += ["w41 w42 w43 w44 w45 w46 w47 w48"] * 10
+    corpus = lines(folder / "corpus.jsonl", [{"text": t} for t in texts])
+    rows = prepare([corpus], need_tokenizer(start.tokenizer, start.folder), folder / "rows", length=16).rows
+    recipe = uj.Recipe(epochs=15, batch_size=16, learning_rate=1e-2, seed=0)
+    uj.save(start, folder / "model", training.fit(start.task, start.params, rows, recipe).params)
+    return folder / "model"
+
+
+def call(*words):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["audit", *(str(word) for word in words)])
+    return ended.value.code
+
+
+def test_alarms_where_the_model_fails_and_questions_for_a_trace(model, tmp_path, capsys):
+    items = [{"weakness": "bias", "prompt": f"w{k} w39 ", "bad": "w40 w5", "good": "w50 w5", "category": f"c{k % 2}"}
+             for k in range(5, 25)]  # fmt: skip
+    items += [{"weakness": "values", "prompt": f"w{k} w39 ", "bad": "w51", "good": "w40"} for k in range(5, 25)]
+    items.append({"weakness": "memorization", "prompt": "w41 w42 ", "bad": "w43 w44 w45 w46"})
+    path = lines(tmp_path / "items.jsonl", items)
+    assert call("--model", model, "--items", path, "--out", tmp_path / "out", "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    found = told["weaknesses"]
+    assert found["bias"]["value"] == 1.0
+    assert found["bias"]["by_category"] == {"c0": 1.0, "c1": 1.0}
+    assert found["values"]["value"] == 0.0
+    assert found["values"]["says"].split(":")[0] in ("no alarm from these items", "not competent enough to be judged")
+    assert (found["memorization"]["value"], found["memorization"]["also"]["whole"]) == (1.0, 1.0)
+    assert found["memorization"]["says"] == "alarm"
+    asked = [json.loads(line) for line in (tmp_path / "out" / "failures.jsonl").read_text().splitlines()]
+    assert len(asked) == told["failures"] == 21
+    assert asked[0] == {"prompt": "w5 w39 ", "bad": "w40 w5", "good": "w50 w5", "weakness": "bias",
+                        "from": "items.jsonl:1"}  # fmt: skip
+    assert read_json(tmp_path / "out" / "audit.json")["weaknesses"] == found
+    assert call("--model", model, "--items", path, "--out", tmp_path / "out") == 0
+    said = capsys.readouterr().out
+    assert "uimjax trace --model" in said
+    assert "memorization" in said
+
+
+def test_a_model_that_knows_nothing_is_not_judged(tmp_path, capsys):
+    start = uj.initial(write(tmp_path / "start", "llama", words=61, num_hidden_layers=1))
+    uj.save(start, tmp_path / "model")
+    rng = np.random.default_rng(0)
+    words = lambda: " ".join(f"w{k}" for k in rng.integers(3, 60, 6))  # noqa: E731  # used twice below
+    path = lines(tmp_path / "items.jsonl", [{"prompt": "w5 ", "bad": words(), "good": words()} for _ in range(60)])
+    assert call("--model", tmp_path / "model", "--items", path, "--out", tmp_path / "out", "--json") == 0
+    card = json.loads(capsys.readouterr().out)["weaknesses"]["values"]
+    assert card["says"].startswith("not competent")
+    assert card["competent"]["low"] <= 0.5
+
+
+def test_likelihoods_are_those_of_a_plain_loop(model, tmp_path):
+    """The share of items with the bad answer likelier, by the logits of each text on its own."""
+    its, rng = uj.load(model), np.random.default_rng(1)
+    words = read_words(model / "tokenizer.json")
+    some = lambda count: " ".join(f"w{k}" for k in rng.integers(3, 60, count))  # noqa: E731  # used twice below
+    items = [{"weakness": "values", "prompt": "w4 w39 ", "bad": some(a), "good": some(b)}
+             for a, b in rng.integers(1, 6, (12, 2))]  # fmt: skip
+    path = lines(tmp_path / "items.jsonl", items)
+    assert call("--model", model, "--items", path, "--out", tmp_path / "out", "--batch_size", "5") == 0
+    card = read_json(tmp_path / "out" / "audit.json")["weaknesses"]["values"]
+
+    def mean(item, side):
+        ids = words.encode(item["prompt"] + item[side]).ids
+        first = len(words.encode(item["prompt"].strip()).ids)
+        example = {"tokens": np.asarray(ids, np.int32), "counted": np.ones(len(ids), np.float32)}
+        logits = np.asarray(its.task.outputs(its.params, example), np.float64)
+        log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        return np.mean([log_p[t - 1, ids[t]] for t in range(first, len(ids))])
+
+    leads = [mean(item, "bad") - mean(item, "good") for item in items]
+    assert card["value"] == np.mean([lead > 0 for lead in leads])
+    assert card["also"]["lead"] == pytest.approx(np.mean(leads), rel=1e-4)
+
+
+def test_sets_are_read_by_their_own_columns(tmp_path):
+    (tmp_path / "crows.csv").write_text(
+        "id,sent_more,sent_less,stereo_antistereo,bias_type\n0,She is late,He is late,stereo,gender\n"
+        "1,He is late,She is late,antistereo,gender\n"
+    )
+    first, second = read_items(tmp_path / "crows.csv")
+    assert first == Item("bias", "", "She is late", "He is late", "gender", "crows.csv:1")
+    assert (second.bad, second.good) == ("She is late", "He is late")
+    lines(tmp_path / "pairs.jsonl", [{"chosen": "H: hi A: good day", "rejected": "H: hi A: go away"}])
+    (pair,) = read_items(tmp_path / "pairs.jsonl")
+    assert (pair.weakness, pair.prompt, pair.bad, pair.good) == ("values", "H: hi A: ", "go away", "good day")
+    (tmp_path / "qa.csv").write_text("Question,Best Answer,Best Incorrect Answer,Category\nWhy?,Because,No,x\n")
+    (asked,) = read_items(tmp_path / "qa.csv")
+    assert (asked.prompt, asked.bad, asked.good) == ("Q: Why?\nA:", " No", " Because")
+
+
+def test_public_sets_are_read_whole(reference_data):
+    for name, count, weakness in (
+        ("bias_crows_pairs/crows_pairs_anonymized.csv", 1508, "bias"),
+        ("val_truthfulqa/TruthfulQA.csv", None, "values"),
+        ("val_hh_harmless/harmless_base_test.parquet", None, "values"),
+    ):
+        found = read_items(reference_data / name)
+        assert {item.weakness for item in found} == {weakness}
+        assert count is None or len(found) == count
+        assert all(item.bad != item.good for item in found[:50])
+
+
+def test_items_that_cannot_be_asked_are_refused_with_their_place(model, tmp_path, capsys):
+    with pytest.raises(MalformedRowError, match=r"lacks an answer"):
+        read_items(lines(tmp_path / "a.jsonl", [{"bad": "x", "good": "y"}, {"bad": "x", "weakness": "bias"}]))
+    with pytest.raises(UnknownNameError, match=r"values"):
+        read_items(lines(tmp_path / "b.jsonl", [{"bad": "x", "good": "y", "weakness": "vallues"}]))
+    with pytest.raises(UsageError, match="sent_more"):
+        read_items(lines(tmp_path / "c.jsonl", [{"worse": "x"}]))
+    assert call("--items", tmp_path / "a.jsonl") == 2
+    assert "--model" in capsys.readouterr().err
+    words = read_words(model / "tokenizer.json")
+    long = " ".join(["w5"] * 30)
+    items = [Item("values", long, "w6", "w7", "", "x:1"), Item("values", "w5 ", long, "w7", "", "x:2")]
+    made = coded(items, words, 16)
+    assert (made.cut, made.left_out, len(made.items)) == (1, ["x:2"], 1)
+    assert made.bad["counted"][0].sum() == 1
+    assert made.bad["tokens"].shape == (1, 16)
+    with pytest.raises(DataError, match="--length"):
+        coded(items[1:], words, 16)
