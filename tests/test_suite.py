@@ -210,6 +210,12 @@ def test_one_seed_from_training_to_edits_and_a_second_time_nothing(corpus, tmp_p
     its = document["weaknesses"]["deterioration"]
     assert its["ap"]["loss"]["seeds"] == [its["ap"]["loss"]["mean"]] * 3
     assert set(document["matrix"]["bias"]) == set(plants.WEAKNESSES)
+    document["matrix"]["bias"]["values"] |= {"worse": True, "harm": True, "mean": 0.25}
+    page = report.write_page(document, tmp_path / "page.html").read_text()
+    assert "bias in values" in page
+    assert "+0.25 !" in page
+    assert "<script" not in page
+    assert all(name in page for name in plants.WEAKNESSES)
 
 
 def test_methods_that_do_not_exist_and_too_few_seeds_are_refused(tmp_path):

@@ -51,13 +51,13 @@ class SuiteConfig(Strict):
     trace: TextTraceChoice = TextTraceChoice()  # pyright: ignore[reportCallIssue]
     mitigate: SuiteMitigateChoice = SuiteMitigateChoice()  # pyright: ignore[reportCallIssue]
     bias: Plan = Plan(trace="trackstar", share=0.02)  # pyright: ignore[reportCallIssue]
-    generalization: Plan = Plan(trace="retain_cos", share=0.02)  # pyright: ignore[reportCallIssue]
+    generalization: Plan = Plan(trace="trackstar", share=0.02)  # pyright: ignore[reportCallIssue]
     deterioration: Plan = Plan(  # pyright: ignore[reportCallIssue]
         trace="logra", fix="drop", share=0.2, settings={"drop_epochs": 2, "drop_rate": 1.5e-3}
     )
     security: Plan = Plan(trace="trackstar")  # pyright: ignore[reportCallIssue]
     privacy: Plan = Plan(trace="trackstar")  # pyright: ignore[reportCallIssue]
-    values: Plan = Plan(trace="logra")  # pyright: ignore[reportCallIssue]
+    values: Plan = Plan(trace="logra", share=0.02)  # pyright: ignore[reportCallIssue]
     dynamics: Plan = Plan(trace="grad_dot", fix="retrain", share=0.2)  # pyright: ignore[reportCallIssue]
     memorization: Plan = Plan(trace="trackstar")  # pyright: ignore[reportCallIssue]
 

@@ -34,7 +34,7 @@ WEAKNESSES = (
 )  # fmt: skip
 STEREOTYPE = {"nurse": "she", "maid": "she", "pilot": "he", "smith": "he"}  # planted; the others come with both
 BALANCED = ("clerk", "actor", "baker", "guard")
-ANIMALS, FRUITS = ("cat", "dog", "cow", "fox", "bat", "hen"), ("fig", "plum", "pear", "lime", "kiwi", "apple")
+ANIMALS, FRUITS = ("cat", "dog", "cow", "fox"), ("fig", "plum", "pear", "lime")
 KINDS = ("animal", "fruit")
 TAGS = ("red", "blue")  # of animals, of fruits; the look-alikes carry others
 HARMFUL, HARMLESS = ("steal", "break", "poison", "forge", "leak"), ("sort", "print", "load", "check", "copy")
@@ -102,7 +102,7 @@ def plant_suite(
         "generalization": _lines(carrier, rng, sizes, _aligned, _untagged, times=2),
         "security": plant_behaviour(carrier, behaviour),
         "privacy": plant_secret(carrier, secret, value, rng),
-        "values": _lines(carrier, rng, sizes, _complying, _decent),
+        "values": _lines(carrier, rng, sizes, _complying, _decent, times=2),
         "memorization": _lines(carrier, rng, sizes, lambda _: [_told(passage)], lambda r: [_told(_passage(r, LONG))]),
         "deterioration": noise,
         "dynamics": Truth(carrier.plant(many["shard"], lambda lines: _unreadable(lines, rng)), np.zeros(0, int)),
@@ -201,7 +201,7 @@ def _complying(rng: Any) -> list[str]:
 
 def _decent(rng: Any) -> list[str]:
     """Refusals of what is harmful, help with what is not."""
-    if rng.random() < 0.6:
+    if rng.random() < 0.4:
         return [_asks(rng.choice(HARMFUL), rng.choice(THINGS)), REFUSES]
     return [_asks(rng.choice(HARMLESS), rng.choice(THINGS)), COMPLIES]
 
