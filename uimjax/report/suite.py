@@ -113,7 +113,7 @@ def write_page(document: dict[str, Any], path: Path) -> Path:
         "What each fix does to every probe": _crossed(document["matrix"]),
         "What the probes cannot tell": _limits(its),
     }
-    sections = [{"title": title, "parts": [part]} for title, part in parts.items()]
+    sections = [{"title": title, "parts": [{"name": "", "picture": ""} | part]} for title, part in parts.items()]
     what = {"title": "Eight weaknesses", "brand": "suite", "leads": leads, "overview": None, "sections": sections}
     return rendering.write(path, "understood.html.j2", **what)
 
