@@ -210,7 +210,7 @@ def test_one_seed_from_training_to_edits_and_a_second_time_nothing(corpus, tmp_p
     its = document["weaknesses"]["deterioration"]
     assert its["ap"]["loss"]["seeds"] == [its["ap"]["loss"]["mean"]] * 3
     assert set(document["matrix"]["bias"]) == set(plants.WEAKNESSES)
-    document["matrix"]["bias"]["values"] |= {"worse": True, "harm": True, "mean": 0.25}
+    document["matrix"]["bias"]["values"] |= {"worse": True, "mean": 0.25}
     page = report.write_page(document, tmp_path / "page.html").read_text()
     assert "bias in values" in page
     assert "+0.25 !" in page

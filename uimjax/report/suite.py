@@ -17,7 +17,6 @@ from uimjax.report import markup, rendering
 from uimjax.store import read_json
 
 ARMS = ("traced", "oracle", "random")
-NEVER_MISSED = ("security", "privacy", "memorization")
 
 
 def interval(values: Sequence[float]) -> dict[str, Any]:
@@ -31,9 +30,13 @@ def summarise(folders: Sequence[Path], config: SuiteConfig, seconds: float) -> d
     """Of the seeds' folders, once all stages are done."""
     audits = [read_json(folder / "audit.json") for folder in folders]
     found = {name: _weakness(name, folders, audits, config) for name in weaknesses.ALL}
+    crossed = matrix(folders, audits)
+    for fix, one in found.items():
+        worse = [f"{probe} by {cell['mean']:.2f}" for probe, cell in crossed[fix].items() if cell["worse"]]
+        one["verdict"] += f"; worsens {', '.join(worse)}" if worse else ""
     return {
         "seeds": [config.seed + k for k in range(len(folders))], "documents": config.documents,
-        "weaknesses": found, "matrix": matrix(folders, audits), "seconds": round(seconds, 1),
+        "weaknesses": found, "matrix": crossed, "seconds": round(seconds, 1),
     }  # fmt: skip
 
 
@@ -60,15 +63,14 @@ def _weakness(name: str, folders: Sequence[Path], audits: Sequence[Any], config:
 
 def matrix(folders: Sequence[Path], audits: Sequence[Any]) -> dict[str, Any]:
     """`{fix: {probe: change}}`, the traced fix's change of each probe: `mean` over seeds with its interval, and `worse`
-    where all of it lies above 0 and its mean is larger than what the probe calls a failure."""
+    where all of that lies above 0."""
     found: dict[str, Any] = {}
     for fix in weaknesses.ALL:
         outcomes = [read_json(folder / fix / "outcomes.json")["traced"]["probes"] for folder in folders]
-        for probe, its in weaknesses.ALL.items():
+        for probe in weaknesses.ALL:
             pairs = zip(outcomes, audits, strict=True)
             cell = interval([o[probe]["value"] - a["before"]["probes"][probe]["value"] for o, a in pairs])
             cell["worse"] = bool(fix != probe and cell["low"] > 0)
-            cell["harm"] = bool(cell["worse"] and cell["mean"] >= its.least)
             found.setdefault(fix, {})[probe] = cell
     return found
 
@@ -99,13 +101,13 @@ def show(document: dict[str, Any], console: Console) -> None:
 def write_page(document: dict[str, Any], path: Path) -> Path:
     """One offline page of a finished suite. Raises OutputError."""
     its = document["weaknesses"]
-    fixed = [name for name, one in its.items() if one["verdict"] == "fixed"]
+    fixed = [name for name, one in its.items() if one["verdict"].startswith("fixed")]
     cells = [(fix, probe, cell) for fix, row in document["matrix"].items() for probe, cell in row.items()]
-    harm = [f"{fix} in {probe}" for fix, probe, cell in cells if cell["harm"]]
+    harm = [f"{fix} in {probe}" for fix, probe, cell in cells if cell["worse"]]
     leads = [
         f"Eight weaknesses, each planted in documents of its own among {document['documents']:,}, traced and mended, "
         f"with {len(document['seeds'])} seeds. Fixed: {', '.join(fixed) or 'none'}.",
-        f"Fixes that do harm elsewhere: {', '.join(harm) or 'none beyond its interval'}.",
+        f"Fixes that make another weakness worse by more than the interval: {', '.join(harm) or 'none'}.",
     ]
     parts = {
         "What was planted, and what is left of it": _fixes(its),
@@ -123,11 +125,11 @@ def _told(x: dict[str, Any]) -> str:
 
 
 def _fixes(its: dict[str, Any]) -> dict[str, Any]:
-    columns = ("weakness", "unit", "without its plant", "planted", "traced fix", "planted rows (oracle)",
-               "random rows (control)", "fix", "cost", "verdict")  # fmt: skip
+    columns = ("weakness", "verdict", "unit", "without its plant", "planted", "traced fix", "planted rows (oracle)",
+               "random rows (control)", "fix", "cost")  # fmt: skip
     rows = [
-        (name, one["unit"], *(_told(one[key]) for key in ("clean", "planted", *ARMS)), one["fix"],
-         f"{one['utility_cost']['mean']:+.1%}", one["verdict"])
+        (name, one["verdict"], one["unit"], *(_told(one[key]) for key in ("clean", "planted", *ARMS)), one["fix"],
+         f"{one['utility_cost']['mean']:+.1%}")
         for name, one in its.items()
     ]  # fmt: skip
     causes = [name for name, one in its.items() if not one["causal"]]
