@@ -36,23 +36,8 @@ def parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
     run.add_argument("target", help="a YAML config, or the folder of a run")
     run.add_argument("--quick", action="store_true", help="of the suite: smaller, with the same controls")
     for name, what in STAGES.items():
-        stage = _command(commands, name, what, out=None)
-        if name == "trace":
-            _of_failures(stage, flags=_begins_with_flags(argv))
-        elif name == "audit":
-            stage.set_defaults(target=None)
-            if not _begins_with_flags(argv):
-                stage.add_argument("target", nargs="?", help="a YAML config, or the folder of a run; or instead:")
-            stage.add_argument("--model", help="a checkpoint folder, or pkg.module:function returning a Flax module")
-            stage.add_argument("--items", nargs="+", help="files of items: bad and good answers (`uimjax help audit`)")
-        elif name == "mitigate":
-            stage.add_argument("target", help="a YAML config, or the folder of a run, or of a trace of your own model "
-                               "whose edit is carried out: --method npo, drop ... (`uimjax new mend`)")  # fmt: skip
-        else:
-            stage.add_argument("target", help="a YAML config, or the folder of a run")
-    edit = _command(
-        commands, "edit", "the documents that a mitigation acts on, from a trace of your own model", out=None
-    )
+        _stage(_command(commands, name, what, out=None), name, argv)
+    edit = _command(commands, "edit", "documents that a mitigation acts on, from a trace of your own model", out=None)
     edit.add_argument("target", help="the folder of a trace of a language model")
     edit.add_argument("--top", type=int, default=10, help="proponents of each failure (default 10)")
     edit.add_argument("--failure", type=int, nargs="+", default=[], help="of these failures alone, from 0")
@@ -82,6 +67,23 @@ def parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
     topic = commands.add_parser("help", help="print a page of the shipped docs")
     topic.add_argument("topic", nargs="?", help="the page; without it, the list")
     return top
+
+
+def _stage(stage: argparse.ArgumentParser, name: str, argv: Sequence[str]) -> None:
+    """What a stage of a story takes; some of them are for models of the reader's own as well."""
+    if name == "trace":
+        _of_failures(stage, flags=_begins_with_flags(argv))
+    elif name == "mitigate":
+        stage.add_argument("target", help="a YAML config, or the folder of a run, or of a trace of your own whose "
+                           "edit is carried out: --method npo, drop ... (`uimjax new mend`)")  # fmt: skip
+    elif name == "audit":
+        stage.set_defaults(target=None)
+        if not _begins_with_flags(argv):
+            stage.add_argument("target", nargs="?", help="a YAML config, or the folder of a run; or instead:")
+        stage.add_argument("--model", help="a checkpoint folder, or pkg.module:function returning a Flax module")
+        stage.add_argument("--items", nargs="+", help="files of items: bad and good answers (`uimjax help audit`)")
+    else:
+        stage.add_argument("target", help="a YAML config, or the folder of a run")
 
 
 def _indexes(commands: Any) -> None:
