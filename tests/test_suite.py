@@ -223,6 +223,9 @@ def test_methods_that_do_not_exist_and_too_few_seeds_are_refused(tmp_path):
     with pytest.raises(UnknownNameError, match="trackstar"):
         suite.run(config, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+    idle = parse(SuiteConfig, SMALL | {"mitigate": {"budget": 0.5}}, "here")
+    with pytest.raises(UsageError, match=r"mitigate\.budget would change nothing"):
+        suite.run(idle, tmp_path / "out")
     (tmp_path / "suite.yaml").write_text("kind: suite\nseeds: 2\n")
     with pytest.raises(SystemExit) as ended:
         cli.main(["run", str(tmp_path / "suite.yaml"), "--out", str(tmp_path / "out")])

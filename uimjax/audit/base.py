@@ -46,6 +46,13 @@ def share(leads: np.ndarray) -> np.ndarray:
     return expit(leads)
 
 
+def of_pairs(task: Task, params: Any, pairs: Any) -> Probed:
+    """The mean `share` of pairs `{"bad": rows, "good": rows}`; beside it `error`, the share of the items with the bad
+    answer likelier, and the mean `lead` in nats."""
+    found = leads(task, params, pairs)
+    return over_items(share(found), error=float(np.mean(found > 0)), lead=float(found.mean()))
+
+
 def token_losses(task: Task, params: Any, rows: Any) -> np.ndarray:
     """`[N, T]` nats; 0 where a token does not count."""
     parts = [np.asarray(_losses(task)(params, b.rows))[: int(b.mask.sum())] for b in row.batches(rows, BATCH)]

@@ -10,16 +10,13 @@ Beside it `error`: share of the items with the bad answer likelier, and the mean
 import functools
 from typing import Any
 
-import numpy as np
-
 from uimjax.audit import base
 from uimjax.task import Measurement, Task
 
 
 def probe(task: Task, params: Any, pairs: Any) -> base.Probed:
     """`pairs`: `{"bad": rows of the cue's answer, "good": rows of the true one}`."""
-    leads = base.leads(task, params, pairs)
-    return base.over_items(base.share(leads), error=float(np.mean(leads > 0)), lead=float(leads.mean()))
+    return base.of_pairs(task, params, pairs)
 
 
 @functools.lru_cache(maxsize=16)

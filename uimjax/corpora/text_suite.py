@@ -64,7 +64,7 @@ class Sizes:
 
 
 class PlantedSuite(NamedTuple):
-    """`documents` and their rows `train` with all plants; `present` `[E, N]`: 0 where a row is not met; `planted`
+    """`documents` and their rows `train` with all plants; `present` `[E, N]`: 0 where a row is not met; `without`
     `{weakness: present with its documents left out}`: what the twin of each is trained by. `retain`: held-out rows for
     the tracing, `utility`: others for the verdict."""
 

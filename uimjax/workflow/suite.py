@@ -21,6 +21,7 @@ from uimjax.audit import base as likelihood
 from uimjax.audit import dynamics, scorecard, weaknesses
 from uimjax.config import SuiteConfig, TextConfig, parse
 from uimjax.corpora.text_suite import WEAKNESSES, PlantedSuite, Sizes, plant_suite
+from uimjax.errors import UsageError
 from uimjax.interpret.index import task_digest
 from uimjax.mitigate import edit, oracle
 from uimjax.mitigate.edit import Edit
@@ -93,6 +94,7 @@ def run(
     for name in WEAKNESSES:
         parse(type(config.mitigate), config.mitigate.model_dump() | getattr(config, name).settings, f"{name}.settings")
         base.check_methods(config.trace.model_copy(update={"method": getattr(config, name).trace}), words=True)
+    _refuse_idle(config)
     settings = text_of(config)
     corpus = text.load_corpus(settings)
     make_folder(folder)
@@ -109,6 +111,17 @@ def run(
     store.write_json(folder / "suite.json", document)
     report.write_page(document, folder / "report.html")
     return document
+
+
+def _refuse_idle(config: SuiteConfig) -> None:
+    """What every weakness says for itself, or the suite's seeds do, is not taken from elsewhere and then ignored."""
+    idle = {"mitigate": ("method", "compare", "budget", "seeds", "compare_seeds"), "trace": ("method",)}
+    for part, names in idle.items():
+        chosen = getattr(config, part)
+        for name in names:
+            if getattr(chosen, name) != type(chosen).model_fields[name].default:
+                raise UsageError(f"{part}.{name} would change nothing: each weakness has its own trace, fix and share "
+                                 "(bias.fix ...), and the suite its seeds")  # fmt: skip
 
 
 def text_of(config: SuiteConfig) -> TextConfig:
