@@ -53,9 +53,9 @@ def of_pairs(task: Task, params: Any, pairs: Any) -> Probed:
     return over_items(share(found), error=float(np.mean(found > 0)), lead=float(found.mean()))
 
 
-def token_losses(task: Task, params: Any, rows: Any) -> np.ndarray:
+def token_losses(task: Task, params: Any, rows: Any, batch_size: int = BATCH) -> np.ndarray:
     """`[N, T]` nats; 0 where a token does not count."""
-    parts = [np.asarray(_losses(task)(params, b.rows))[: int(b.mask.sum())] for b in row.batches(rows, BATCH)]
+    parts = [np.asarray(_losses(task)(params, b.rows))[: int(b.mask.sum())] for b in row.batches(rows, batch_size)]
     return np.concatenate(parts)
 
 

@@ -118,15 +118,7 @@ def _card(probed: base.Probed, unit: str, chance: float, able: base.Probed | Non
 
 def _likelihoods(task: Task, params: Any, rows: Any, batch_size: int) -> np.ndarray:
     """`[N]` log p of the counted tokens, nats."""
-    program, parts = _losses(task), []
-    for batch in row.batches(rows, batch_size):
-        parts.append(np.asarray(program(params, batch.rows), np.float64)[: int(batch.mask.sum())])
-    return -np.concatenate(parts)
-
-
-@functools.lru_cache(maxsize=4)
-def _losses(task: Task):
-    return jax.jit(lambda params, rows: jax.vmap(lambda r: jnp.sum(task.loss(params, r)))(rows))
+    return -base.token_losses(task, params, rows, batch_size).sum(1, dtype=np.float64)
 
 
 @functools.lru_cache(maxsize=4)
