@@ -28,7 +28,7 @@ FLOORS = [
     ],
     ["uimjax.task", "uimjax.mesh"],
     ["uimjax.rows", "uimjax.taps"],
-    ["uimjax.factors", "uimjax.sketch"],
+    ["uimjax.convolutions", "uimjax.factors", "uimjax.sketch"],
     ["uimjax.curvature", "uimjax.store", "uimjax.room"],
     [
         "uimjax.models",

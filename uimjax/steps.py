@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from uimjax.convolutions import fast
 from uimjax.errors import UsageError
 from uimjax.task import Task
 
@@ -159,6 +160,6 @@ def step(
 ) -> tuple[Any, Any, Any]:
     """One step of an optimizer's `update`: (parameters, its state, the rows' losses before the step)."""
     gradient = jax.value_and_grad(functools.partial(batch_loss, task, size=size, keys=keys), has_aux=True)
-    (_, losses), found = gradient(params, rows, weight)
+    (_, losses), found = fast(gradient)(params, rows, weight)
     updates, state = update(found, state, params)
     return optax.apply_updates(params, updates), state, losses

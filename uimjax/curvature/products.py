@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from uimjax import rows as row
+from uimjax.convolutions import fast
 from uimjax.curvature import source
 from uimjax.errors import BudgetError, NonFiniteError, ShapeError, UnknownNameError, UsageError
 from uimjax.mesh import shard_batch
@@ -153,7 +154,7 @@ def product(kind: str, found: Sites, task: Task) -> Product:
 
     def apply(params: Any, batches: Stack, v: Direction) -> Direction:
         def step(total: Direction, batch: Stack) -> tuple[Direction, None]:
-            return jax.tree.map(jnp.add, total, summed(params, batch.rows, batch.mask, v)), None
+            return jax.tree.map(jnp.add, total, fast(summed)(params, batch.rows, batch.mask, v)), None
 
         total, _ = jax.lax.scan(step, jax.tree.map(jnp.zeros_like, v), batches)
         return jax.tree.map(lambda x: x / batches.mask.sum().astype(x.dtype), total)

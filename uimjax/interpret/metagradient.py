@@ -25,6 +25,7 @@ import numpy as np
 
 from uimjax import checkpoint, steps, store
 from uimjax import rows as row
+from uimjax.convolutions import fast
 from uimjax.errors import NonFiniteError, UnknownNameError, UsageError
 from uimjax.interpret import bank
 from uimjax.interpret.base import Scores
@@ -210,7 +211,7 @@ def _replay(task: Task, static: steps.Static, measurement: Measurement, count: i
             before, at = met
             rows, weight = steps.gather(data, at.ids, weights)
             _, pull = jax.vjp(lambda s, w: _floats(moved(_with(before, s), at, key, rows, w)), _floats(before), weight)
-            cotangent, touched = jax.vmap(pull)(cotangent)
+            cotangent, touched = fast(jax.vmap(pull))(cotangent)
             return (cotangent, found.at[:, at.ids].add(touched, mode="drop")), None
 
         (cotangent, found), _ = jax.lax.scan(back, (cotangent, found), (states, order), reverse=True)

@@ -16,6 +16,8 @@ NLL, `ref` the model before, sg() a constant, z the logits `[V]` of a token:
     wga           - mean_t sg(p_t^beta) NLL_t,  p_t = exp(-NLL_t)   (Wang et al. 2025, arXiv 2502.19301)
     satimp        - mean_t sg(p_t^beta1 (1 - p_t)^beta2) NLL_t      (Yang et al. 2025, arXiv 2505.11953)
     pdu           mean_t (max z - mean z)^2, beneath a bound on the retain loss (primal-dual; see `uimjax.mitigate`)
+    cda           (NLL + NLL of the counterfactual) / 2 + js mean_t JS(p_t, p_t of the counterfactual): nothing is
+                  forgotten but what sets the two apart                       (Lu et al. 2018, arXiv 1807.11714)
 
 Strengths and weights `gamma` (of this loss) and `alpha` (of the retain loss) default to those of open-unlearning's
 reference code. Where ours departs from it: `uimjax help mitigate`.
@@ -213,9 +215,32 @@ class PDU(Forget):
         return views.now.mean(jnp.square(jnp.max(z, -1) - jnp.mean(z, -1)))
 
 
+@dataclass(frozen=True)
+class Counterfactual(Forget):
+    """The other answer is the row with the groups' words in each other's place. `js`: weight of the Jensen-Shannon
+    divergence, in nats, between both predictions, place by place: for pairs of words of as many tokens."""
+
+    js: float = 0.0
+
+    @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]  # of a value, not of the class
+        return frozenset({"other"} | ({"logits"} if self.js else set()))
+
+    def __call__(self, views: Views) -> Any:
+        now, other = views.now, views.other
+        assert other is not None  # it is among the needs
+        both = (now.total + other.total) / 2
+        if not self.js:
+            return both
+        p, q = jax.nn.log_softmax(now.logits), jax.nn.log_softmax(other.logits)
+        middle = jnp.logaddexp(p, q) - jnp.log(2.0)
+        js = jnp.sum(jnp.exp(p) * (p - middle) + jnp.exp(q) * (q - middle), -1) / 2
+        return both + self.js * now.mean(js, now.counted & other.counted)
+
+
 LOSSES: dict[str, type[Forget]] = {
     "grad_ascent": GradAscent, "grad_diff": GradDiff, "npo": NPO, "simnpo": SimNPO, "dpo": DPO, "rmu": RMU,
-    "undial": UNDIAL, "ce_u": CEU, "wga": WGA, "satimp": SatImp, "pdu": PDU,
+    "undial": UNDIAL, "ce_u": CEU, "wga": WGA, "satimp": SatImp, "pdu": PDU, "cda": Counterfactual,
 }  # fmt: skip
 
 

@@ -21,6 +21,7 @@ import optax
 
 from uimjax import checkpoint
 from uimjax import rows as row
+from uimjax.convolutions import fast
 from uimjax.errors import NonFiniteError, UnknownNameError, UsageError
 from uimjax.mitigate import forgetting, looking, subspace
 from uimjax.mitigate.forgetting import PDU, RMU, Forget, GradDiff, Seen, Views
@@ -106,7 +107,8 @@ class Unlearning:
     @property
     def by_token(self) -> bool:
         """Does it look at tokens one by one, and not at sums over rows alone?"""
-        summed = isinstance(self.loss, (forgetting.NPO, forgetting.DPO)) or getattr(self.loss, "per", "") == "row"
+        sums = (forgetting.NPO, forgetting.DPO, forgetting.Counterfactual)
+        summed = isinstance(self.loss, sums) or getattr(self.loss, "per", "") == "row"
         return not summed or self.retain not in ("row", "none") or bool(self.needs & {"logits", "hidden"})
 
 
@@ -163,9 +165,10 @@ def unlearn(
 ) -> Unlearned:
     """Unlearn the rows `forget` (ids) of `data`; every other row may be drawn as a retain row.
 
-    `others`: for DPO, a row for each of `forget`, in its order, with the answer that is to come instead. `hidden`:
-    for RMU, `(params, example) -> [T, D]`, or `[D]` of a class (default: the task's features). With `folder` a stopped
-    run is continued, to the bit; `sinks` get the retain metric. The parameters that came in are left as they are.
+    `others`: for DPO and CDA, a row for each of `forget`, in its order: the answer that is to come instead, or the
+    counterfactual. `hidden`: for RMU, `(params, example) -> [T, D]`, or `[D]` of a class (default: the task's
+    features). With `folder` a stopped run is continued, to the bit; `sinks` get the retain metric. The parameters that
+    came in are left as they are.
 
     Raises:
         UsageError: nothing to forget, ids out of range or twice, nothing left to retain, or what the loss looks at is
@@ -310,7 +313,7 @@ def _steps(task: Task, choice: Unlearning, hidden: Any, forgetting: bool):
                 loss = loss + choice.gamma * forget_loss(current, fixed, k)
             return loss, kept
 
-        gradient, kept = jax.grad(objective, has_aux=True)(state.free)
+        gradient, kept = fast(jax.grad(objective, has_aux=True))(state.free)
         updates, after = optimizer.update(gradient, state.optimizer, state.free)
         dual = state.dual
         if isinstance(choice.loss, PDU) and forgetting:

@@ -216,6 +216,8 @@ class Conv(NamedTuple):
     lhs_dilation: tuple[int, ...]
     rhs_dilation: tuple[int, ...]
     groups: int
+    precision: Any = None
+    dtype: Any = None  # of the output, where it is said
 
 
 def conv(eqn: Any) -> Conv | None:
@@ -233,4 +235,6 @@ def conv(eqn: Any) -> Conv | None:
         tuple(p["lhs_dilation"]),
         tuple(p["rhs_dilation"]),
         p["feature_group_count"],
+        p["precision"],
+        p["preferred_element_type"],
     )

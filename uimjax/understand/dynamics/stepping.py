@@ -11,6 +11,7 @@ import optax
 
 from uimjax import rows as row
 from uimjax import steps
+from uimjax.convolutions import fast
 from uimjax.curvature.source import check_nll, nll_of
 from uimjax.errors import DataError, ShapeError, UsageError
 from uimjax.task import Task
@@ -84,9 +85,10 @@ def step(
     if "grand" in collector.what:
         gradient, losses, norms, logits = _graded(task, params, rows, weight, keys, needs_logits(collector))
     elif needs_logits(collector) and task.trained is None:
-        gradient, (losses, logits) = jax.grad(lambda p: _composed(task, p, rows, weight), has_aux=True)(params)
+        gradient, (losses, logits) = fast(jax.grad(lambda p: _composed(task, p, rows, weight), has_aux=True))(params)
     else:
-        gradient, losses = jax.grad(lambda p: steps.batch_loss(task, p, rows, weight, keys=keys), has_aux=True)(params)
+        loss = lambda p: steps.batch_loss(task, p, rows, weight, keys=keys)  # noqa: E731  # one line
+        gradient, losses = fast(jax.grad(loss, has_aux=True))(params)
         logits = _clean(task, params, rows) if needs_logits(collector) else None
     labels = None if logits is None else jax.vmap(task.label)(rows)  # type: ignore[arg-type]  # checked before
     dynamics = collector.update(

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from uimjax import rows as row
+from uimjax.convolutions import fast
 from uimjax.curvature import products
 from uimjax.curvature.products import Direction, Matrix, Stack
 from uimjax.errors import NonFiniteError, ShapeError, UnknownNameError, UsageError
@@ -325,7 +326,7 @@ def _uphill(found: Sites, task: Task):
             return total / batches.mask.sum().astype(total.dtype)
 
         at = [jnp.asarray(leaves[number]) for number in numbers]
-        low, gradient = jax.value_and_grad(loss)(at)
+        low, gradient = fast(jax.value_and_grad(loss))(at)
         wide = [g.astype(low.dtype) for g in gradient]
         norm = jnp.sqrt(sum((jnp.square(g).sum() for g in wide), jnp.zeros((), low.dtype)))
         high = loss([x + (rho * g / norm).astype(x.dtype) for x, g in zip(at, wide, strict=True)])
