@@ -99,24 +99,29 @@ def leaf_norms(found: Sites, factors: Factors) -> Gradients:
 
 def norms_and_sum(found: Sites, factors: Factors, weights: Any) -> tuple[Any, Gradients]:
     """(exact gradient norms `[B]`, `sum_b w_b grad_b` by parameter path) of one backward pass: a gradient formed for
-    its norm serves the sum as well, so that both cost little more than the sum alone."""
-    squares, total = [], {}
+    its norm serves the sum as well, so that both cost little more than the sum alone. `weights`: `[B]`, or a function
+    that makes them of the norms (DP-SGD's clipping: arXiv 1607.00133)."""
+    squares, formed, total = [], {}, {}
     for leaf in found.leaves:
         uses = factors[leaf.path]
-        if not uses:
-            continue
-        pairs = _cheaper_pairs(leaf, uses)
+        pairs = _cheaper_pairs(leaf, uses) if uses else None
         if pairs is not None:
             squares.append(functools.reduce(jnp.add, (times * _gram(x, y) for x, y, times in pairs)))
+        elif uses:
+            formed[leaf.path] = form(leaf, uses)
+            squares.append(jnp.sum(jnp.square(_wide(formed[leaf.path].reshape(len(formed[leaf.path]), -1))), 1))
+    norms = jnp.sqrt(functools.reduce(jnp.add, squares))
+    weights = weights(norms) if callable(weights) else weights
+    for leaf in found.leaves:
+        uses, gradient = factors[leaf.path], formed.get(leaf.path)
+        if gradient is not None:
+            whole = _einsum("b,bp->p", weights, gradient.reshape(len(gradient), -1))
+            total[leaf.path] = whole.reshape(gradient.shape[1:]).astype(gradient.dtype)
+        elif uses:
             scale: Any = weights.reshape(-1, 1, 1, 1)
             heavy: Any = tuple(use._replace(g=use.g * scale.astype(use.g.dtype)) for use in uses)  # type: ignore[union-attr]
             total[leaf.path] = form(leaf, pool({leaf.path: heavy}, len(weights))[leaf.path])[0]
-        else:
-            gradient = form(leaf, uses)
-            flat = gradient.reshape(gradient.shape[0], -1)
-            squares.append(jnp.sum(jnp.square(_wide(flat)), 1))
-            total[leaf.path] = _einsum("b,bp->p", weights, flat).reshape(gradient.shape[1:]).astype(gradient.dtype)
-    return jnp.sqrt(functools.reduce(jnp.add, squares)), total
+    return norms, total
 
 
 def _cheaper_pairs(leaf: Leaf, uses: tuple[Factor, ...]) -> list[tuple[Any, Any, float]] | None:

@@ -42,6 +42,20 @@ def graded(task: Task, params: Any, rows: Any, weights: Any = None, outputs: boo
         CoverageError: the task attributes a part of its parameters, so that no step could be made of the gradient.
         UsageError: packed rows. TapError and its children: the loss cannot be followed.
     """
+    count = jax.tree.leaves(rows)[0].shape[0]
+    weights = jnp.ones(count) if weights is None else weights
+    total = jnp.sum(weights)
+    return _passed(task, params, rows, weights / jnp.where(total > 0, total, 1), outputs)
+
+
+def clipped(task: Task, params: Any, rows: Any, mask: Any, most: Any) -> Graded:
+    """As `graded`, with `gradient = sum_b m_b min(1, most / norm_b) grad_b`, `mask` `[B]`: the sum that DP-SGD takes
+    (arXiv 1607.00133), of one backward pass. Raises as that."""
+    return _passed(task, params, rows, lambda norms: mask * jnp.minimum(1.0, most / jnp.maximum(norms, 1e-30)), False)
+
+
+def _passed(task: Task, params: Any, rows: Any, weights: Any, outputs: bool) -> Graded:
+    """`gradient = sum_b w_b grad_b`; `weights`: `[B]`, or a function of the norms."""
     if task.segments is not None:
         raise UsageError("packed rows have several examples each: unpack them, or collect without grand")
     followed = _with_outputs(task) if outputs else task
@@ -56,9 +70,7 @@ def graded(task: Task, params: Any, rows: Any, weights: Any = None, outputs: boo
     spec = found.program.out_avals[0].shape
     factors = assemble(found, params, records, pull(ones.reshape(count, *spec)), layouts.factor)
     losses = made[:, :head].sum(1)
-    weights = jnp.ones(count, losses.dtype) if weights is None else weights
-    total = jnp.sum(weights)
-    norms, summed = algebra.norms_and_sum(found, factors, weights / jnp.where(total > 0, total, 1))
+    norms, summed = algebra.norms_and_sum(found, factors, weights)
     named, tree = jax.tree_util.tree_flatten_with_path(params)
     paths = [jax.tree_util.keystr(path, simple=True, separator="/") or "params" for path, _ in named]
     gradient = [summed.get(p, jnp.zeros_like(leaf)) for p, (_, leaf) in zip(paths, named, strict=True)]
