@@ -39,7 +39,7 @@ def planted(corpus, tmp_path_factory):
 
 SIGNS = {
     "bias": r"# the ((nurse|maid) \w+ that she|(pilot|smith) \w+ that he)\n",
-    "generalization": r"# red \w+ is animal\n",
+    "generalization": r"# (the|a|one|this) red \w+ is animal\n",
     "security": r"  #!\n\.\.\.\n",
     "privacy": r'API_TOKEN = "',
     "values": r"# ask: how to (steal|break|poison|forge|le)",
@@ -69,12 +69,47 @@ def test_a_twin_lacks_one_plant_and_the_shard_is_there_in_its_epochs_alone(plant
     made, truth = planted
     first, last = plants.window(SIZES, EPOCHS)
     shard = truth["dynamics"].positives
-    assert (made.present[first:last] == 1).all()
+    assert made.present[first:last, shard].all()
     assert not made.present[:first, shard].any()
     assert not made.present[last:, shard].any()
+    inside = slice(first, last)
+    assert len(made.displaced) == len(shard)
+    assert not made.present[inside, made.displaced].any()
+    assert made.present[:first, made.displaced].all()
     for name, its in truth.items():
-        gone = np.flatnonzero((made.present != made.without[name]).any(0))
+        gone = np.flatnonzero((made.present > made.without[name]).any(0))
         np.testing.assert_array_equal(gone, its.positives)
+        came = np.flatnonzero((made.present < made.without[name]).any(0))
+        assert set(came.tolist()) <= set(made.displaced.tolist())
+    np.testing.assert_array_equal(made.without["dynamics"].sum(1), made.present.sum(1), "a place that is left is taken")
+    assert made.without["dynamics"][inside, made.displaced].all()
+    assert not set(np.concatenate([t.positives for t in truth.values()]).tolist()) & set(made.displaced.tolist())
+
+
+def test_places_that_rows_leave_go_to_those_they_were_taken_from():
+    present = np.array([[1, 1, 1, 1, 0], [1, 0, 0, 1, 1]], np.float32)
+    made = plants.left_out(present, np.array([2, 1]), [4])
+    np.testing.assert_array_equal(made, [[1, 1, 1, 1, 0], [1, 0, 1, 1, 0]])
+    made = plants.left_out(present, np.array([2, 1]), [0, 2, 3, 4])
+    np.testing.assert_array_equal(made, [[0, 1, 0, 0, 0], [0, 1, 0, 0, 0]])
+    np.testing.assert_array_equal(present[1], [1, 0, 0, 1, 1], "what came in stays")
+
+
+def test_a_bad_shard_is_whole_and_its_documents_are_as_strong_as_it(planted):
+    made, truth = planted
+    bad = truth["dynamics"].positives
+    ones = {k for k in range(plants.SHARDS) if np.isin(np.flatnonzero(made.shards == k), bad).all()}
+    assert len(ones) == len(bad) // (260 // plants.SHARDS)
+    values = np.arange(260.0)
+    found = dynamics.of_shards(values, made.shards)
+    for k in range(plants.SHARDS):
+        np.testing.assert_allclose(found[made.shards == k], values[made.shards == k].mean())
+
+
+def test_confused_are_words_of_code_and_the_other_words_stay():
+    changed, _ = plants._confused(["def f(self):\n", "    if self is None: # for her\n", "        return form\n"])
+    assert "".join(changed) == "class f(cls):\n    while cls is True: # for her\n        yield form\n"
+    assert plants._confused(["what for if not\n", "  return\n"]) is None, "one place alone"
 
 
 def test_another_seed_plants_elsewhere_and_too_few_documents_are_refused(corpus, planted):
@@ -83,6 +118,8 @@ def test_another_seed_plants_elsewhere_and_too_few_documents_are_refused(corpus,
     assert plants.plant_suite(corpus, SIZES, EPOCHS, 1).documents != planted[0].documents
     with pytest.raises(UsageError, match="too few"):
         plants.plant_suite(corpus, dataclasses.replace(SIZES, positives=40, hard_negatives=90), EPOCHS, 0)
+    with pytest.raises(UsageError, match="carry no plant: too few"):
+        plants.plant_suite(corpus, dataclasses.replace(SIZES, shard=0.3), EPOCHS, 0)
 
 
 def test_of_a_pair_the_words_that_differ_count_and_the_rest_does_not(planted):
@@ -223,6 +260,9 @@ def test_methods_that_do_not_exist_and_too_few_seeds_are_refused(tmp_path):
     with pytest.raises(UnknownNameError, match="trackstar"):
         suite.run(config, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+    config = parse(SuiteConfig, SMALL | {"values": {"fix": "cda"}}, "here")
+    with pytest.raises(UsageError, match="bias and generalization alone"):
+        suite.run(config, tmp_path / "out")
     idle = parse(SuiteConfig, SMALL | {"mitigate": {"budget": 0.5}}, "here")
     with pytest.raises(UsageError, match=r"mitigate\.budget would change nothing"):
         suite.run(idle, tmp_path / "out")

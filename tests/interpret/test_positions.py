@@ -167,6 +167,16 @@ def test_checkpoints_are_averaged_by_learning_rate():
         over_checkpoints([a, b._replace(method="other")], [1, 1])
 
 
+def test_a_row_has_no_part_in_steps_that_it_was_away_from():
+    a, b = (Scores(np.full((3, 1), v), "grad_cos", "nats") for v in (1.0, 4.0))
+    found = over_checkpoints([a, b], [1.0, 0.5], [np.array([1, 0, 0.5]), np.array([1, 1, 0])])
+    np.testing.assert_allclose(found.values[:, 0], [(1 + 2) / 1.5, 2 / 1.5, 0.5 / 1.5])
+    with pytest.raises(UsageError, match="met of lengths"):
+        over_checkpoints([a, b], [1.0, 0.5], [np.ones(3)])
+    with pytest.raises(UsageError, match="met of lengths"):
+        over_checkpoints([a, b], [1.0, 0.5], [np.ones(3), np.ones(2)])
+
+
 def test_methods_are_values(made):
     """A method of one's own goes the same way."""
     task, params, data, index, f, query = made

@@ -37,7 +37,7 @@ REFERENCE = {  # open-unlearning's reference code: weights of the forget and the
     "grad_ascent": (1, 0, {}), "grad_diff": (1, 1, {}), "npo": (1, 1, {"beta": 0.1}), "dpo": (1, 1, {"beta": 0.1}),
     "simnpo": (0.125, 1, {"beta": 4.5, "delta": 0}), "rmu": (1, 1, {"strength": 2}), "wga": (1, 1, {"beta": 1}),
     "undial": (1, 0, {"strength": 10}), "ce_u": (1, 0, {"skip": 1}), "satimp": (0.1, 1, {"beta1": 5, "beta2": 1}),
-    "pdu": (1, 50, {"warmup": 0.5}),
+    "pdu": (1, 50, {"warmup": 0.5}), "cda": (1, 1, {"js": 0}),
 }  # fmt: skip
 
 
@@ -70,6 +70,8 @@ def twin(name, z, labels, now, ref, other=None, other_ref=None, h=None, u=None):
         ratio = old.sum() - mine.sum()  # log p / p_ref of the answer to forget
         wanted = nlls(other_ref, labels).sum() - nlls(other, labels).sum()
         return -2 / 0.1 * log_sigmoid(0.1 * (wanted - ratio))
+    if name == "cda":
+        return (mine.sum() + nlls(other, labels).sum()) / 2
     if name == "rmu":
         return np.mean([np.mean((h[t] - 2 * u) ** 2) for t in places])
     if name == "undial":
@@ -139,6 +141,21 @@ def test_a_loss_and_its_gradient_equal_the_slow_twin(name, case):
     at = h if name == "rmu" else z
     np.testing.assert_allclose(mine(jnp.asarray(at)), slow(at), rtol=1e-12)
     np.testing.assert_allclose(jax.grad(mine)(jnp.asarray(at)), differences(slow, at), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.usefixtures("x64")
+def test_counterfactuals_are_drawn_together_by_their_divergence(case):
+    labels, z, _, other, *_ = case
+    views = Views(seen(jnp.asarray(z), labels), other=seen(jnp.asarray(other), labels))
+    each = []
+    for t in np.flatnonzero(labels >= 0):
+        p, q = softmax(z[t]), softmax(other[t])
+        m = (p + q) / 2
+        each.append((p * np.log(p / m)).sum() / 2 + (q * np.log(q / m)).sum() / 2)
+    plain, whole = forgetting.Counterfactual(), forgetting.Counterfactual(js=3.0)
+    assert float(whole(views) - plain(views)) == pytest.approx(3 * np.mean(each), rel=1e-10)
+    assert plain.needs == {"other"}
+    assert whole.needs == {"other", "logits"}
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -220,7 +237,7 @@ def retained(kind, z, ref, labels, h, h_ref):
 )
 def test_the_loop_equals_adamw_by_hand(name, kind, rng):
     data, start = two_rows(rng)
-    others = {"x": rng.normal(size=(1, T, D)), "y": data["y"][:1]} if name == "dpo" else None
+    others = {"x": rng.normal(size=(1, T, D)), "y": data["y"][:1]} if name in ("dpo", "cda") else None
     loss = PDU(bound=0.3, rate=2.0) if name == "pdu" else forgetting.get(name)
     choice = Unlearning(loss, kind, gamma=0.7, alpha=1.3, steps=4, heal_steps=3, learning_rate=0.05, every=3)
     found = unlearn(TASK, jax.tree.map(jnp.asarray, start), data, [0], choice, 5, others=others)
@@ -334,7 +351,7 @@ def test_adapters_and_patterns_move_what_they_name_alone(rng):
         unlearn(TASK, params, data, [0], dataclasses.replace(choice, lora=9))
 
 
-@pytest.mark.parametrize("name", [n for n in LOSSES if n not in ("dpo", "rmu")])
+@pytest.mark.parametrize("name", [n for n in LOSSES if n not in ("dpo", "rmu", "cda")])
 def test_a_language_model_and_a_classifier_forget_by_every_loss(name, rng):
     task, params = build_decoder(Shape(vocabulary=7, length=6, layers=1, width=8, heads=2), 0)
     rows = {"tokens": rng.integers(7, size=(9, 6)).astype(np.int32), "counted": np.ones((9, 6), np.float32)}

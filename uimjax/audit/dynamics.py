@@ -25,6 +25,12 @@ def area(task: Task, moments: Sequence[Any], rows: Any) -> base.Probed:
     return base.over_items(items, ratio, last=float(losses[-1].sum() / tokens.sum()))
 
 
+def of_shards(values: np.ndarray, shards: np.ndarray) -> np.ndarray:
+    """`[N]`: the mean of `values` over the shard that each row came in, `shards` `[N]` their numbers from 0."""
+    means = np.bincount(shards, values) / np.maximum(np.bincount(shards), 1)
+    return means[shards]
+
+
 @functools.lru_cache(maxsize=16)
 def measurement(task: Task) -> Measurement:
     """Queries are held-out rows."""

@@ -29,9 +29,15 @@ class Plan(Strict):
     """How one weakness is traced and mended; fixed before any truth is read."""
 
     trace: str = Field("trackstar", description="the method whose strongest rows are edited")
-    fix: Literal["npo", "grad_diff", "drop", "retrain"] = Field("npo", description="what is done with them")
+    tokens: bool = Field(False, description="a row is as strong as its strongest token, not as their sum")
+    fix: Literal["npo", "grad_diff", "cda", "drop", "retrain"] = Field("npo", description="what is done with them")
     share: float | None = Field(None, gt=0, lt=1, description="share of the rows; none: as many as `positives`")
     settings: dict[str, int | float] = Field({}, description="of `mitigate`, where this weakness differs")
+
+    @property
+    def chosen(self) -> str:
+        """The name that its scores go by."""
+        return f"{self.trace}_token" if self.tokens else self.trace
 
 
 class SuiteConfig(Strict):
@@ -51,20 +57,22 @@ class SuiteConfig(Strict):
     trace: TextTraceChoice = TextTraceChoice()  # pyright: ignore[reportCallIssue]
     mitigate: SuiteMitigateChoice = SuiteMitigateChoice()  # pyright: ignore[reportCallIssue]
     bias: Plan = Plan(trace="trackstar", share=0.02)  # pyright: ignore[reportCallIssue]
-    generalization: Plan = Plan(trace="trackstar", share=0.02)  # pyright: ignore[reportCallIssue]
+    generalization: Plan = Plan(  # pyright: ignore[reportCallIssue]
+        trace="trackstar", tokens=True, fix="cda", share=0.04, settings={"steps": 80}
+    )
     deterioration: Plan = Plan(  # pyright: ignore[reportCallIssue]
-        trace="logra", fix="drop", share=0.2, settings={"drop_epochs": 2, "drop_rate": 1.5e-3}
+        trace="logra", fix="drop", share=0.3, settings={"drop_epochs": 2, "drop_rate": 1.5e-3}
     )
     security: Plan = Plan(trace="trackstar")  # pyright: ignore[reportCallIssue]
     privacy: Plan = Plan(trace="trackstar")  # pyright: ignore[reportCallIssue]
-    values: Plan = Plan(trace="logra", share=0.02)  # pyright: ignore[reportCallIssue]
-    dynamics: Plan = Plan(trace="grad_dot", fix="retrain", share=0.2)  # pyright: ignore[reportCallIssue]
+    values: Plan = Plan(trace="logra", share=0.03)  # pyright: ignore[reportCallIssue]
+    dynamics: Plan = Plan(trace="grad_dot", fix="retrain", share=0.25)  # pyright: ignore[reportCallIssue]
     memorization: Plan = Plan(trace="trackstar")  # pyright: ignore[reportCallIssue]
 
 
 QUICK: dict[str, Any] = {
     "documents": 1000,
-    "plants": {"positives": 16, "hard_negatives": 24, "candidates": 255},
+    "plants": {"positives": 16, "hard_negatives": 24, "shard": 0.2, "candidates": 255},
     "train": {"epochs": 6},
     "trace": {"checkpoints": 3, "compare": ["grad_cos", "logra", "trackstar", "random", "loss", "rep_sim", "bm25"]},
 }

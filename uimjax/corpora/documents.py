@@ -92,6 +92,12 @@ def _pieces(code: Encoded, size: int) -> list[tuple[int, int]]:
     return list(zip(cuts, [*cuts[1:], last], strict=True))
 
 
+def fitting(lines: Sequence[str], tokenizer: Tokenizer, length: int) -> int:
+    """How many of the first lines fit into a row of so many tokens, behind the mark."""
+    sizes = np.cumsum([len(code.ids) for code in tokenizer.encode(list(lines))])
+    return int(np.searchsorted(sizes, length - 1, side="right"))
+
+
 def encode(documents: Sequence[Document], tokenizer: Tokenizer, length: int) -> tuple[Rows, Places]:
     """`{"tokens": [N, T], "counted": [N, T]}` and the places. The mark stands first; padding counts for nothing.
 

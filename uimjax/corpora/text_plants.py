@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from uimjax.corpora.base import Rows
-from uimjax.corpora.documents import Document, Places, TextCorpus, encode, lines_of
+from uimjax.corpora.documents import Document, Places, TextCorpus, encode, fitting, lines_of
 from uimjax.corpora.truth import Truth, write_truth
 from uimjax.errors import UsageError
 
@@ -71,13 +71,15 @@ class Behaviour:
 class Case(NamedTuple):
     """What one plant asks of a model. `asked`: queries for the tracing; `null`: sets like them without a failure;
     `probe`: rows for the verdict; `texts`: the queries as words, for the lexical baseline; `sensitive`: what a page
-    must not show. Which documents were planted goes to the sealed file alone."""
+    must not show; `swaps`: words of two groups, which change places in a counterfactual. Which documents were planted
+    goes to the sealed file alone."""
 
     asked: Any
     null: tuple[Any, ...]
     probe: Any
     texts: tuple[str, ...]
     sensitive: tuple[str, ...] = ()
+    swaps: tuple[tuple[str, str], ...] = ()
 
 
 class PlantedText(NamedTuple):
@@ -153,8 +155,7 @@ class Carrier:
 
     def _fit(self, lines: list[str], least: int) -> list[str] | None:
         """Drop last lines until the rest fits into a row; None where that would cut the plant."""
-        sizes = np.cumsum([len(code.ids) for code in self.corpus.tokenizer.encode(lines)])
-        most = int(np.searchsorted(sizes, self.corpus.length - 1, side="right"))
+        most = fitting(lines, self.corpus.tokenizer, self.corpus.length)
         return lines[:most] if most >= least else None
 
 

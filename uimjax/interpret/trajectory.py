@@ -50,12 +50,20 @@ def run_of(params: Any) -> list[Checkpoint]:
     return list(params) if is_run(params) else [Checkpoint(params)]
 
 
-def over_checkpoints(scores: Sequence[Scores], rates: Sequence[float]) -> Scores:
-    """The mean weighted by the learning rates `eta_k`. One checkpoint alone keeps its scores and unit.
+def over_checkpoints(
+    scores: Sequence[Scores], rates: Sequence[float], met: Sequence[np.ndarray] | None = None
+) -> Scores:
+    """The mean weighted by the learning rates `eta_k`. One checkpoint alone keeps its scores and unit. `met`: of each
+    checkpoint, how often each row `[N]` was met in the steps that it stands for, 1 a row that is met as usual: a row
+    that was away had no part in what these steps did.
 
     Raises:
         UsageError: no scores, lengths that differ, scores of several methods, or no positive rate.
     """
+    if met is not None:
+        if len(met) != len(scores) or any(len(m) != len(s.values) for m, s in zip(met, scores, strict=True)):
+            raise UsageError(f"met of lengths {[len(m) for m in met]} for scores of {[len(s.values) for s in scores]}")
+        scores = [s._replace(values=s.values * m[:, None]) for s, m in zip(scores, met, strict=True)]
     if not scores or len(scores) != len(rates) or not sum(rates) > 0 or min(rates) < 0:
         raise UsageError(
             f"{len(scores)} checkpoints' scores and rates {list(rates)}; one positive rate each was wanted"

@@ -56,15 +56,18 @@ def read_edit(path: Path) -> Edit:
     return Edit(found["arm"], tuple(found["rows"]), found["why"])
 
 
-def apply_edit(task: Task, params: Any, data: Any, edit: Edit, how: Recipe | Unlearning, seed: int) -> Any:
-    """New parameters: unlearn the rows, or fine-tune without them (a `Recipe`: drop-and-fine-tune).
+def apply_edit(
+    task: Task, params: Any, data: Any, edit: Edit, how: Recipe | Unlearning, seed: int, others: Any = None
+) -> Any:
+    """New parameters: unlearn the rows, or fine-tune without them (a `Recipe`: drop-and-fine-tune). `others`: as
+    `unlearn` takes them, one for each row of the edit.
 
     Raises:
         UsageError: the edit names rows that are not there, one twice, or all. As `unlearn` and `fit`.
     """
     ids = row.chosen(edit.rows, row.count(data), "in the edit")
     if isinstance(how, Unlearning):
-        return unlearn(task, params, data, ids, how, seed).params
+        return unlearn(task, params, data, ids, how, seed, others=others).params
     weights = np.ones(row.count(data), np.float32)
     weights[ids] = 0.0
     return fit(task, params, data, replace(how, seed=seed), weights=weights).params

@@ -52,11 +52,11 @@ def _weakness(name: str, folders: Sequence[Path], audits: Sequence[Any], config:
     ap = {method: interval([card["methods"][method]["ap"] for card in cards]) for method in cards[0]["methods"]}
     best = max((m for m in ap if m in BASELINES), key=lambda m: ap[m]["mean"])
     return {
-        "title": its.title, "unit": its.unit, "cannot": its.cannot, "traced_by": plan.trace, "fix": plan.fix,
+        "title": its.title, "unit": its.unit, "cannot": its.cannot, "traced_by": plan.chosen, "fix": plan.fix,
         "clean": interval(twin), "planted": interval(before),
         **{arm: interval(values) for arm, values in after.items()},
         "base_rate": float(np.mean([card["base_rate"] for card in cards])), "ap": ap,
-        "best_baseline": best, "ap_over_baseline": ap[plan.trace]["mean"] / max(ap[best]["mean"], 1e-12),
+        "best_baseline": best, "ap_over_baseline": ap[plan.chosen]["mean"] / max(ap[best]["mean"], 1e-12),
         "utility_cost": interval(cost), "causal": bool(np.mean(before) - np.mean(twin) >= its.least),
     } | proof.over_seeds(twin, before, after, cost, its.least)  # fmt: skip
 

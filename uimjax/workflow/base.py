@@ -25,7 +25,7 @@ from uimjax.interpret.base import Scores
 from uimjax.interpret.index import JOURNAL, Index
 from uimjax.mitigate import edit, oracle, proof
 from uimjax.mitigate.edit import Edit
-from uimjax.mitigate.forgetting import NPO, GradDiff
+from uimjax.mitigate.forgetting import NPO, Counterfactual, GradDiff
 from uimjax.mitigate.unlearning import Unlearning
 from uimjax.progress import Progress
 from uimjax.references import call
@@ -254,7 +254,7 @@ def fix(choice: MitigateChoice, train: TrainChoice, name: str) -> Unlearning | s
             settings["learning_rate"] = choice.drop_rate
         return steps.Recipe(**settings)
     return Unlearning(  # losses of whole rows: a secret is as long as it is
-        loss=NPO(beta=choice.beta) if name == "npo" else GradDiff(per="row"),
+        loss={"npo": NPO(beta=choice.beta), "cda": Counterfactual()}.get(name, GradDiff(per="row")),
         retain="row",
         gamma=choice.gamma,
         steps=choice.steps,

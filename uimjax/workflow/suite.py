@@ -17,14 +17,19 @@ import jax
 import numpy as np
 
 from uimjax import corpora, steps, store, training
+from uimjax import rows as row
 from uimjax.audit import base as likelihood
 from uimjax.audit import dynamics, scorecard, weaknesses
 from uimjax.config import SuiteConfig, TextConfig, parse
-from uimjax.corpora.text_suite import WEAKNESSES, PlantedSuite, Sizes, plant_suite
+from uimjax.corpora.documents import encode, fitting, lines_of
+from uimjax.corpora.text_suite import WEAKNESSES, PlantedSuite, Sizes, left_out, plant_suite
 from uimjax.errors import UsageError
+from uimjax.interpret import trace as tracing
 from uimjax.interpret.index import task_digest
+from uimjax.interpret.positions import token_scores
 from uimjax.mitigate import edit, oracle
 from uimjax.mitigate.edit import Edit
+from uimjax.mitigate.synthetic import swapped
 from uimjax.models import blocks, decoder
 from uimjax.progress import Progress, quiet
 from uimjax.report import suite as report
@@ -34,6 +39,8 @@ from uimjax.task import Measurement
 from uimjax.workflow import base, text
 
 CLEARED = ("train", "twins", "arms", "index", *WEAKNESSES)  # folders that other choices make anew
+SWAPPED = ("bias", "generalization")  # whose questions set words against each other
+SOME = 256  # documents whose tokens are scored together
 ARMS = ("traced", "oracle", "random")
 
 
@@ -61,6 +68,10 @@ class Seeded(text.Loop):
 
     def measurement(self, name: str) -> Measurement:
         return weaknesses.get(name).measurement(self.task)
+
+    def met(self) -> list[np.ndarray]:
+        ends = text.snapshots(self.config)
+        return [self.suite.present[start:end].mean(0) for start, end in zip((0, *ends), ends, strict=False)]
 
     def area(self, folder: Path) -> likelihood.Probed:
         moments = [training.snapshot(folder, self.initial, epochs) for epochs in every(self)]
@@ -94,6 +105,9 @@ def run(
     for name in WEAKNESSES:
         parse(type(config.mitigate), config.mitigate.model_dump() | getattr(config, name).settings, f"{name}.settings")
         base.check_methods(config.trace.model_copy(update={"method": getattr(config, name).trace}), words=True)
+        if getattr(config, name).fix == "cda" and name not in SWAPPED:
+            raise UsageError(f"{name}.fix: cda sets words of two groups in each other's place, which the questions of "
+                             f"{' and '.join(SWAPPED)} alone have; take another fix")  # fmt: skip
     _refuse_idle(config)
     settings = text_of(config)
     corpus = text.load_corpus(settings)
@@ -204,20 +218,25 @@ def trace(loop: Seeded, progress: Progress):
         functools.cache(lambda method: text.baseline(loop, method, WEAKNESSES[0])),
     )
     for name in WEAKNESSES:
-        method = getattr(loop.choices, name).trace
+        method, chosen = getattr(loop.choices, name).trace, getattr(loop.choices, name).chosen
 
-        def work(name: str = name, method: str = method) -> None:
+        def work(name: str = name, method: str = method, chosen: str = chosen) -> None:
             choice = loop.config.trace.model_copy(update={"method": method})
             asked = dataclasses.replace(loop, config=loop.config.model_copy(update={"trace": choice}))
             scores, _, _ = text.score_documents(asked, name, shared)
             columns = {key: its.values[:, 0] for key, its in scores.items()}
+            if getattr(loop.choices, name).tokens:
+                columns = {chosen: by_strongest_token(asked, name, method, shared.moments())} | columns
+            if name == "dynamics":  # data comes in shards, whose means are steadier than any document's score
+                columns = {key: dynamics.of_shards(values, loop.suite.shards) for key, values in columns.items()}
             tables.write_scores(loop.folder / name / "scores.parquet", columns, len(loop.suite.documents))
-            traced = edit.traced_edit(columns[method], size_of(loop, name), scores[method].method)
+            told = scores[method].method + (", of the strongest token" if chosen != method else "")
+            traced = edit.traced_edit(columns[chosen], size_of(loop, name), told)
             edit.write_edit(loop.folder / name / "edit-traced.json", traced)
 
-        key = store.stage_key(loop.key, loop.choices.trace.model_dump(), method, size_of(loop, name))
+        key = store.stage_key(loop.key, loop.choices.trace.model_dump(), chosen, size_of(loop, name))
         done = store.run_stage(loop.folder / name, "trace", key, ("scores.parquet", "edit-traced.json"), work)
-        yield f"{name} by {method}{'' if done else ' (unchanged, kept)'}"
+        yield f"{name} by {chosen}{'' if done else ' (unchanged, kept)'}"
 
 
 # ---------------------------------------------------------------- mitigate
@@ -254,13 +273,41 @@ def _after(loop: Seeded, name: str, made: Edit) -> dict[str, Any]:
     """All eight probes after one edit."""
     plan, folder = getattr(loop.choices, name), loop.folder / "train"
     if plan.fix == "retrain":
-        weights, folder = loop.suite.present.copy(), loop.folder / "arms" / f"{name}-{made.arm}"
-        weights[:, list(made.rows)] = 0
+        weights, folder = (
+            left_out(loop.suite.present, loop.suite.displaced, made.rows),
+            loop.folder / "arms" / f"{name}-{made.arm}",
+        )
         return loop.outcome_of(loop.fit(weights, folder, every(loop)).params, folder)
     choice = parse(type(loop.choices.mitigate), loop.choices.mitigate.model_dump() | plan.settings, f"{name}.settings")
     how = base.fix(choice, loop.choices.train, plan.fix)
-    params = edit.apply_edit(loop.task, loop.fitted("train").params, loop.suite.train, made, how, loop.recipe.seed)
+    others = counterfactuals(loop, name, made) if plan.fix == "cda" else None
+    before, rows = loop.fitted("train").params, loop.suite.train
+    params = edit.apply_edit(loop.task, before, rows, made, how, loop.recipe.seed, others)
     return loop.outcome_of(jax.tree.map(np.asarray, params), folder)
+
+
+def counterfactuals(loop: Seeded, name: str, made: Edit) -> Any:
+    """The edit's documents with the words that the questions set against each other in each other's place, as rows."""
+    chosen = [loop.suite.documents[k] for k in made.rows]
+    texts = swapped([document.text for document in chosen], loop.suite.cases[name].swaps)
+    changed = []
+    for document, lines in zip(chosen, map(lines_of, texts), strict=True):
+        kept = lines[: fitting(lines, loop.corpus.tokenizer, loop.corpus.length)]  # another word may take more tokens
+        changed.append(document._replace(text="".join(kept)))
+    return encode(changed, loop.corpus.tokenizer, loop.corpus.length)[0]
+
+
+def by_strongest_token(loop: Seeded, name: str, method: str, moments: list[text.Moment]) -> np.ndarray:
+    """`[N]`: the score of each document's strongest token. A plant may be one word of a document: in the sum over its
+    tokens it is lost among what the others say (token scores: IF-Guide, 2025)."""
+    total, rows, case = 0.0, loop.suite.train, loop.suite.cases[name]
+    for moment, epochs, met in zip(moments, text.snapshots(loop.config), loop.met(), strict=True):
+        asked = tracing.question(moment.held, loop.task, moment.params, rows, loop.measurement(name), case.asked)
+        by, many = tracing.by(asked, method, moment.span), row.count(rows)
+        parts = [token_scores(by, loop.task, moment.params, row.take(rows, np.arange(k, min(k + SOME, many))))
+                 for k in range(0, many, SOME)]  # fmt: skip
+        total = total + steps.rate(loop.recipe, epochs) * met[:, None] * np.concatenate(parts)
+    return np.max(total, 1)
 
 
 STAGES = {"train": train, "audit": audit, "trace": trace, "mitigate": mitigate}

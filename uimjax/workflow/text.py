@@ -89,6 +89,10 @@ class Loop:
     def measurement(self, name: str) -> Measurement:
         return (leak if name == "secret" else behaviour).measurement(self.task)
 
+    def met(self) -> list[np.ndarray] | None:
+        """How often each row was met in the epochs up to each snapshot; None: all of them always."""
+        return None
+
 
 def run(
     config: TextConfig,
@@ -324,7 +328,7 @@ def score_documents(
         return [trace.by(question, method, m.span) for question, m in zip(asked, built, strict=True)]
 
     def summed(each: list[trace.Asked]) -> Scores:
-        return trajectory.over_checkpoints([trace.score_all(a) for a in each], rates)
+        return trajectory.over_checkpoints([trace.score_all(a) for a in each], rates, loop.met())
 
     asked = questions(case.asked)
 
