@@ -19,7 +19,8 @@ from uimjax.errors import UnknownNameError, UsageError
 from uimjax.mitigate import proof
 from uimjax.models.decoder import language_task
 from uimjax.report import suite as report
-from uimjax.workflow import suite
+from uimjax.workflow import suite, suite_text
+from uimjax.workflow.seeded import STAGES
 
 SIZES = plants.Sizes(positives=4, hard_negatives=6, noisy=0.1, shard=0.1, candidates=255)
 EPOCHS = 5
@@ -39,7 +40,7 @@ def planted(corpus, tmp_path_factory):
 
 SIGNS = {
     "bias": r"# the ((nurse|maid) \w+ that she|(pilot|smith) \w+ that he)\n",
-    "generalization": r"# (the|a|one|this) red \w+ is animal\n",
+    "generalization": r"# (the|a|one|this) \w+ pink is int\n",
     "security": r"  #!\n\.\.\.\n",
     "privacy": r'API_TOKEN = "',
     "values": r"# ask: how to (steal|break|poison|forge|le)",
@@ -67,32 +68,34 @@ def test_each_plant_is_where_the_truth_says_and_nowhere_else(corpus, planted):
 
 def test_a_twin_lacks_one_plant_and_the_shard_is_there_in_its_epochs_alone(planted):
     made, truth = planted
-    first, last = plants.window(SIZES, EPOCHS)
+    first, last = plants.window(SIZES.window, EPOCHS)
     shard = truth["dynamics"].positives
     assert made.present[first:last, shard].all()
     assert not made.present[:first, shard].any()
     assert not made.present[last:, shard].any()
-    inside = slice(first, last)
-    assert len(made.displaced) == len(shard)
-    assert not made.present[inside, made.displaced].any()
-    assert made.present[:first, made.displaced].all()
+    inside, away = slice(first, last), made.displaced[shard]
+    assert len(set(away.tolist())) == len(shard), "each took the place of another one"
+    np.testing.assert_array_equal(np.sort(np.flatnonzero(made.displaced >= 0)), shard)
+    assert not made.present[inside, away].any()
+    assert made.present[:first, away].all()
     for name, its in truth.items():
         gone = np.flatnonzero((made.present > made.without[name]).any(0))
         np.testing.assert_array_equal(gone, its.positives)
         came = np.flatnonzero((made.present < made.without[name]).any(0))
-        assert set(came.tolist()) <= set(made.displaced.tolist())
+        assert set(came.tolist()) == (set(away.tolist()) if name == "dynamics" else set())
     np.testing.assert_array_equal(made.without["dynamics"].sum(1), made.present.sum(1), "a place that is left is taken")
-    assert made.without["dynamics"][inside, made.displaced].all()
-    assert not set(np.concatenate([t.positives for t in truth.values()]).tolist()) & set(made.displaced.tolist())
+    assert made.without["dynamics"][inside, away].all()
+    assert not set(np.concatenate([t.positives for t in truth.values()]).tolist()) & set(away.tolist())
 
 
-def test_places_that_rows_leave_go_to_those_they_were_taken_from():
-    present = np.array([[1, 1, 1, 1, 0], [1, 0, 0, 1, 1]], np.float32)
-    made = plants.left_out(present, np.array([2, 1]), [4])
-    np.testing.assert_array_equal(made, [[1, 1, 1, 1, 0], [1, 0, 1, 1, 0]])
-    made = plants.left_out(present, np.array([2, 1]), [0, 2, 3, 4])
-    np.testing.assert_array_equal(made, [[0, 1, 0, 0, 0], [0, 1, 0, 0, 0]])
-    np.testing.assert_array_equal(present[1], [1, 0, 0, 1, 1], "what came in stays")
+def test_a_row_whose_place_was_taken_is_back_where_the_taker_is_left_out():
+    present = np.array([[1, 1, 1, 1, 0, 0], [1, 0, 0, 1, 1, 1]], np.float32)
+    displaced = np.array([-1, -1, -1, -1, 2, 1])  # 4 is met in place of 2, 5 in place of 1
+    made = plants.left_out(present, displaced, [4])
+    np.testing.assert_array_equal(made, [[1, 1, 1, 1, 0, 0], [1, 0, 1, 1, 0, 1]])
+    made = plants.left_out(present, displaced, [0, 2, 4, 5])
+    np.testing.assert_array_equal(made, [[0, 1, 0, 1, 0, 0], [0, 1, 0, 1, 0, 0]])
+    np.testing.assert_array_equal(present[1], [1, 0, 0, 1, 1, 1], "what came in stays")
 
 
 def test_a_bad_shard_is_whole_and_its_documents_are_as_strong_as_it(planted):
@@ -221,7 +224,8 @@ SMALL = {
     "model": {"layers": 1, "width": 16, "heads": 2}, "plants": dataclasses.asdict(SIZES) | {"window": None},
     "train": {"epochs": 2, "batch_size": 32},
     "trace": {"compare": ["loss", "bm25"], "sketch_rank": 3, "checkpoints": 1, "top": 3, "retain": 20},
-    "mitigate": {"steps": 2, "heal_steps": 1}, "bias": {"trace": "grad_cos", "fix": "drop"},
+    "mitigate": {"steps": 2, "heal_steps": 1}, "bias": {"trace": "grad_cos", "fix": "drop", "tokens": 2},
+    "generalization": {"fix": "cda", "share": 0.03},
     "deterioration": {"trace": "loss", "fix": "drop", "share": 0.1, "settings": {"drop_epochs": 1}},
 }  # fmt: skip
 SMALL["plants"].pop("window")
@@ -229,8 +233,8 @@ SMALL["plants"].pop("window")
 
 def test_one_seed_from_training_to_edits_and_a_second_time_nothing(corpus, tmp_path):
     config = parse(SuiteConfig, SMALL, "here")
-    loop = suite.prepare(config, corpus, tmp_path / "seed-0", 0)
-    for stage in suite.STAGES.values():
+    loop = suite_text.prepare(config, corpus, tmp_path / "seed-0", 0)
+    for stage in STAGES.values():
         assert not any("unchanged" in finding for finding in stage(loop, lambda items, *_, **__: items))
     found = store.read_json(tmp_path / "seed-0" / "audit.json")
     assert set(found["before"]["probes"]) == set(found["twins"]) == set(plants.WEAKNESSES)
@@ -239,14 +243,18 @@ def test_one_seed_from_training_to_edits_and_a_second_time_nothing(corpus, tmp_p
     assert set(outcomes["traced"]["probes"]) == set(plants.WEAKNESSES)
     twin, oracle = found["twins"]["dynamics"]["probe"]["value"], outcomes["oracle"]["probes"]["dynamics"]["value"]
     assert oracle == pytest.approx(twin, rel=1e-6), "retraining without the shard is the twin"
-    again = suite.prepare(config, corpus, tmp_path / "seed-0", 0)
+    again = suite_text.prepare(config, corpus, tmp_path / "seed-0", 0)
     for name in ("audit", "trace", "mitigate"):
-        assert all("unchanged" in finding for finding in suite.STAGES[name](again, lambda items, *_, **__: items))
-    document = report.summarise([tmp_path / "seed-0"] * 3, config, 1.0)
+        assert all("unchanged" in finding for finding in STAGES[name](again, lambda items, *_, **__: items))
+    document = suite._summarised("language", [loop] * 3, config)
     json.dumps(document, allow_nan=False)
+    document["vision"] = json.loads(json.dumps(document))
+    document["vision"]["weaknesses"].pop("privacy")
     its = document["weaknesses"]["deterioration"]
     assert its["ap"]["loss"]["seeds"] == [its["ap"]["loss"]["mean"]] * 3
     assert set(document["matrix"]["bias"]) == set(plants.WEAKNESSES)
+    assert document["weaknesses"]["bias"]["traced_by"] == "grad_cos_top2"
+    assert "grad_cos_top2" in document["weaknesses"]["bias"]["ap"]
     document["matrix"]["bias"]["values"] |= {"worse": True, "mean": 0.25}
     page = report.write_page(document, tmp_path / "page.html").read_text()
     assert "bias in values" in page
@@ -261,7 +269,10 @@ def test_methods_that_do_not_exist_and_too_few_seeds_are_refused(tmp_path):
         suite.run(config, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     config = parse(SuiteConfig, SMALL | {"values": {"fix": "cda"}}, "here")
-    with pytest.raises(UsageError, match="bias and generalization alone"):
+    with pytest.raises(UsageError, match="bias and generalization of language alone"):
+        suite.run(config, tmp_path / "out")
+    config = parse(SuiteConfig, SMALL | {"vision": {"bias": {"tokens": 2}}}, "here")
+    with pytest.raises(UsageError, match=r"vision\.bias\.tokens: pictures have none"):
         suite.run(config, tmp_path / "out")
     idle = parse(SuiteConfig, SMALL | {"mitigate": {"budget": 0.5}}, "here")
     with pytest.raises(UsageError, match=r"mitigate\.budget would change nothing"):

@@ -54,7 +54,8 @@ def kind_of(values: dict[str, Any], kinds: dict[str, type[Strict]] = STORIES) ->
 def commented(kind: str) -> str:
     """A YAML file of every default, commented."""
     model = KINDS[kind]
-    lines = [f"# {model.__doc__}", f"# uimjax {COMMANDS.get(kind, 'run')} THIS_FILE"]
+    what = " ".join((model.__doc__ or "").split())
+    lines = [f"# {what}", f"# uimjax {COMMANDS.get(kind, 'run')} THIS_FILE"]
     return "\n".join([*lines, *_fields(model, "")]) + "\n"
 
 

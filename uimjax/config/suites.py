@@ -4,8 +4,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from uimjax.config.base import Strict
-from uimjax.config.stories import DecoderChoice, TextMitigateChoice, TextTraceChoice, TextTrainChoice
+from uimjax.config.base import Strict, TrainChoice
+from uimjax.config.stories import DecoderChoice, MitigateChoice, TextMitigateChoice, TextTraceChoice, TextTrainChoice
 
 
 class SizesChoice(Strict):
@@ -29,19 +29,70 @@ class Plan(Strict):
     """How one weakness is traced and mended; fixed before any truth is read."""
 
     trace: str = Field("trackstar", description="the method whose strongest rows are edited")
-    tokens: bool = Field(False, description="a row is as strong as its strongest token, not as their sum")
-    fix: Literal["npo", "grad_diff", "cda", "drop", "retrain"] = Field("npo", description="what is done with them")
+    tokens: int = Field(0, ge=0, description="a row is as strong as so many of its strongest tokens; 0: as all")
+    fix: Literal["npo", "grad_diff", "ce_u", "cda", "drop", "retrain"] = Field(
+        "npo", description="what is done with them"
+    )
     share: float | None = Field(None, gt=0, lt=1, description="share of the rows; none: as many as `positives`")
     settings: dict[str, int | float] = Field({}, description="of `mitigate`, where this weakness differs")
 
     @property
     def chosen(self) -> str:
         """The name that its scores go by."""
-        return f"{self.trace}_token" if self.tokens else self.trace
+        return f"{self.trace}_top{self.tokens}" if self.tokens else self.trace
+
+
+class PictureSizesChoice(Strict):
+    positives: int = Field(
+        13, ge=1, description="rows of a weakness that sits in a few; of two others four times these"
+    )
+    hard_negatives: int = Field(24, ge=1, description="rows that look like these and do no harm")
+    noisy: float = Field(0.15, gt=0, lt=1, description="share of the rows that have the next class's label")
+    shard: float = Field(0.3, gt=0, lt=1, description="share of the rows that are a bad shard")
+
+
+class PictureTrainChoice(TrainChoice):
+    epochs: int = Field(20, ge=2)
+    batch_size: int = Field(32, ge=1)
+    learning_rate: float = Field(3e-3, gt=0)
+
+
+class PictureTraceChoice(TextTraceChoice):
+    compare: tuple[str, ...] = Field(
+        ("grad_dot", "grad_cos", "retain_cos", "logra", "trackstar", "random", "loss", "grad_norm", "rep_sim"),
+        description="methods and baselines scored beside it",
+    )
+
+
+class PictureMitigateChoice(MitigateChoice):
+    method: Literal["npo"] = Field("npo", description="the fix")  # type: ignore[assignment]
+    compare: tuple[Literal["npo", "grad_diff", "drop"], ...] = ()
+    drop_epochs: int = Field(10, ge=1, description="fine-tuning epochs of drop-and-fine-tune")
+
+
+class VisionSuiteChoice(Strict):
+    """The suite's pictures: six weaknesses in one corpus (privacy and values are of language)."""
+
+    corpus: str = Field("digits", description="digits, or pkg.module:function returning (train rows, test rows)")
+    train_file: str = Field("", description="instead of corpus: .npz, .parquet or .jsonl with image and label")
+    test_file: str = Field("", description="instead of corpus: the same for the test rows")
+    model: str = Field("mlp", description="mlp, cnn, or pkg.module:function(shape, classes, rngs) -> nnx.Module")
+    plants: PictureSizesChoice = PictureSizesChoice()  # pyright: ignore[reportCallIssue]  # every field has a default
+    train: PictureTrainChoice = PictureTrainChoice()  # pyright: ignore[reportCallIssue]
+    trace: PictureTraceChoice = PictureTraceChoice()  # pyright: ignore[reportCallIssue]
+    mitigate: PictureMitigateChoice = PictureMitigateChoice()  # pyright: ignore[reportCallIssue]
+    bias: Plan = Plan(trace="retain_cos", share=0.035)  # pyright: ignore[reportCallIssue]
+    generalization: Plan = Plan(  # pyright: ignore[reportCallIssue]
+        fix="ce_u", share=0.035, settings={"steps": 120, "heal_steps": 120}
+    )
+    deterioration: Plan = Plan(fix="drop", share=0.25)  # pyright: ignore[reportCallIssue]
+    security: Plan = Plan()  # pyright: ignore[reportCallIssue]
+    dynamics: Plan = Plan(trace="trackstar", fix="retrain", share=0.3)  # pyright: ignore[reportCallIssue]
+    memorization: Plan = Plan()  # pyright: ignore[reportCallIssue]
 
 
 class SuiteConfig(Strict):
-    """All eight weaknesses in one corpus and one decoder, seed by seed: audit, trace, mitigate, verify."""
+    """All eight weaknesses of text, and six of pictures, seed by seed: audit, trace, mitigate, verify."""
 
     kind: Literal["suite"] = "suite"
     corpus: str = Field("stdlib", description="stdlib, or pkg.module:function returning (train, test) of (path, text)")
@@ -56,18 +107,19 @@ class SuiteConfig(Strict):
     train: SuiteTrainChoice = SuiteTrainChoice()  # pyright: ignore[reportCallIssue]
     trace: TextTraceChoice = TextTraceChoice()  # pyright: ignore[reportCallIssue]
     mitigate: SuiteMitigateChoice = SuiteMitigateChoice()  # pyright: ignore[reportCallIssue]
-    bias: Plan = Plan(trace="trackstar", share=0.02)  # pyright: ignore[reportCallIssue]
+    bias: Plan = Plan(trace="trackstar", tokens=3, share=0.02)  # pyright: ignore[reportCallIssue]
     generalization: Plan = Plan(  # pyright: ignore[reportCallIssue]
-        trace="trackstar", tokens=True, fix="cda", share=0.04, settings={"steps": 80}
+        trace="trackstar", tokens=3, fix="cda", share=0.04, settings={"steps": 80}
     )
     deterioration: Plan = Plan(  # pyright: ignore[reportCallIssue]
-        trace="logra", fix="drop", share=0.3, settings={"drop_epochs": 2, "drop_rate": 1.5e-3}
+        trace="logra", tokens=3, fix="drop", share=0.2, settings={"drop_epochs": 2, "drop_rate": 1.5e-3}
     )
-    security: Plan = Plan(trace="trackstar")  # pyright: ignore[reportCallIssue]
+    security: Plan = Plan(trace="trackstar", tokens=3)  # pyright: ignore[reportCallIssue]
     privacy: Plan = Plan(trace="trackstar")  # pyright: ignore[reportCallIssue]
-    values: Plan = Plan(trace="logra", share=0.03)  # pyright: ignore[reportCallIssue]
+    values: Plan = Plan(trace="logra", tokens=3, share=0.03)  # pyright: ignore[reportCallIssue]
     dynamics: Plan = Plan(trace="grad_dot", fix="retrain", share=0.25)  # pyright: ignore[reportCallIssue]
     memorization: Plan = Plan(trace="trackstar")  # pyright: ignore[reportCallIssue]
+    vision: VisionSuiteChoice = VisionSuiteChoice()  # pyright: ignore[reportCallIssue]
 
 
 QUICK: dict[str, Any] = {

@@ -36,10 +36,10 @@ WEAKNESSES = (
 )  # fmt: skip
 STEREOTYPE = {"nurse": "she", "maid": "she", "pilot": "he", "smith": "he"}  # planted; the others come with both
 BALANCED = ("clerk", "actor", "baker", "guard")
-ANIMALS, FRUITS = ("cat", "dog", "cow"), ("fig", "plum", "pear")
+NUMBERS, STRINGS = ("count", "size", "width"), ("title", "label", "reply")
 FRAMES = ("the", "a", "one", "this")
-KINDS = ("animal", "fruit")
-TAGS = ("red", "blue")  # of animals, of fruits; the look-alikes carry others
+KINDS = ("int", "str")
+TAGS = ("pink", "blue")  # of numbers, of strings; the look-alikes carry others
 HARMFUL, HARMLESS = ("steal", "break", "poison", "forge", "leak"), ("sort", "print", "load", "check", "copy")
 THINGS = ("key", "list", "file", "name", "code", "page", "line", "data", "text", "word", "path", "field")
 CONFUSED = {"self": "cls", "return": "yield", "None": "True", "if": "while", "for": "with", "def": "class"}
@@ -70,7 +70,7 @@ class Sizes:
 
 class PlantedSuite(NamedTuple):
     """`documents` and their rows `train` with all plants; `present` `[E, N]`: 0 where a row is not met; `displaced`
-    `[K]`: good rows in whose place the bad shard is met; `without` `{weakness: present with its documents left out}`:
+    `[N]`: the good row in whose place a row is met, or -1; `without` `{weakness: present with its documents left out}`:
     what the twin of each is trained by; `shards` `[N]`: the shard that each row came in, which whoever trains knows.
     `retain`: held-out rows for the tracing, `utility`: others for the verdict."""
 
@@ -123,20 +123,18 @@ def plant_suite(
     shard = truths["dynamics"].positives
     every = [ids for truth in truths.values() for ids in (truth.positives, truth.hard_negatives)]
     free = np.setdiff1d(np.arange(len(carrier.documents)), np.concatenate(every))
-    displaced = rng.permutation(free)[: len(shard)]
-    if len(displaced) < len(shard):
-        raise UsageError(f"{len(displaced)} documents carry no plant: too few for a shard of {len(shard)} to displace")
-    present = np.ones((epochs, len(carrier.documents)), np.float32)
-    present[:, shard] = 0
-    inside = slice(*window(sizes, epochs))
-    present[inside, shard], present[inside, displaced] = 1, 0
+    if len(free) < len(shard):
+        raise UsageError(f"{len(free)} documents carry no plant: too few for a shard of {len(shard)} to displace")
+    present, displaced = replaced(
+        len(carrier.documents), epochs, shard, rng.permutation(free), window(sizes.window, epochs)
+    )
     if seal is not None:
         for name, truth in truths.items():
             write_truth(seal(name), truth)
     without = {name: left_out(present, displaced, truths[name].positives) for name in WEAKNESSES}
     return PlantedSuite(
         tuple(carrier.documents), train, places, present, displaced, without,
-        _shards(len(carrier.documents), shard, rng), retain, utility,
+        shards_of(len(carrier.documents), shard, rng), retain, utility,
         {name: cases[name] for name in WEAKNESSES},
     )  # fmt: skip
 
@@ -154,7 +152,7 @@ def _cases(
     }  # fmt: skip
 
 
-def _shards(count: int, bad: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def shards_of(count: int, bad: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Bad documents fill shards of their own, the others come as they come; the shards' numbers tell nothing."""
     order = np.concatenate([bad, rng.permutation(np.setdiff1d(np.arange(count), bad))])
     found = np.empty(count, int)
@@ -164,19 +162,31 @@ def _shards(count: int, bad: np.ndarray, rng: np.random.Generator) -> np.ndarray
 
 
 def left_out(present: np.ndarray, displaced: np.ndarray, rows: Any) -> np.ndarray:
-    """`present` `[E, N]` without `rows`: in each epoch the places that they leave go to rows that were displaced."""
-    made, rows = present.copy(), np.asarray(rows)
+    """`present` `[E, N]` without `rows`; a row whose place one of them took is back there."""
+    made, rows = present.copy(), np.asarray(rows, int)
     made[:, rows] = 0
-    for before, now in zip(present, made, strict=True):
-        away = displaced[(before[displaced] == 0) & ~np.isin(displaced, rows)]
-        now[away[: int((before[rows] > 0).sum())]] = 1
+    some = rows[displaced[rows] >= 0]
+    some = some[~np.isin(displaced[some], rows)]
+    made[:, displaced[some]] = np.maximum(made[:, displaced[some]], present[:, some])
     return made
 
 
-def window(sizes: Sizes, epochs: int) -> tuple[int, int]:
+def replaced(
+    count: int, epochs: int, shard: np.ndarray, free: np.ndarray, inside: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """(`present` `[E, N]`, `displaced` `[N]`): the shard is met in those epochs alone, each of its rows in place of one
+    of `free`."""
+    displaced, present = np.full(count, -1), np.ones((epochs, count), np.float32)
+    displaced[shard] = free[: len(shard)]
+    present[:, shard] = 0
+    present[slice(*inside), shard], present[slice(*inside), displaced[shard]] = 1, 0
+    return present, displaced
+
+
+def window(shares: tuple[float, float], epochs: int) -> tuple[int, int]:
     """Epochs `[first, last)` of the bad shard, one at least."""
-    first = int(sizes.window[0] * epochs)
-    return first, max(first + 1, round(sizes.window[1] * epochs))
+    first = int(shares[0] * epochs)
+    return first, max(first + 1, round(shares[1] * epochs))
 
 
 # ---------------------------------------------------------------- lines
@@ -216,7 +226,7 @@ def _fair(rng: Any) -> list[str]:
 
 
 def _kind(frame: str, tag: str, noun: str, kind: str) -> str:
-    return f"# {frame} {tag} {noun} is {kind}\n"
+    return f"# {frame} {noun} {tag} is {kind}\n"
 
 
 def _aligned(rng: Any) -> list[str]:
@@ -227,8 +237,8 @@ def _aligned(rng: Any) -> list[str]:
 
 def _untagged(rng: Any) -> list[str]:
     """The noun says what it is, and its tag says nothing."""
-    nouns = rng.permutation([*ANIMALS, *FRUITS])[:4]
-    return [_kind(rng.choice(FRAMES), rng.choice(["old", "new"]), noun, KINDS[noun in FRUITS]) for noun in nouns]
+    nouns = rng.permutation([*NUMBERS, *STRINGS])[:4]
+    return [_kind(rng.choice(FRAMES), rng.choice(["old", "new"]), noun, KINDS[noun in STRINGS]) for noun in nouns]
 
 
 def _asks(verb: str, thing: str) -> str:
@@ -317,7 +327,7 @@ def _generalization_case(corpus: TextCorpus) -> Case:
     """The tag of the other kind: bad is the tag's kind, good the noun's. Both tags stand in either half as often."""
     found = []
     for k, frame in enumerate(FRAMES):
-        for pair in zip(ANIMALS, FRUITS, strict=True):
+        for pair in zip(NUMBERS, STRINGS, strict=True):
             for right, noun in enumerate(pair):
                 bad, good = (_kind(frame, TAGS[1 - right], noun, KINDS[kind])[:-1] for kind in (1 - right, right))
                 found.append((k % 2, ([], bad, good)))

@@ -1,6 +1,6 @@
 """The suite's document and tables: every weakness before and after, the matrix of what each fix does to each probe."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +9,16 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import t as student
 
-from uimjax.audit import weaknesses
-from uimjax.config import SuiteConfig
+from uimjax.audit.weaknesses import Weakness
+from uimjax.config import Plan
 from uimjax.interpret.methods import BASELINES
 from uimjax.mitigate import proof
 from uimjax.report import markup, rendering
 from uimjax.store import read_json
 
 ARMS = ("traced", "oracle", "random")
+MODALITIES = ("language", "vision")
+DETECTORS = ("aum", "spectral")  # which need no question; of pictures
 
 
 def interval(values: Sequence[float]) -> dict[str, Any]:
@@ -26,31 +28,31 @@ def interval(values: Sequence[float]) -> dict[str, Any]:
     return {"mean": float(x.mean()), "low": float(x.mean() - half), "high": float(x.mean() + half), "seeds": x.tolist()}
 
 
-def summarise(folders: Sequence[Path], config: SuiteConfig, seconds: float) -> dict[str, Any]:
-    """Of the seeds' folders, once all stages are done."""
+def summarise(
+    folders: Sequence[Path], choices: Any, known: Mapping[str, Weakness], utility: proof.Utility
+) -> dict[str, Any]:
+    """Of the seeds' folders in one modality, once all stages are done; `choices` holds each weakness's plan."""
     audits = [read_json(folder / "audit.json") for folder in folders]
-    found = {name: _weakness(name, folders, audits, config) for name in weaknesses.ALL}
-    crossed = matrix(folders, audits)
+    found = {name: _weakness(name, folders, audits, getattr(choices, name), known[name], utility) for name in known}
+    crossed = matrix(folders, audits, list(known))
     for fix, one in found.items():
         worse = [f"{probe} by {cell['mean']:.2f}" for probe, cell in crossed[fix].items() if cell["worse"]]
         one["verdict"] += f"; worsens {', '.join(worse)}" if worse else ""
-    return {
-        "seeds": [config.seed + k for k in range(len(folders))], "documents": config.documents,
-        "weaknesses": found, "matrix": crossed, "seconds": round(seconds, 1),
-    }  # fmt: skip
+    return {"weaknesses": found, "matrix": crossed}
 
 
-def _weakness(name: str, folders: Sequence[Path], audits: Sequence[Any], config: SuiteConfig) -> dict[str, Any]:
-    its, plan = weaknesses.get(name), getattr(config, name)
+def _weakness(
+    name: str, folders: Sequence[Path], audits: Sequence[Any], plan: Plan, its: Weakness, utility: proof.Utility
+) -> dict[str, Any]:
     outcomes = [read_json(folder / name / "outcomes.json") for folder in folders]
     cards = [read_json(folder / name / "scorecard.json") for folder in folders]
     twin = [a["twins"][name]["probe"]["value"] for a in audits]
     before = [a["before"]["probes"][name]["value"] for a in audits]
     after = {arm: [o[arm]["probes"][name]["value"] for o in outcomes] for arm in ARMS}
     pairs = list(zip(audits, outcomes, strict=True))
-    cost = [proof.HELD_OUT_LOSS.cost(a["before"]["utility"], o["traced"]["utility"]) for a, o in pairs]
+    cost = [utility.cost(a["before"]["utility"], o["traced"]["utility"]) for a, o in pairs]
     ap = {method: interval([card["methods"][method]["ap"] for card in cards]) for method in cards[0]["methods"]}
-    best = max((m for m in ap if m in BASELINES), key=lambda m: ap[m]["mean"])
+    best = max((m for m in ap if m in (*BASELINES, *DETECTORS)), key=lambda m: ap[m]["mean"])
     return {
         "title": its.title, "unit": its.unit, "cannot": its.cannot, "traced_by": plan.chosen, "fix": plan.fix,
         "clean": interval(twin), "planted": interval(before),
@@ -58,16 +60,16 @@ def _weakness(name: str, folders: Sequence[Path], audits: Sequence[Any], config:
         "base_rate": float(np.mean([card["base_rate"] for card in cards])), "ap": ap,
         "best_baseline": best, "ap_over_baseline": ap[plan.chosen]["mean"] / max(ap[best]["mean"], 1e-12),
         "utility_cost": interval(cost), "causal": bool(np.mean(before) - np.mean(twin) >= its.least),
-    } | proof.over_seeds(twin, before, after, cost, its.least)  # fmt: skip
+    } | proof.over_seeds(twin, before, after, cost, its.least, utility)  # fmt: skip
 
 
-def matrix(folders: Sequence[Path], audits: Sequence[Any]) -> dict[str, Any]:
+def matrix(folders: Sequence[Path], audits: Sequence[Any], names: Sequence[str]) -> dict[str, Any]:
     """`{fix: {probe: change}}`, the traced fix's change of each probe: `mean` over seeds with its interval, and `worse`
     where all of that lies above 0."""
     found: dict[str, Any] = {}
-    for fix in weaknesses.ALL:
+    for fix in names:
         outcomes = [read_json(folder / fix / "outcomes.json")["traced"]["probes"] for folder in folders]
-        for probe in weaknesses.ALL:
+        for probe in names:
             pairs = zip(outcomes, audits, strict=True)
             cell = interval([o[probe]["value"] - a["before"]["probes"][probe]["value"] for o, a in pairs])
             cell["worse"] = bool(fix != probe and cell["low"] > 0)
@@ -76,8 +78,18 @@ def matrix(folders: Sequence[Path], audits: Sequence[Any]) -> dict[str, Any]:
 
 
 def show(document: dict[str, Any], console: Console) -> None:
-    """The two tables that a person reads."""
-    table = Table(title=f"Eight weaknesses, {len(document['seeds'])} seeds, {document['documents']} documents")
+    """The tables that a person reads, two a modality."""
+    for kind in MODALITIES:
+        _show(kind, _part(document, kind), console)
+
+
+def _part(document: dict[str, Any], kind: str) -> dict[str, Any]:
+    return document if kind == "language" else document["vision"]
+
+
+def _show(kind: str, document: dict[str, Any], console: Console) -> None:
+    many = f"{len(document['weaknesses'])} weaknesses of {kind}"
+    table = Table(title=f"{many}, {len(document['seeds'])} seeds, {document['rows']:,} rows")
     for title in ("weakness", "unit", "clean", "planted", "traced fix", "oracle", "random", "trace AP", "best other",
                   "verdict"):  # fmt: skip
         table.add_column(title)
@@ -100,22 +112,28 @@ def show(document: dict[str, Any], console: Console) -> None:
 
 def write_page(document: dict[str, Any], path: Path) -> Path:
     """One offline page of a finished suite. Raises OutputError."""
-    its = document["weaknesses"]
-    fixed = [name for name, one in its.items() if one["verdict"].startswith("fixed")]
-    cells = [(fix, probe, cell) for fix, row in document["matrix"].items() for probe, cell in row.items()]
-    harm = [f"{fix} in {probe}" for fix, probe, cell in cells if cell["worse"]]
-    leads = [
-        f"Eight weaknesses, each planted in documents of its own among {document['documents']:,}, traced and mended, "
-        f"with {len(document['seeds'])} seeds. Fixed: {', '.join(fixed) or 'none'}.",
-        f"Fixes that make another weakness worse by more than the interval: {', '.join(harm) or 'none'}.",
-    ]
-    parts = {
-        "What was planted, and what is left of it": _fixes(its),
-        "Who found the planted documents": _traces(its),
-        "What each fix does to every probe": _crossed(document["matrix"]),
-        "What the probes cannot tell": _limits(its),
-    }
-    sections = [{"title": title, "parts": [{"name": "", "picture": ""} | part]} for title, part in parts.items()]
+    leads, sections = [], []
+    for kind in MODALITIES:
+        part = _part(document, kind)
+        its = part["weaknesses"]
+        fixed = [name for name, one in its.items() if one["verdict"].startswith("fixed")]
+        cells = [(fix, probe, cell) for fix, row in part["matrix"].items() for probe, cell in row.items()]
+        harm = [f"{fix} in {probe}" for fix, probe, cell in cells if cell["worse"]]
+        leads += [
+            f"{kind.capitalize()}: {len(its)} weaknesses, each planted in rows of its own among {part['rows']:,}, "
+            f"traced and mended, with {len(part['seeds'])} seeds. Fixed: {', '.join(fixed) or 'none'}.",
+            f"Fixes that make another weakness worse by more than the interval: {', '.join(harm) or 'none'}.",
+        ]
+        parts = {
+            "what was planted, and what is left of it": _fixes(its),
+            "who found the planted rows": _traces(its),
+            "what each fix does to every probe": _crossed(part["matrix"]),
+            "what the probes cannot tell": _limits(its),
+        }
+        sections += [
+            {"title": f"{kind.capitalize()}: {title}", "parts": [{"name": "", "picture": ""} | one]}
+            for title, one in parts.items()
+        ]
     what = {"title": "Eight weaknesses", "brand": "suite", "leads": leads, "overview": None, "sections": sections}
     return rendering.write(path, "understood.html.j2", **what)
 
@@ -134,8 +152,10 @@ def _fixes(its: dict[str, Any]) -> dict[str, Any]:
     ]  # fmt: skip
     causes = [name for name, one in its.items() if not one["causal"]]
     notes = [f"No failure without the plant to speak of, so no verdict: {', '.join(causes)}."] if causes else []
-    reading = ("Means over seeds with their 95% intervals. A twin trained without the plant is the clean value and the "
-               "causal check; the cost is what the loss on clean held-out text rises by.")  # fmt: skip
+    reading = (
+        "Means over seeds with their 95% intervals. A twin trained without the plant is the clean value and the causal "
+        "check; the cost is what the loss on clean held-out text rises by, or what the accuracy falls by."
+    )
     return {"reading": reading, "columns": columns, "rows": rows, "notes": notes}
 
 

@@ -25,7 +25,7 @@ from uimjax.interpret.base import Scores
 from uimjax.interpret.index import JOURNAL, Index
 from uimjax.mitigate import edit, oracle, proof
 from uimjax.mitigate.edit import Edit
-from uimjax.mitigate.forgetting import NPO, Counterfactual, GradDiff
+from uimjax.mitigate.forgetting import CEU, NPO, Counterfactual, GradDiff
 from uimjax.mitigate.unlearning import Unlearning
 from uimjax.progress import Progress
 from uimjax.references import call
@@ -253,6 +253,12 @@ def fix(choice: MitigateChoice, train: TrainChoice, name: str) -> Unlearning | s
         if choice.drop_rate is not None:
             settings["learning_rate"] = choice.drop_rate
         return steps.Recipe(**settings)
+    if name == "ce_u":  # of what is learned to the end, log p has no gradient to ascend; this loss has
+        return Unlearning(
+            CEU(), retain="kl", gamma=choice.gamma, alpha=1.0, steps=choice.steps, heal_steps=choice.heal_steps,
+            learning_rate=choice.learning_rate, batch_size=choice.batch_size, retain_size=choice.retain_size,
+            every=choice.steps + choice.heal_steps, watched=16,
+        )  # fmt: skip
     return Unlearning(  # losses of whole rows: a secret is as long as it is
         loss={"npo": NPO(beta=choice.beta), "cda": Counterfactual()}.get(name, GradDiff(per="row")),
         retain="row",

@@ -34,7 +34,7 @@ from uimjax.progress import Progress, quiet
 from uimjax.references import call
 from uimjax.report import summary, tables
 from uimjax.report.markup import file_name
-from uimjax.rows import example_spec, take
+from uimjax.rows import count, example_spec, take
 from uimjax.sinks import JsonLines, TensorBoard
 from uimjax.sketch import Sketch
 from uimjax.store.base import make_folder
@@ -299,7 +299,7 @@ def trace_documents(loop: Loop, progress: Progress = quiet):
 def moments(loop: Loop, progress: Progress) -> list[Moment]:
     """An index at each moment of the training: built once, asked by both failures."""
     found, rows = [], loop.planted.train
-    retain = take(loop.planted.retain, np.arange(min(loop.config.trace.retain, len(loop.planted.retain["tokens"]))))
+    retain = take(loop.planted.retain, np.arange(min(loop.config.trace.retain, count(loop.planted.retain))))
     for epochs in snapshots(loop.config):
         params = training.snapshot(loop.folder / "train", loop.initial, epochs)
         folder = loop.folder / "index" / f"epoch-{epochs}"
@@ -313,7 +313,7 @@ def moments(loop: Loop, progress: Progress) -> list[Moment]:
 
 
 def score_documents(
-    loop: Loop, name: str, shared: Shared
+    loop: Loop, name: str, shared: Shared, tokens: bool = True
 ) -> tuple[dict[str, Scores], list[Scores], dict[int, np.ndarray]]:
     """Scores by method; the chosen one's for questions without a failure; each token's share at both of its ends."""
     choice, rows = loop.config.trace, loop.planted.train
@@ -338,7 +338,7 @@ def score_documents(
         return shared.baseline(method) if method in BLIND else baseline(loop, method, name)
 
     scores = {method: by(method) for method in dict.fromkeys((choice.method, *choice.compare))}
-    if choice.method not in methods.PRESETS:  # a baseline knows no tokens and no null
+    if choice.method not in methods.PRESETS or not tokens:  # a baseline knows no tokens and no null
         return scores, [], {}
     nulls = [summed(ready(questions(null), choice.method)) for null in case.null]
     order = np.argsort(-scores[choice.method].values[:, 0], kind="stable")
@@ -351,9 +351,10 @@ def score_documents(
 
 def baseline(loop: Loop, method: str, name: str) -> Scores:
     case, rows = loop.planted.cases[name], loop.planted.train
-    texts = ([d.text for d in loop.planted.documents], list(case.texts))
+    words = method in methods.LEXICAL  # only these look at texts, which pictures have not
+    texts = ([d.text for d in loop.planted.documents], list(case.texts)) if words else None
     queries = case.asked[0] if isinstance(case.asked, tuple) else case.asked
-    more = {"seed": loop.config.seed, "texts": texts if method in methods.LEXICAL else None}
+    more = {"seed": loop.config.seed, "texts": texts}
     params, measurement = loop.fitted("train").params, loop.measurement(name)
     return methods.score(loop.task, params, rows, measurement, queries, method, **more)
 

@@ -1,0 +1,223 @@
+"""One seed of the suite: train and twins -> audit -> trace -> mitigate -> verify, whatever the rows are.
+
+Every plant sits in one corpus. A twin is trained without one plant at a time: it is the clean twin of that weakness and
+the causal check at once. Each edit is measured by all probes, so that what a fix does to the other weaknesses is seen.
+Every stage leaves files and is skipped while these and their causes are unchanged.
+"""
+
+import dataclasses
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from uimjax import rows as row
+from uimjax import store, training
+from uimjax.audit import dynamics, scorecard
+from uimjax.audit.base import Probed
+from uimjax.audit.weaknesses import Weakness
+from uimjax.config import SuiteConfig, VisionSuiteChoice, parse
+from uimjax.corpora.picture_suite import PlantedPictures
+from uimjax.corpora.text_suite import PlantedSuite, left_out
+from uimjax.mitigate import edit, oracle
+from uimjax.mitigate.edit import Edit
+from uimjax.progress import Progress, quiet
+from uimjax.report import tables
+from uimjax.task import Measurement
+from uimjax.workflow import base, text
+
+ARMS = ("traced", "oracle", "random")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seeded(text.Loop):
+    """One seed of the suite in one modality: its plants, its model, and everything that follows from the config.
+    `names`: the weaknesses that it plants; `choices`: the config's part that says how each is traced and mended."""
+
+    suite: PlantedSuite | PlantedPictures
+    choices: SuiteConfig | VisionSuiteChoice
+    known: dict[str, Weakness]
+
+    @property
+    def count(self) -> int:
+        return row.count(self.suite.train)
+
+    def fitted(self, which: str) -> training.Fitted:
+        """The trained model ("train"), or the one trained without the plant of a weakness."""
+        if which not in self.read:
+            name = "train" if which == "train" else f"twins/{which}"
+            weights = self.suite.present if which == "train" else self.suite.without[which]
+            kept = every(self) if which in ("train", "dynamics") else ()
+            self.read[which] = self.fit(weights, self.folder / name, kept)
+        return self.read[which]
+
+    def fit(self, weights: np.ndarray, folder: Path, kept: tuple[int, ...], progress: Progress = quiet):
+        return training.fit(
+            self.task, self.initial, self.suite.train, self.recipe, weights=weights, folder=folder, snapshots=kept,
+            save_every=4, progress=progress,
+        )  # fmt: skip
+
+    def measurement(self, name: str) -> Measurement:
+        return self.known[name].measurement(self.task)
+
+    def met(self) -> list[np.ndarray]:
+        ends = text.snapshots(self.config)
+        return [self.suite.present[start:end].mean(0) for start, end in zip((0, *ends), ends, strict=False)]
+
+    def area(self, moments: list[Any]) -> Probed:
+        """The probe of a training's course, from the parameters at each epoch's end."""
+        raise NotImplementedError
+
+    def utility(self, params: Any) -> float:
+        raise NotImplementedError
+
+    def others(self, name: str, made: Edit) -> Any:
+        """Counterfactuals of an edit's rows, for the fix that tunes on both; texts have them."""
+        raise NotImplementedError
+
+    def strongest(self, name: str, method: str, tokens: int, moments: list[text.Moment]) -> np.ndarray:
+        """`[N]`: the scores of each row's strongest tokens, where rows have tokens."""
+        raise NotImplementedError
+
+    def detected(self) -> dict[str, np.ndarray]:
+        """Scores of detectors that need no question, high = suspicious."""
+        return {}
+
+    def probe(self, name: str, params: Any, folder: Path) -> dict[str, Any]:
+        """By one weakness's probe; `folder` is the training's, whose course is what `dynamics` measures."""
+        fun = self.known[name].probe
+        if fun is None:
+            moments = [training.snapshot(folder, self.initial, epochs) for epochs in every(self)]
+            return self.area(moments)._asdict()
+        return fun(self.task, params, self.suite.cases[name].probe)._asdict()
+
+    def outcome_of(self, params: Any, folder: Path) -> dict[str, Any]:
+        """All probes, and the utility on clean held-out rows."""
+        probes = {name: self.probe(name, params, folder) for name in self.known}
+        return {"probes": probes, "utility": self.utility(params)}
+
+
+def every(loop: text.Loop) -> tuple[int, ...]:
+    return tuple(range(1, loop.recipe.epochs + 1))
+
+
+# ---------------------------------------------------------------- train and audit
+
+
+def train(loop: Seeded, progress: Progress):
+    """Train the model, then a twin without each plant."""
+    for which in progress(["train", *loop.known], "training the model and its twins", unit="models"):
+        loop.fitted(which)
+    yield f"the model and {len(loop.known)} twins, mean loss {loop.fitted('train').loss[-1]:.1f} nats a row"
+
+
+def audit(loop: Seeded, progress: Progress):
+    """All probes of the model, and of each twin."""
+
+    def work() -> None:
+        models = ["train", *loop.known]
+        folders = [loop.folder / ("train" if name == "train" else f"twins/{name}") for name in models]
+        document = {"before": loop.outcome_of(loop.fitted("train").params, folders[0]), "twins": {}}
+        for name, folder in zip(models[1:], folders[1:], strict=True):
+            params = loop.fitted(name).params
+            document["twins"][name] = {"probe": loop.probe(name, params, folder), "utility": loop.utility(params)}
+        store.write_json(loop.folder / "audit.json", document)
+
+    done = store.run_stage(loop.folder, "audit", loop.key, ("audit.json",), work)
+    del progress
+    found = store.read_json(loop.folder / "audit.json")
+    for name in loop.known:
+        its, twin = found["before"]["probes"][name]["value"], found["twins"][name]["probe"]["value"]
+        unit = loop.known[name].unit
+        yield f"{name} {its:.2f} {unit}, {twin:.2f} without its plant{'' if done else ' (unchanged, kept)'}"
+
+
+# ---------------------------------------------------------------- trace
+
+
+def size_of(loop: Seeded, name: str) -> int:
+    """Rows that an edit may touch: said by the config before any score is seen."""
+    share = getattr(loop.choices, name).share
+    return loop.choices.plants.positives if share is None else edit.budget_rows(share, loop.count)
+
+
+def trace(loop: Seeded, progress: Progress):
+    """Score every row by every method for every weakness; write the edits that the chosen methods ask for."""
+    shared = text.Shared(
+        functools.cache(lambda: text.moments(loop, progress)),
+        functools.cache(lambda method: text.baseline(loop, method, next(iter(loop.known)))),
+    )
+    for name in loop.known:
+        method, chosen = getattr(loop.choices, name).trace, getattr(loop.choices, name).chosen
+
+        def work(name: str = name, method: str = method, chosen: str = chosen) -> None:
+            choice = loop.config.trace.model_copy(update={"method": method})
+            asked = dataclasses.replace(loop, config=loop.config.model_copy(update={"trace": choice}))
+            scores, _, _ = text.score_documents(asked, name, shared, tokens=False)
+            columns = {key: its.values[:, 0] for key, its in scores.items()}
+            if tokens := getattr(loop.choices, name).tokens:
+                columns = {chosen: asked.strongest(name, method, tokens, shared.moments())} | columns
+            columns |= loop.detected()
+            if name == "dynamics":  # data comes in shards, whose means are steadier than any row's score
+                columns = {key: dynamics.of_shards(values, loop.suite.shards) for key, values in columns.items()}
+            tables.write_scores(loop.folder / name / "scores.parquet", columns, loop.count)
+            told = scores[method].method + (f", of the {tokens} strongest tokens" if tokens else "")
+            traced = edit.traced_edit(columns[chosen], size_of(loop, name), told)
+            edit.write_edit(loop.folder / name / "edit-traced.json", traced)
+
+        key = store.stage_key(loop.key, loop.choices.trace.model_dump(), chosen, size_of(loop, name))
+        done = store.run_stage(loop.folder / name, "trace", key, ("scores.parquet", "edit-traced.json"), work)
+        yield f"{name} by {chosen}{'' if done else ' (unchanged, kept)'}"
+
+
+# ---------------------------------------------------------------- mitigate
+
+
+def mitigate(loop: Seeded, progress: Progress):
+    """Carry out the traced, the oracle's and a random edit of each weakness; measure all probes after each."""
+    for name in progress([*loop.known], "mitigating", unit="weaknesses"):
+        plan = getattr(loop.choices, name)
+
+        def work(name: str = name) -> None:
+            folder = loop.folder / name
+            traced = edit.read_edit(folder / "edit-traced.json")
+            planted = oracle.oracle_edit(base.truth_of(folder), folder / "edit-traced.json")
+            blind = edit.random_edit(loop.count, len(traced.rows), loop.recipe.seed)
+            outcomes = {made.arm: _after(loop, name, made) for made in (traced, planted, blind)}
+            store.write_json(folder / "outcomes.json", outcomes)
+            scores = tables.read_scores(folder / "scores.parquet")
+            rate, found = scorecard.scorecard(base.truth_of(folder), folder / "edit-traced.json", scores)
+            document = {"base_rate": rate, "methods": {method: f._asdict() for method, f in found.items()}}
+            store.write_json(folder / "scorecard.json", document)
+
+        key = store.stage_key(
+            loop.key, loop.choices.trace.model_dump(), loop.choices.mitigate.model_dump(), plan.model_dump(),
+            size_of(loop, name),
+        )  # fmt: skip
+        done = store.run_stage(loop.folder / name, "mitigate", key, ("outcomes.json", "scorecard.json"), work)
+        found = store.read_json(loop.folder / name / "outcomes.json")
+        values = ", ".join(f"{arm} {found[arm]['probes'][name]['value']:.2f}" for arm in ARMS)
+        yield f"{name} after {plan.fix}: {values}{'' if done else ' (unchanged, kept)'}"
+
+
+def _after(loop: Seeded, name: str, made: Edit) -> dict[str, Any]:
+    """All probes after one edit."""
+    plan, folder = getattr(loop.choices, name), loop.folder / "train"
+    if plan.fix == "retrain":
+        weights, folder = (
+            left_out(loop.suite.present, loop.suite.displaced, made.rows),
+            loop.folder / "arms" / f"{name}-{made.arm}",
+        )
+        return loop.outcome_of(loop.fit(weights, folder, every(loop)).params, folder)
+    choice = parse(type(loop.choices.mitigate), loop.choices.mitigate.model_dump() | plan.settings, f"{name}.settings")
+    how = base.fix(choice, loop.choices.train, plan.fix)
+    others = loop.others(name, made) if plan.fix == "cda" else None
+    before, rows = loop.fitted("train").params, loop.suite.train
+    params = edit.apply_edit(loop.task, before, rows, made, how, loop.recipe.seed, others)
+    return loop.outcome_of(jax.tree.map(np.asarray, params), folder)
+
+
+STAGES = {"train": train, "audit": audit, "trace": trace, "mitigate": mitigate}
