@@ -83,6 +83,42 @@ def test_a_mitigation_beats_its_controls_and_leaves_the_model_alone(edited, tmp_
     assert read_json(tmp_path / "out" / "mended.json")["edit"]["rows"] == told["edit"]["rows"] >= 4
 
 
+def test_counterfactuals_make_the_model_indifferent_to_what_was_swapped(edited, tmp_path, capsys):
+    """The model says w44 after w41 w42 w43; with w44 and w10 in each other's place it is told both."""
+    capsys.readouterr()
+    flags = (
+        "--method",
+        "cda",
+        "--swap",
+        "w44=w10",
+        "--out",
+        tmp_path / "out",
+        "--seeds",
+        "1",
+        "--no-controls",
+        "--json",
+    )
+    assert call("mitigate", edited, *flags, "--json", *FLAGS, "--gamma", "1.0", "--most", "10") == 0
+    assert json.loads(capsys.readouterr().out)["edit"]["rows"] >= 4
+    source = read_json(edited / "answers.json")["config"]["model"]
+    told = []
+    for folder in (source, tmp_path / "out" / "model"):
+        model = uj.load(folder)
+        ids = [model.tokenizer.encode(w, add_special_tokens=False).ids[0] for w in ("w41", "w42", "w43", "w44", "w10")]
+        row = {"tokens": np.array(ids[:3] + [0], np.int32), "counted": np.ones(4, np.float32)}
+        z = np.asarray(model.task.outputs(model.params, row))[2]
+        told.append(z[ids[3]] - z[ids[4]])
+    assert told[0] > 4
+    assert told[1] < told[0] - 2
+
+
+def test_private_fine_tuning_is_a_mitigation_too(edited, tmp_path, capsys):
+    capsys.readouterr()
+    flags = ("--method", "private", "--epsilon", "20", "--out", tmp_path / "out", "--seeds", "1", "--no-controls")
+    assert call("mitigate", edited, *flags, "--json", *FLAGS) == 0
+    assert np.isfinite(json.loads(capsys.readouterr().out)["after"]["traced"][0]["clean_loss"])
+
+
 def test_one_seed_or_no_controls_give_no_verdict(edited, tmp_path, capsys):
     capsys.readouterr()
     assert call("mitigate", edited, "--out", tmp_path / "out", "--no-controls", "--seeds", "1", *FLAGS) == 0
@@ -110,6 +146,12 @@ def test_what_cannot_be_carried_out_is_refused(edited, run, tmp_path, capsys):
     assert "names of documents" in refused(edited, "--out", tmp_path / "b")[1]
     write_json(edited / "edit.json", {"documents": ["d17"]})
     assert "'nop'" in refused(edited, "--method", "nop", "--out", tmp_path / "b")[1]
+    for words in (("--method", "cda"), ("--swap", "a=b"), ("--method", "cda", "--swap", "he")):
+        assert "he=she" in refused(edited, *words, "--out", tmp_path / "b")[1]
+    assert (
+        "nothing would change places"
+        in refused(edited, "--method", "cda", "--swap", "zzz=yyy", "--out", tmp_path / "c", *FLAGS)[1]
+    )
     assert "another answer" in refused(edited, "--method", "dpo", "--out", tmp_path / "b")[1]
     model = read_json(edited / "answers.json")["config"]["model"]
     assert "holds what came in" in refused(edited, "--out", model)[1]

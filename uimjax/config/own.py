@@ -180,7 +180,10 @@ class MendConfig(Strict):
     edit: str = Field(
         "", description="the documents to act on (`uimjax edit RUN`); none: edit.json in the run's folder"
     )
-    method: str = Field("npo", description="drop, newton, or a forget loss: npo, simnpo, grad_diff, rmu, undial ...")
+    method: str = Field(
+        "npo", description="drop, private, newton, cda, or a forget loss: npo, simnpo, grad_diff, rmu, undial ..."
+    )
+    swap: tuple[str, ...] = Field((), description="cda: words of two groups that change places, he=she uncle=aunt")
     retain: tuple[str, ...] = Field(
         (), description="held-out clean documents that the cost is measured on; none: the trace's"
     )
@@ -196,6 +199,8 @@ class MendConfig(Strict):
     lora: int = Field(0, ge=0, description="rank of adapters that alone are trained; 0: the parameters themselves")
     include: tuple[str, ...] = Field(("*",), description="parameters that move, by patterns of their paths")
     epochs: int = Field(1, ge=1, description="drop: fine-tuning without the rows")
+    epsilon: float = Field(8.0, gt=0, description="private: what fine-tuning without the rows may spend (DP-SGD)")
+    clip: float = Field(1.0, gt=0, description="private: largest norm of a row's gradient")
     share: float = Field(1.0, gt=0, le=1, description="newton: of the step that is taken")
     seed: int = Field(0, ge=0)
 

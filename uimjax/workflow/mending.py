@@ -28,6 +28,8 @@ from uimjax.errors import DataError, MissingFileError, OutputError, UnknownNameE
 from uimjax.interpret import lexical
 from uimjax.mitigate import edit, forgetting, newton
 from uimjax.mitigate.edit import Edit
+from uimjax.mitigate.private import Private, fine_tune
+from uimjax.mitigate.synthetic import swapped
 from uimjax.mitigate.unlearning import Unlearning, unlearn
 from uimjax.progress import Progress, quiet
 from uimjax.store.base import make_folder
@@ -36,7 +38,7 @@ from uimjax.workflow import base
 
 EDIT, DONE = "edit.json", "mended.json"
 CLEARED = ("model", "steps", "retain")  # what a mitigation of other choices makes anew
-TUNED = ("drop", "newton")  # beside the forget losses
+TUNED = ("drop", "private", "newton")  # beside the forget losses
 LOOKED = 200  # clean rows whose loss is the cost
 
 
@@ -133,22 +135,40 @@ def open_case(run: Path, out: Path) -> Case:
     return Case(config, subject, corpus, asked, table["document"].to_numpy(), corpus.names()["id"].to_pylist())
 
 
-def plan(config: MendConfig) -> str | Unlearning | steps.Recipe:
-    """What the method's name stands for, with the config's choices. Raises UnknownNameError."""
+def plan(config: MendConfig) -> str | Unlearning | Private | steps.Recipe:
+    """What the method's name stands for, with the config's choices. Raises UnknownNameError, UsageError."""
     if config.method not in (*forgetting.LOSSES, *TUNED):
         raise UnknownNameError("method", config.method, [*forgetting.LOSSES, *TUNED])
     if config.method == "dpo":
         raise UsageError("dpo wants another answer for every row to forget, which documents have not; take npo")
+    if (config.method == "cda") != bool(config.swap):
+        raise UsageError(f"method {config.method} and swap {list(config.swap)}: cda sets words of two groups in each "
+                         "other's place, --swap he=she, and no other method does")  # fmt: skip
+    pairs_of(config)
     if config.method == "newton":
         return config.method
+    if config.method == "private":
+        return Private(
+            config.epsilon, clip=config.clip, steps=config.steps, batch_size=config.retain_size,
+            together=config.retain_size, learning_rate=config.learning_rate,
+        )  # fmt: skip
     if config.method == "drop":
         return steps.Recipe(config.epochs, config.retain_size, config.learning_rate, clip=1.0, warmup=0.1)
     kept = forgetting.get(config.method).alpha > 0
     return Unlearning(
         config.method, gamma=config.gamma, steps=config.steps, heal_steps=config.heal_steps if kept else 0,
         learning_rate=config.learning_rate, batch_size=config.batch_size, retain_size=config.retain_size,
-        most=config.most, lora=config.lora, include=config.include,
+        most=config.most, lora=config.lora, include=config.include, retain="row" if config.method == "cda" else None,
     )  # fmt: skip
+
+
+def pairs_of(config: MendConfig) -> list[tuple[str, str]]:
+    """The words that change places. Raises UsageError: not a=b."""
+    found = [tuple(its.split("=")) for its in config.swap]
+    for its, pair in zip(config.swap, found, strict=True):
+        if len(pair) != 2 or not all(word.strip() for word in pair):
+            raise UsageError(f"--swap {its}: two words were wanted, he=she")
+    return found  # type: ignore[return-value]  # of two words each
 
 
 def mend(config: MendConfig, out: Path, progress: Progress = quiet) -> dict[str, Any]:
@@ -201,15 +221,42 @@ def _clean(config: MendConfig, case: Case, out: Path, traced: Edit) -> Any:
 
 
 def _carried_out(
-    case: Case, rows: Any, made: Edit, how: str | Unlearning | steps.Recipe, config: MendConfig, seed: int, at: Path
+    case: Case, rows: Any, made: Edit, how: str | Unlearning | Private | steps.Recipe, config: MendConfig, seed: int,
+    at: Path,
 ) -> Any:  # fmt: skip
     task, params = case.subject.task, case.subject.params
     if isinstance(how, str):
         return newton.remove(task, params, rows, made.rows, share=config.share, batch_size=config.batch_size).params
     if isinstance(how, Unlearning):
         hidden = _hidden(task) if "hidden" in how.needs else None
-        return unlearn(task, params, rows, made.rows, how, seed, hidden=hidden, folder=at).params
+        others = counterfactuals(case, made, pairs_of(config)) if config.method == "cda" else None
+        return unlearn(task, params, rows, made.rows, how, seed, others=others, hidden=hidden, folder=at).params
+    if isinstance(how, Private):
+        rest = row.take(rows, np.setdiff1d(np.arange(len(case.documents)), made.rows))
+        return fine_tune(task, params, rest, how, seed, folder=at).params
     return edit.apply_edit(task, params, rows, made, how, seed)
+
+
+def counterfactuals(case: Case, made: Edit, pairs: Sequence[tuple[str, str]]) -> dict[str, np.ndarray]:
+    """The edit's rows with the words in each other's place, cut where they become too long.
+
+    Raises:
+        UsageError: no row of a traced edit holds any of the words.
+    """
+    texts = case.corpus.texts(made.rows)
+    changed = swapped(texts, pairs)
+    if made.arm == "traced" and changed == texts:
+        words = " and ".join(f"{a}={b}" for a, b in pairs)
+        raise UsageError(
+            f"none of the {len(texts)} rows of the edit holds a word of {words}: nothing would change places"
+        )
+    like = row.take(case.corpus.rows, np.asarray(made.rows))
+    found = {name: np.zeros_like(values) for name, values in like.items()}
+    starts = case.corpus.metadata()["start"].take(list(made.rows)).to_pylist()
+    for k, (text, start) in enumerate(zip(changed, starts, strict=True)):
+        ids = case.subject.tokenizer.encode(text, add_special_tokens=start == 0).ids[: case.config.length]
+        found["tokens"][k, : len(ids)], found["counted"][k, : len(ids)] = ids, 1
+    return found
 
 
 @functools.lru_cache(maxsize=4)
