@@ -82,7 +82,7 @@ def test_loops_within_are_entered_and_differentiated_again():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *twice)
 
 
-def test_what_does_not_convolve_is_called_as_it_stands_and_other_devices_too(monkeypatch):
+def test_what_does_not_convolve_is_traced_once_and_other_devices_do_as_before(monkeypatch):
     called = []
 
     def fun(x):
@@ -90,7 +90,7 @@ def test_what_does_not_convolve_is_called_as_it_stands_and_other_devices_too(mon
         return {"a": x + 1}
 
     assert convolutions.fast(fun)(1.0) == {"a": 2.0}
-    assert called[-1] == 1.0, "not through a trace"
+    assert len(called) == 1
     loss, params, x = stacked(LAYOUTS[0])
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     traced = jax.make_jaxpr(convolutions.fast(jax.grad(loss)))(params, x)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.extend
 from jax import lax
 
 from uimjax.taps import _compat
@@ -23,10 +24,10 @@ def fast(fun: Callable[..., Any]) -> Callable[..., Any]:
         if jax.default_backend() != "cpu":
             return fun(*args)
         program, shape = jax.make_jaxpr(fun, return_shape=True)(*args)
-        opened = _compat.open_jaxpr(program)
-        if not _convolves(opened):
-            return fun(*args)
-        return jax.tree.unflatten(jax.tree.structure(shape), _run(opened, jax.tree.leaves(args)))
+        opened, leaves = _compat.open_jaxpr(program), jax.tree.leaves(args)
+        # what does not convolve is bound as it was traced: to trace it again would take as long once more
+        outs = _run(opened, leaves) if _convolves(opened) else jax.extend.core.jaxpr_as_fun(program)(*leaves)
+        return jax.tree.unflatten(jax.tree.structure(shape), outs)
 
     return made
 

@@ -18,13 +18,18 @@ from uimjax.task import Measurement, Task
 
 
 def probe(task: Task, params: Any, rows: Any) -> base.Probed:
-    """`rows`: passages whose tokens after the beginning count."""
+    """`rows`: passages, whose end counts."""
+    strength, exact = extracted(task, params, rows)
+    return base.over_items(strength, exact=float(exact.mean()))
+
+
+def extracted(task: Task, params: Any, rows: Any, batch_size: int = base.BATCH) -> tuple[np.ndarray, np.ndarray]:
+    """(extraction strength, share of the counted tokens that are the first choice), `[N]` each."""
     parts = [
-        np.asarray(_first_choice(task)(params, b.rows))[: int(b.mask.sum())] for b in row.batches(rows, base.BATCH)
+        np.asarray(_first_choice(task)(params, b.rows))[: int(b.mask.sum())] for b in row.batches(rows, batch_size)
     ]
     right, counted = np.concatenate(parts), np.asarray(rows["counted"])[:, 1:] > 0
-    exact = float(membership.exact(right, counted).mean())
-    return base.over_items(membership.extraction(right, counted), exact=exact)
+    return membership.extraction(right, counted), membership.exact(right, counted)
 
 
 @functools.lru_cache(maxsize=16)
