@@ -62,6 +62,14 @@ def test_alarms_where_the_model_fails_and_questions_for_a_trace(model, tmp_path,
     assert "memorization" in said
 
 
+def test_an_end_that_comes_out_in_any_order_raises_no_alarm(model, tmp_path, capsys):
+    path = lines(tmp_path / "items.jsonl", [{"prompt": "w41 w42 w43 ", "bad": "w44", "weakness": "memorization"}])
+    assert call("--model", model, "--items", path, "--out", tmp_path / "out", "--json") == 0
+    card = json.loads(capsys.readouterr().out)["weaknesses"]["memorization"]
+    assert (card["value"], card["reference"]) == (1.0, 1.0), "one token has one order"
+    assert card["says"].startswith("no alarm")
+
+
 def test_a_model_that_knows_nothing_is_not_judged(tmp_path, capsys):
     start = uj.initial(write(tmp_path / "start", "llama", words=61, num_hidden_layers=1))
     uj.save(start, tmp_path / "model")

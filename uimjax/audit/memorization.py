@@ -25,10 +25,9 @@ def probe(task: Task, params: Any, rows: Any) -> base.Probed:
 
 def extracted(task: Task, params: Any, rows: Any, batch_size: int = base.BATCH) -> tuple[np.ndarray, np.ndarray]:
     """(extraction strength, share of the counted tokens that are the first choice), `[N]` each."""
-    parts = [
-        np.asarray(_first_choice(task)(params, b.rows))[: int(b.mask.sum())] for b in row.batches(rows, batch_size)
-    ]
-    right, counted = np.concatenate(parts), np.asarray(rows["counted"])[:, 1:] > 0
+    program, counted = _first_choice(task), np.asarray(rows["counted"])[:, 1:] > 0
+    parts = [np.asarray(program(params, b.rows))[: int(b.mask.sum())] for b in row.batches(rows, batch_size)]
+    right = np.concatenate(parts) & counted.any(1, keepdims=True)  # a row of which nothing counts was not extracted
     return membership.extraction(right, counted), membership.exact(right, counted)
 
 
