@@ -35,7 +35,8 @@ ARMS = ("traced", "oracle", "random")
 @dataclass(frozen=True, kw_only=True)
 class Seeded(text.Loop):
     """One seed of the suite in one modality: its plants, its model, and everything that follows from the config.
-    `names`: the weaknesses that it plants; `choices`: the config's part that says how each is traced and mended."""
+    `known`: the weaknesses that it plants, with their probes; `choices`: the part of the config that says how each is
+    traced and mended."""
 
     suite: PlantedSuite | PlantedPictures
     choices: SuiteConfig | VisionSuiteChoice
