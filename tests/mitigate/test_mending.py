@@ -116,7 +116,11 @@ def test_private_fine_tuning_is_a_mitigation_too(edited, tmp_path, capsys):
     capsys.readouterr()
     flags = ("--method", "private", "--epsilon", "20", "--out", tmp_path / "out", "--seeds", "1", "--no-controls")
     assert call("mitigate", edited, *flags, "--json", *FLAGS) == 0
-    assert np.isfinite(json.loads(capsys.readouterr().out)["after"]["traced"][0]["clean_loss"])
+    told = json.loads(capsys.readouterr().out)
+    assert np.isfinite(told["after"]["traced"][0]["clean_loss"])
+    assert told["privacy"]["epsilon"] == pytest.approx(20, rel=1e-2)
+    assert 0 < told["privacy"]["delta"] < 0.01
+    assert int((tmp_path / "out" / "steps" / "traced-0.seed").read_text()) > 2**32, "nobody guesses it"
 
 
 def test_one_seed_or_no_controls_give_no_verdict(edited, tmp_path, capsys):

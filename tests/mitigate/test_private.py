@@ -52,7 +52,8 @@ def plain(params, data, how, seed):
             cut.append(norm > how.clip)
             total = {name: total[name] + g[name] * min(1, how.clip / norm) for name in g}
         met.append(len(drawn))
-        keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), number), 3)
+        words = np.random.SeedSequence([seed, number, 1]).generate_state(2)
+        keys = jax.random.split(jax.random.wrap_key_data(jnp.asarray(words)), 3)
         for key, name in zip(keys, sorted(p), strict=True):
             z = np.asarray(jax.random.normal(key, p[name].shape), np.float64)
             g = (total[name] + how.noise * how.clip * z) / how.batch_size
@@ -100,6 +101,9 @@ def test_a_stopped_run_goes_on_to_the_bit_and_another_choice_is_refused(problem,
     np.testing.assert_array_equal(whole.loss, again.loss)
     with pytest.raises(MismatchError):
         private.fine_tune(TASK, params, data, dataclasses.replace(HOW, clip=0.4), 0, folder=tmp_path)
+    twice = Task(lambda p, e: 2 * loss(p, e))
+    with pytest.raises(MismatchError):
+        private.fine_tune(twice, params, data, HOW, 0, folder=tmp_path)
 
 
 def renyi(noise, delta, rate, times):
@@ -134,7 +138,7 @@ def test_a_gaussian_of_all_rows_has_the_exact_epsilon():
 
 def test_what_makes_no_sense_is_refused(problem):
     params, data = problem
-    for wrong in ({"epsilon": 1.0}, {"noise": None}, {"clip": 0.0}, {"delta": 1.5}, {"steps": 0}):
+    for wrong in ({"epsilon": 1.0}, {"noise": None}, {"clip": 0.0}, {"noise": 0.0}, {"delta": 1.5}, {"steps": 0}):
         with pytest.raises(UsageError):
             dataclasses.replace(HOW, **wrong)
     with pytest.raises(UsageError, match="lower batch_size"):

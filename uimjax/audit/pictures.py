@@ -60,10 +60,6 @@ def area(task: Task, moments: Sequence[Any], rows: Any) -> base.Probed:
     return base.over_items(losses.mean(0), last=float(losses[-1].mean()))
 
 
-def accuracy(task: Task, params: Any, rows: Any) -> float:
-    return float(np.mean(log_p(task, params, rows).argmax(1) == rows["label"]))
-
-
 @functools.lru_cache(maxsize=16)
 def _log_p(task: Task):
     one = lambda params, r: jax.nn.log_softmax(task.outputs(params, r))  # type: ignore[misc]  # noqa: E731  # a classifier's

@@ -24,6 +24,7 @@ import optax
 from uimjax import checkpoint
 from uimjax import rows as row
 from uimjax.errors import NonFiniteError, UsageError
+from uimjax.mitigate import looking
 from uimjax.progress import Progress, quiet
 from uimjax.sinks import Sink
 from uimjax.store import digest_tree, stage_key
@@ -54,7 +55,8 @@ class Private:
     def __post_init__(self):
         if (self.epsilon is None) == (self.noise is None):
             raise UsageError(f"epsilon={self.epsilon} and noise={self.noise}: give one, the other follows from it")
-        least = [self.clip, self.learning_rate, self.epsilon or 1, self.noise or 1]
+        given = self.epsilon if self.noise is None else self.noise
+        least = [self.clip, self.learning_rate, given or 0]
         if min(self.steps, self.batch_size, self.together, self.every) < 1 or not min(least) > 0:
             raise UsageError(f"every number should be positive: {self}")
         if self.delta is not None and not 0 < self.delta < 1:
@@ -104,7 +106,8 @@ def fine_tune(
     start, blank = 0, np.full(looks, np.nan, np.float32)
     state = _State(params, optax.adam(how.learning_rate).init(params), blank, blank.copy())
     if folder is not None:
-        checkpoint.claim(folder, stage_key(str(how), str(seed), *map(digest_tree, (params, data))))
+        shown = looking.digest(task, params, data, frozenset(), False)
+        checkpoint.claim(folder, stage_key(str(how), str(seed), shown, *map(digest_tree, (params, data))))
         start = checkpoint.latest(folder) or 0
         state = checkpoint.load(folder, state)[1] if start else state
     placed = jax.tree.map(jnp.asarray, data)
@@ -194,7 +197,7 @@ def _some(task: Task, how: Private, noise: float, data: Any, state: _State, numb
             mask = np.arange(how.together) < len(ids)
             total, loss, over = add(params, total, data, np.resize(ids, how.together), mask)
             losses, cut = losses + float(loss), cut + int(over)
-        params, optimizer = move(params, optimizer, total, jax.random.fold_in(jax.random.key(seed), number))
+        params, optimizer = move(params, optimizer, total, _key(seed, number))
         met += len(drawn)
     at = numbers.start // how.every
     if not np.isfinite(losses):
@@ -203,6 +206,12 @@ def _some(task: Task, how: Private, noise: float, data: Any, state: _State, numb
     loss, share = np.array(state.loss), np.array(state.clipped)
     loss[at], share[at] = losses / max(met, 1), cut / max(met, 1)
     return _State(params, optimizer, loss, share)
+
+
+def _key(seed: int, number: int) -> Any:
+    """Of one step's noise; a seed may have as many bits as whoever keeps it secret likes."""
+    words = np.random.SeedSequence([seed, number, 1]).generate_state(2)
+    return jax.random.wrap_key_data(jnp.asarray(words), impl="threefry2x32")
 
 
 @functools.lru_cache(maxsize=16)

@@ -6,6 +6,7 @@ and random ones. The model that came in is not written to.
 
 import difflib
 import functools
+import secrets
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +33,7 @@ from uimjax.mitigate.private import Private, fine_tune
 from uimjax.mitigate.synthetic import swapped
 from uimjax.mitigate.unlearning import Unlearning, unlearn
 from uimjax.progress import Progress, quiet
-from uimjax.store.base import make_folder
+from uimjax.store.base import atomic, make_folder
 from uimjax.task import Task
 from uimjax.workflow import base
 
@@ -205,6 +206,8 @@ def mend(config: MendConfig, out: Path, progress: Progress = quiet) -> dict[str,
         "method": config.method, "edit": {"rows": len(traced.rows), "why": traced.why}, "model": saved,
         "before": before, "after": found, **_verdict(before, found),
     }  # fmt: skip
+    if isinstance(how, Private):  # of each release; whoever gives out several adds them up
+        document["privacy"] = store.read_json(out / "steps" / "traced-0.privacy.json")
     store.write_json(out / DONE, document | {"config": config.model_dump(mode="json")})
     return document
 
@@ -233,8 +236,21 @@ def _carried_out(
         return unlearn(task, params, rows, made.rows, how, seed, others=others, hidden=hidden, folder=at).params
     if isinstance(how, Private):
         rest = row.take(rows, np.setdiff1d(np.arange(len(case.documents)), made.rows))
-        return fine_tune(task, params, rest, how, seed, folder=at).params
+        made_of = fine_tune(task, params, rest, how, _secret(at.parent / f"{at.name}.seed"), folder=at)
+        spent = {"epsilon": made_of.epsilon, "delta": made_of.delta, "noise": made_of.noise}
+        store.write_json(at.parent / f"{at.name}.privacy.json", spent)
+        return made_of.params
     return edit.apply_edit(task, params, rows, made, how, seed)
+
+
+def _secret(path: Path) -> int:
+    """Drawn once and kept for a run that is continued: privacy holds against whoever does not know it, and everybody
+    knows 0."""
+    if not path.exists():
+        make_folder(path.parent)
+        with atomic(path) as temporary:
+            temporary.write_text(str(secrets.randbits(128)))
+    return int(path.read_text())
 
 
 def counterfactuals(case: Case, made: Edit, pairs: Sequence[tuple[str, str]]) -> dict[str, np.ndarray]:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from uimjax import corpora, models, steps, store
-from uimjax.audit import pictures
+from uimjax.audit import backdoor, pictures
 from uimjax.audit.base import Probed
 from uimjax.config import RunConfig, SuiteConfig, TextConfig
 from uimjax.corpora.picture_suite import WEAKNESSES, PlantedPictures, Sizes, plant_pictures
@@ -32,7 +32,7 @@ class Pictured(Seeded):
         return pictures.area(self.task, moments, self.suite.utility)
 
     def utility(self, params: Any) -> float:
-        return pictures.accuracy(self.task, params, self.suite.utility)
+        return backdoor.accuracy(self.task, params, self.suite.utility)
 
     def detected(self) -> dict[str, np.ndarray]:
         """Area under the margin over the epochs that met a row, low = suspicious (arXiv 2001.10528); spectral signature
