@@ -90,10 +90,12 @@ def attend(q: Any, k: Any, v: Any, seen: Any) -> Any:
     time, heads, per = q.shape
     groups = k.shape[1]
     wide = jnp.promote_types(q.dtype, jnp.float32)
-    q = q.reshape(time, groups, heads // groups, per)
-    logits = jnp.einsum("tghd,sgd->ghts", q, k, preferred_element_type=wide) / jnp.sqrt(jnp.asarray(per, wide))
-    weights = jax.nn.softmax(jnp.where(seen[None, None], logits, -jnp.inf), axis=-1).astype(v.dtype)
-    return jnp.einsum("ghts,sgd->tghd", weights, v).reshape(time, heads, per)
+    q = jnp.moveaxis(q, 1, 0).reshape(groups, heads // groups * time, per)  # heads first: plain products of matrices
+    k, v = jnp.moveaxis(k, 1, 0), jnp.moveaxis(v, 1, 0)
+    logits = jnp.einsum("gtd,gsd->gts", q, k, preferred_element_type=wide) / jnp.sqrt(jnp.asarray(per, wide))
+    hidden = jnp.tile(~seen, (heads // groups, 1))
+    weights = jax.nn.softmax(jnp.where(hidden[None], -jnp.inf, logits), axis=-1).astype(v.dtype)
+    return jnp.moveaxis(jnp.einsum("gts,gsd->gtd", weights, v).reshape(heads, time, per), 0, 1)
 
 
 def places(tokens: Any, segments: Any = None) -> Any:
