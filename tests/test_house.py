@@ -51,7 +51,7 @@ FLOORS = [
     ["uimjax.cli"],
 ]
 INSIDE = {
-    "uimjax.config": ["base", "stories", "own", "studies", "suites", "kinds"],
+    "uimjax.config": ["base", "stories", "own", "studies", "suites", "tunings", "kinds"],
     "uimjax.taps": ["_compat", "base", "views", "follow", "plan", "run", "layouts", "captures", "parts", "proof"],
     "uimjax.store": ["base", "remote", "coding", "digest", "manifest", "journal", "shards", "stage"],
     "uimjax.interpret": [
@@ -66,15 +66,16 @@ INSIDE = {
     "uimjax.corpora": [
         "base", "truth", "handwritten", "files", "plants", "tokenizer", "documents", "library", "text_plants",
         "text_suite", "picture_suite", "texts", "pieces", "pretokenised", "hub", "prepared", "duplicates", "arrays",
-        "preparing", "examples", "labelled",
+        "preparing", "examples", "labelled", "features",
     ],
     "uimjax.models": ["attention", "blocks", "decoder", "own", "encoders", "classifiers", "resnets"],
     "uimjax.pretrained": [
         "base", "decoders", "encoders", "folder", "words", "adapters", "loading", "pictures", "saving",
     ],
     "uimjax.mitigate": [
-        "forgetting", "looking", "subspace", "unlearning", "newton", "heads", "balancing", "afterwards", "curation",
-        "edit", "oracle", "proof", "private", "synthetic", "blackbox", "isolation",
+        "forgetting", "looking", "subspace", "unlearning", "relearning", "newton", "heads", "balancing", "afterwards",
+        "curation",
+        "edit", "oracle", "proof", "private", "synthetic", "blackbox", "isolation", "frozen",
     ],
     "uimjax.report": [
         "tables", "summary", "judgements", "markup", "rendering", "suite", "charts", "figures", "figures_dynamics",
@@ -91,11 +92,12 @@ INSIDE = {
     ],
     "uimjax.commands": [
         "base", "names", "sources", "logs", "ask", "auditing", "checkpoints", "curvature", "curves", "dynamics",
-        "failures", "index", "judge", "mending", "plan", "readings", "representation", "scaling", "story", "understand",
+        "failures", "index", "judge", "mending", "plan", "readings", "representation", "scaling", "tuning", "story",
+        "understand",
     ],
     "uimjax.workflow": [
         "base", "vision", "text", "reopening", "recording", "noise", "seeded", "suite_text", "suite_vision", "suite",
-        "mending", "auditing",
+        "mending", "auditing", "tuning",
     ],
     "uimjax.understand.dynamics": [
         "signals", "collector", "gradients", "stepping", "scoring", "table", "averaging", "logs", "elsewhere", "labels",

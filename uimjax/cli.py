@@ -63,7 +63,9 @@ def parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
         study.add_argument("targets", nargs="*", help="YAML configs (`uimjax new noise`); of several one page, each "
                            "in a folder of its name in --out (runs/understand); without any, the digits")  # fmt: skip
     new = commands.add_parser("new", help="write a commented config into this folder")
-    new.add_argument("kind", help="run, text, index, trace, check, failures, classified, sweep, noise, suite or mend")
+    new.add_argument(
+        "kind", help="run, text, index, trace, check, failures, classified, sweep, noise, suite, mend or tune"
+    )
     topic = commands.add_parser("help", help="print a page of the shipped docs")
     topic.add_argument("topic", nargs="?", help="the page; without it, the list")
     return top
@@ -75,7 +77,8 @@ def _stage(stage: argparse.ArgumentParser, name: str, argv: Sequence[str]) -> No
         _of_failures(stage, flags=_begins_with_flags(argv))
     elif name == "mitigate":
         stage.add_argument("target", help="a YAML config, or the folder of a run, or of a trace of your own whose "
-                           "edit is carried out: --method npo, drop ... (`uimjax new mend`)")  # fmt: skip
+                           "edit is carried out: --method npo, drop ... (`uimjax new mend`); or a file of features: "
+                           "--method nmtune, dfr ... (`uimjax new tune`)")  # fmt: skip
     elif name == "audit":
         stage.set_defaults(target=None)
         if not _begins_with_flags(argv):

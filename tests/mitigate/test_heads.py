@@ -7,7 +7,7 @@ import pytest
 
 from uimjax.errors import DataError, NonFiniteError, ShapeError, UnknownNameError, UsageError
 from uimjax.mitigate import heads
-from uimjax.mitigate.heads import NMTune, Tuning, accuracy, jtt, logits, penalties, tune
+from uimjax.mitigate.heads import SKD, NMTune, Tuning, accuracy, jtt, logits, penalties, restoring, tune
 
 
 def softmax(z):
@@ -34,6 +34,34 @@ def test_the_terms_of_nmtune_are_their_formulas(penalty, rng):
     assert (penalty.mse, penalty.cov, penalty.svd, penalty.top) in ((1.0, 0.04, 0.001, 5), (0.01, 0.01, 0.01, 1))
     still = jax.grad(lambda f: penalties(penalty, jnp.asarray(z), f)["mse"])(jnp.asarray(f))
     assert not np.asarray(still).any(), "the first view is held fixed"
+
+
+@pytest.mark.usefixtures("x64")
+def test_the_terms_of_skd_are_their_formulas(rng):
+    from scipy import stats
+
+    z, out, labels = rng.gamma(2.0, size=(40, 7)) * 50, 3 * rng.normal(size=(40, 4)), rng.integers(4, size=40)
+    found = restoring(SKD(skew_to=0.3, kurt_to=-1.0), jnp.asarray(z), jnp.asarray(out), jnp.asarray(labels))
+    skew = np.abs(stats.skew(z, axis=0)).mean()
+    margins = [out[i, labels[i]] - np.delete(out[i], labels[i]).mean() for i in range(40)]
+    wanted = [abs(skew - 0.3), abs(stats.kurtosis(z, axis=0).mean() + 1), np.mean([max(0, 1 - m) for m in margins])]
+    np.testing.assert_allclose([found["skew"], found["kurt"], found["disagree"]], wanted, rtol=1e-6)
+    assert (SKD().skew, SKD().kurt, SKD().disagree) == (0.1, 1.0, 0.1)
+
+
+def test_skd_aims_above_what_arrives_and_gets_there(rng):
+    from scipy import stats
+
+    x, y = blobs(rng, 400)
+    found = tune(x, y, Tuning("mlp", SKD(), epochs=1))
+    assert found.how.penalty.kurt_to == pytest.approx(1.5 * stats.kurtosis(x, axis=0).mean(), rel=1e-3)
+    assert found.how.penalty.skew_to == pytest.approx(1.5 * np.abs(stats.skew(x, axis=0)).mean(), rel=1e-3)
+    kurt = {}
+    for to in (0.0, 3.0):
+        head = tune(x, y, Tuning("mlp", SKD(kurt_to=to), epochs=30, batch_size=200, learning_rate=1e-2))
+        z = heads._forward(head.how, head.params, head.stats, jnp.asarray(x), False)[1]
+        kurt[to] = stats.kurtosis(np.asarray(z), axis=0).mean()
+    assert kurt[3.0] > kurt[0.0] + 1
 
 
 @pytest.mark.parametrize("how", [
@@ -93,8 +121,8 @@ def test_the_residual_head_and_its_batch_norm_are_those_of_numpy(rng):
 
 @pytest.mark.parametrize("how", [
     Tuning(learning_rate=1e-2), Tuning("mlp", learning_rate=1e-2), Tuning("mlp", NMTune(), learning_rate=1e-2),
-    Tuning("mlp", NMTune.paper(), learning_rate=1e-2),
-], ids=["linear", "mlp", "nmtune", "paper"])  # fmt: skip
+    Tuning("mlp", NMTune.paper(), learning_rate=1e-2), Tuning("mlp", SKD(), learning_rate=1e-2),
+], ids=["linear", "mlp", "nmtune", "paper", "skd"])  # fmt: skip
 def test_heads_learn_and_the_best_epoch_is_kept(how, rng):
     x, y = blobs(rng, 600, far=3.0)
     other = blobs(np.random.default_rng(9), 300, far=3.0)

@@ -9,3 +9,4 @@ STAGES = {
     "mitigate": "carry the edit out, with controls, and give the verdict",
 }
 PARTS = ("vision", "text")
+TABLES = (".npz", ".parquet", ".jsonl", ".csv", ".tsv")  # of features or logits, for `mitigate`

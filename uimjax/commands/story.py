@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from uimjax.commands.base import override
-from uimjax.commands.names import PARTS, STAGES
+from uimjax.commands.names import PARTS, STAGES, TABLES
 from uimjax.errors import UsageError
 
 
@@ -46,6 +46,10 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
         if args.target:
             raise UsageError(f"--model and --items are for a model of your own, and {args.target} is a config")
         return audit(args, rest)
+    if args.command == "mitigate" and (Path(args.target).suffix in TABLES or _kind(Path(args.target)) == "tune"):
+        from uimjax.commands.tuning import tune
+
+        return tune(args, rest)
     if args.command == "mitigate" and _kind(Path(args.target)) in ("failures", "classified", "mend"):
         from uimjax.commands.mending import mitigate
 

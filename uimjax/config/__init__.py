@@ -14,10 +14,11 @@ from uimjax.config.own import (
 from uimjax.config.stories import DemoConfig, MitigateChoice, RunConfig, TextConfig, TraceChoice
 from uimjax.config.studies import NoiseConfig, SweepConfig
 from uimjax.config.suites import Plan, SuiteConfig, VisionSuiteChoice, quick
+from uimjax.config.tunings import TuneConfig
 
 __all__ = [
     "KINDS", "LOCK", "OWN", "STORIES", "AuditConfig", "CheckConfig", "ClassifiedConfig", "DemoConfig", "FailuresConfig",
     "IndexConfig", "MendConfig", "MitigateChoice", "NoiseConfig", "Plan", "RunConfig", "SuiteConfig", "SweepConfig",
-    "TextConfig", "TraceChoice", "TraceConfig", "TrainChoice", "VisionSuiteChoice", "commented", "kind_of", "parse",
-    "quick", "read_yaml",
+    "TextConfig", "TraceChoice", "TraceConfig", "TrainChoice", "TuneConfig", "VisionSuiteChoice", "commented",
+    "kind_of", "parse", "quick", "read_yaml",
 ]  # fmt: skip

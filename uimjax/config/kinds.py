@@ -11,12 +11,13 @@ from uimjax.config.own import CheckConfig, ClassifiedConfig, FailuresConfig, Ind
 from uimjax.config.stories import RunConfig, TextConfig
 from uimjax.config.studies import NoiseConfig, SweepConfig
 from uimjax.config.suites import SuiteConfig
+from uimjax.config.tunings import TuneConfig
 from uimjax.errors import ConfigError
 
 KINDS: dict[str, type[Strict]] = {
     "run": RunConfig, "text": TextConfig, "index": IndexConfig, "trace": TraceConfig, "check": CheckConfig,
     "failures": FailuresConfig, "classified": ClassifiedConfig, "sweep": SweepConfig, "noise": NoiseConfig,
-    "suite": SuiteConfig, "mend": MendConfig,
+    "suite": SuiteConfig, "mend": MendConfig, "tune": TuneConfig,
 }  # fmt: skip
 COMMANDS = {
     "index": "index build",
@@ -27,12 +28,13 @@ COMMANDS = {
     "sweep": "scaling sweep",
     "noise": "understand",
     "mend": "mitigate",
+    "tune": "mitigate",
 }  # of a kind; the others are run
 
 
 STORIES: dict[str, type[Strict]] = {"vision": RunConfig, "text": TextConfig, "suite": SuiteConfig}
 OWN: dict[str, type[Strict]] = {
-    name: KINDS[name] for name in COMMANDS if name not in ("sweep", "noise", "mend")
+    name: KINDS[name] for name in COMMANDS if name not in ("sweep", "noise", "mend", "tune")
 }  # of the reader's own model
 
 

@@ -7,6 +7,10 @@ learned from 1, logits = Z W + b. The loss is the mean over a batch of w_i CE_i,
   `mse |Z / |Z| - F / |F||^2 / (B D) + cov sum_{i != j} C_ij^2 / D - svd mean_{k <= top} sigma_k / sum sigma`, C the
   covariance of Z and sigma its singular values, not centred. The released code takes (1, .04, .001) and top 5, the
   paper one weight of .01 and sigma_1: `NMTune()`, `NMTune.paper()`;
+- SKD (NeurIPS 2025), of Z and the logits: `skew |mean_j |skew_j(Z)| - s| + kurt |mean_j kurt_j(Z) - k| + disagree
+  mean max(0, 1 - (z_y - mean_{c != y} z_c))`, skew_j and (excess) kurt_j of feature j over the batch, s and k what a
+  model that saw no noise has: both fall with noise in pretraining. Without a clean model to read them off, `LIFTED`
+  times those of F;
 - `adjust` tau: CE of z + tau log pi, pi the classes' shares (Menon et al. 2021, arXiv 2007.07314);
 - `robust` eta: groups weighted by q_g, q_g <- q_g exp(eta loss_g) / sum (group DRO: Sagawa et al. 2020, arXiv
   1911.08731);
@@ -27,6 +31,7 @@ from uimjax.errors import DataError, NonFiniteError, ShapeError, UnknownNameErro
 
 EPSILON, MEMORY = 1e-5, 0.9  # of batch norm
 KINDS = ("linear", "mlp")
+LIFTED = 1.5  # skewness and kurtosis that SKD aims at, by those of the features
 
 
 @dataclass(frozen=True)
@@ -42,12 +47,23 @@ class NMTune:
 
 
 @dataclass(frozen=True)
+class SKD:
+    """`skew_to`, `kurt_to`: of a clean model's features (None: `LIFTED` times those of the features that arrive)."""
+
+    skew: float = 0.1
+    kurt: float = 1.0
+    disagree: float = 0.1
+    skew_to: float | None = None
+    kurt_to: float | None = None
+
+
+@dataclass(frozen=True)
 class Tuning:
     """How to tune: AdamW over so many epochs of whole batches (a last one that is short is left out). `ratio`: hidden
     units of the MLP by features. Defaults are NMTune's."""
 
     head: Literal["linear", "mlp"] = "linear"
-    penalty: NMTune | None = None
+    penalty: NMTune | SKD | None = None
     adjust: float = 0.0
     robust: float = 0.0
     epochs: int = 30
@@ -61,7 +77,7 @@ class Tuning:
         if self.head not in KINDS:
             raise UnknownNameError("head", self.head, KINDS)
         if self.penalty is not None and self.head != "mlp":
-            raise UsageError("NMTune moves features, and a linear head leaves them as they are; take head='mlp'")
+            raise UsageError("NMTune and SKD move features, and a linear head leaves them as they are; take head='mlp'")
         if min(self.epochs, self.batch_size) < 1 or not min(self.learning_rate, self.ratio) > 0:
             raise UsageError(f"epochs, batch_size, learning_rate and ratio should be positive: {self}")
         if min(self.adjust, self.robust, self.weight_decay) < 0:
@@ -95,7 +111,7 @@ def tune(
     """
     classes = int(np.max(labels, initial=0)) + 1 if classes is None else classes
     features, labels = checked(features, labels, classes)
-    count = len(labels)
+    count, how = len(labels), _aimed(how, features)
     views = features if views is None else checked(views, labels, classes)[0]
     weights = np.ones(count, np.float32) if weights is None else np.asarray(weights, np.float32)
     if (how.robust > 0) != (groups is not None):
@@ -183,6 +199,38 @@ def checked(features: Any, labels: Any, classes: int) -> tuple[np.ndarray, np.nd
     return x, y.astype(np.int32)
 
 
+def restoring(penalty: SKD, z: Any, out: Any, labels: Any) -> dict[str, Any]:
+    """SKD's three terms of new features `z` `[B, D]` and logits `out` `[B, C]`; its targets are numbers."""
+    skew, kurt = _shape(z, jnp)
+    right = jnp.take_along_axis(out, labels[:, None], 1)[:, 0]
+    others = (jnp.sum(out, 1) - right) / (out.shape[1] - 1)
+    return {
+        "skew": jnp.abs(skew - penalty.skew_to),
+        "kurt": jnp.abs(kurt - penalty.kurt_to),
+        "disagree": jnp.mean(jax.nn.relu(1 - (right - others))),
+    }
+
+
+def _shape(x: Any, xp: Any) -> tuple[Any, Any]:
+    """(mean absolute skewness, mean excess kurtosis) over the features of `[B, D]`."""
+    away = x - x.mean(0, keepdims=True)
+    unit = away / xp.sqrt((away**2).mean(0, keepdims=True) + EPSILON)
+    return xp.abs((unit**3).mean(0)).mean(), ((unit**4).mean(0) - 3).mean()
+
+
+def _aimed(how: Tuning, features: np.ndarray) -> Tuning:
+    """With SKD's targets as numbers."""
+    if not isinstance(how.penalty, SKD):
+        return how
+    skew, kurt = (LIFTED * float(value) for value in _shape(features.astype(np.float64), np))
+    its = how.penalty
+    aims = {
+        "skew_to": skew if its.skew_to is None else its.skew_to,
+        "kurt_to": kurt if its.kurt_to is None else its.kurt_to,
+    }
+    return replace(how, penalty=replace(its, **aims))
+
+
 # ---------------------------------------------------------------- the head
 
 
@@ -251,7 +299,10 @@ def _loss(how: Tuning, params: Any, state: _State, rows: _Rows, log_shares: Any)
         groups = groups / groups.sum()
         total = jnp.sum(groups * of_group)
     if how.penalty is not None:
-        terms = penalties(how.penalty, z, rows.features)
+        if isinstance(how.penalty, SKD):
+            terms = restoring(how.penalty, z, out, rows.labels)
+        else:
+            terms = penalties(how.penalty, z, rows.features)
         total = total + sum(getattr(how.penalty, name) * value for name, value in terms.items())
     return total, (stats, groups, jnp.mean(each))
 
