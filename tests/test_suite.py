@@ -286,7 +286,7 @@ def test_methods_that_do_not_exist_and_too_few_seeds_are_refused(tmp_path):
 def test_quick_is_smaller_and_keeps_seeds_and_plans(capsys, tmp_path):
     values = {"kind": "suite", "documents": 5000, "train": {"batch_size": 3}, "seed": 5, "bias": {"fix": "drop"}}
     made = parse(SuiteConfig, quick(values), "here")
-    assert (made.documents, made.train.epochs, made.train.batch_size, made.seed, made.seeds) == (1000, 6, 3, 5, 3)
+    assert (made.documents, made.train.epochs, made.train.batch_size, made.seed, made.seeds) == (800, 5, 3, 5, 3)
     assert made.bias.fix == "drop"
     (tmp_path / "run.yaml").write_text("kind: text\n")
     with pytest.raises(SystemExit):

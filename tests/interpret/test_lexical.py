@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from uimjax.errors import DataError, UsageError
-from uimjax.interpret.lexical import PATTERN, ngram
+from uimjax.interpret.lexical import PATTERN, ngram, repeats
 
 WORDS = ["the", "The", "cat", "sat", "x", "=", "(", "))", "42", "naïve"]
 
@@ -82,3 +82,19 @@ def test_refusals():
         ngram(["cat"], ["cat"], 0)
     with pytest.raises(UsageError, match=r"one text arrived \('the cat'\) where a sequence"):
         ngram(["the cat"], "the cat")
+
+
+@pytest.mark.parametrize("n", [1, 2, 8])
+def test_repeats_are_counted_over_documents(n, rng):
+    documents = [*texts(rng, 30, 24), "the cat sat x = 42 the cat", "= the cat sat x = 42 the cat ("]
+    runs = []
+    for document in documents:
+        words = re.findall(PATTERN, document.lower())
+        runs.append([words[k : k + n] for k in range(len(words) - n + 1)])
+    wanted = [max([sum(run in other for other in runs) for run in its], default=0) for its in runs]
+    assert repeats(documents, n).tolist() == wanted
+    if n == 8:
+        assert wanted[-2:] == [2, 2]
+        assert 0 in wanted
+    with pytest.raises(UsageError, match="n=0 words"):
+        repeats(documents, 0)

@@ -1,5 +1,6 @@
 """Unlearning losses against their formulas, edits, the sealed truth, and the verdict's refusals."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from uimjax.corpora.truth import Truth, write_truth
 from uimjax.errors import UsageError
 from uimjax.mitigate import edit, oracle, proof, unlearning
 from uimjax.mitigate.proof import Outcome
+from uimjax.mitigate.relearning import Relearning, relearn
 from uimjax.steps import Recipe
 from uimjax.task import Task
 
@@ -114,3 +116,35 @@ def test_an_edit_that_names_unknown_rows_is_refused_by_both_kinds(rng):
         for ids in ((0, 40), (0, -1), (3, 3)):
             with pytest.raises(UsageError, match="row ids in the edit"):
                 edit.apply_edit(TASK, jnp.ones(3), data, edit.Edit("traced", ids, "test"), how, 0)
+
+
+@pytest.mark.parametrize("loss", ["npo", "dpo"])
+def test_ids_that_only_pad_are_never_drawn(loss, rng, monkeypatch):
+    data, others = rows(rng), {name: x[:5] for name, x in rows(np.random.default_rng(5)).items()}
+    choice = unlearning.Unlearning(loss, steps=12, heal_steps=6, learning_rate=1e-2)
+    found = []
+    for few in (1, 64):  # five ids are padded to 8, and to 64
+        monkeypatch.setattr(unlearning, "FEW", few)
+        more = {"others": others} if loss == "dpo" else {}
+        made = unlearning.unlearn(TASK, jnp.ones(3), data, np.array([3, 1, 9, 30, 12]), choice, seed=2, **more)
+        found.append(np.asarray(made.params))
+    assert (found[0] == found[1]).all()
+
+
+def test_relearning_is_adamw_on_rows_drawn_from_those_that_are_known(rng):
+    data, how = rows(rng), Relearning(steps=4, batch_size=6, learning_rate=0.05)
+    ids = np.array([7, 2, 30])
+    found = np.asarray(relearn(TASK, jnp.ones(3), data, ids, how, seed=3))
+    w, first, second = np.ones(3), np.zeros(3), np.zeros(3)
+    for step, key in enumerate(jax.random.split(jax.random.key(3), 4), 1):
+        some = ids[np.asarray(jax.random.choice(key, 3, (6,)))]
+        x, y = data["x"][some].astype(float), data["y"][some].astype(float)
+        g = 2 * x.T @ (x @ w - y) / 6
+        first, second = 0.9 * first + 0.1 * g, 0.999 * second + 0.001 * g**2
+        w = w - 0.05 * (first / (1 - 0.9**step)) / (np.sqrt(second / (1 - 0.999**step)) + 1e-8)
+    np.testing.assert_allclose(found, w, rtol=1e-4)
+    for bad in ([], [40], [3, 3]):
+        with pytest.raises(UsageError, match="to learn again, of 40"):
+            relearn(TASK, jnp.ones(3), data, np.array(bad, int))
+    with pytest.raises(UsageError, match="learning rate above 0"):
+        Relearning(learning_rate=0.0)

@@ -7,6 +7,8 @@ from pydantic import Field
 from uimjax.config.base import Strict, TrainChoice
 from uimjax.config.stories import DecoderChoice, MitigateChoice, TextMitigateChoice, TextTraceChoice, TextTrainChoice
 
+RELEARN = "steps on half of the planted rows after the fix, and of the twin beside; 0: none"
+
 
 class SizesChoice(Strict):
     positives: int = Field(24, ge=1, description="documents of a weakness that sits in a few of them")
@@ -23,6 +25,7 @@ class SuiteTrainChoice(TextTrainChoice):
 class SuiteMitigateChoice(TextMitigateChoice):
     method: Literal["npo", "grad_diff", "drop", "retrain"] = Field("npo", description="the fix")  # type: ignore[assignment]
     compare: tuple[Literal["npo", "grad_diff", "drop"], ...] = ()
+    relearn: int = Field(10, ge=0, description=RELEARN)
 
 
 class Plan(Strict):
@@ -68,6 +71,7 @@ class PictureMitigateChoice(MitigateChoice):
     method: Literal["npo"] = Field("npo", description="the fix")  # type: ignore[assignment]
     compare: tuple[Literal["npo", "grad_diff", "drop"], ...] = ()
     drop_epochs: int = Field(10, ge=1, description="fine-tuning epochs of drop-and-fine-tune")
+    relearn: int = Field(10, ge=0, description=RELEARN)
 
 
 class VisionSuiteChoice(Strict):
@@ -116,21 +120,27 @@ class SuiteConfig(Strict):
     )
     security: Plan = Plan(trace="trackstar", tokens=3)  # pyright: ignore[reportCallIssue]
     privacy: Plan = Plan(trace="trackstar")  # pyright: ignore[reportCallIssue]
-    values: Plan = Plan(trace="logra", tokens=3, share=0.03)  # pyright: ignore[reportCallIssue]
+    values: Plan = Plan(trace="logra", share=0.03)  # pyright: ignore[reportCallIssue]
     dynamics: Plan = Plan(trace="grad_dot", fix="retrain", share=0.25)  # pyright: ignore[reportCallIssue]
     memorization: Plan = Plan(trace="trackstar")  # pyright: ignore[reportCallIssue]
     vision: VisionSuiteChoice = VisionSuiteChoice()  # pyright: ignore[reportCallIssue]
 
 
 QUICK: dict[str, Any] = {
-    "documents": 1000,
-    "plants": {"positives": 16, "hard_negatives": 24, "shard": 0.2, "candidates": 255},
-    "train": {"epochs": 6},
-    "trace": {"checkpoints": 3, "compare": ["grad_cos", "logra", "trackstar", "random", "loss", "rep_sim", "bm25"]},
+    "documents": 800,
+    "length": 52,
+    "plants": {"positives": 16, "hard_negatives": 16, "noisy": 0.1, "shard": 0.2, "candidates": 255},
+    "train": {"epochs": 5, "learning_rate": 0.01},
+    "trace": {"checkpoints": 2, "compare": ["grad_cos", "trackstar", "random", "loss", "rep_sim", "bm25"]},
+    "mitigate": {"retain_size": 16},
+    "vision": {"train": {"epochs": 16}, "trace": {"checkpoints": 3}},
 }
 
 
 def quick(values: dict[str, Any]) -> dict[str, Any]:
     """A suite's values with the sizes of the quick one over them: fewer documents and epochs, every control."""
-    over = {name: values.get(name, {}) | its if isinstance(its, dict) else its for name, its in QUICK.items()}
-    return values | over
+    return _over(values, QUICK)
+
+
+def _over(values: dict[str, Any], its: dict[str, Any]) -> dict[str, Any]:
+    return values | {name: _over(values.get(name) or {}, x) if isinstance(x, dict) else x for name, x in its.items()}

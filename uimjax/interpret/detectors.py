@@ -18,6 +18,7 @@ import numpy as np
 
 from uimjax.errors import NonFiniteError, ShapeError, UsageError
 
+NAMES = ("aum", "spectral", "clusters", "repeats")  # columns of scores that no question was asked for
 COMPONENTS = 10
 FEWEST = 5  # rows of a class
 TAIL = 0.05  # of a class's rows, that a cluster may start from

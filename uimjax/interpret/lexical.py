@@ -2,6 +2,7 @@
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -82,6 +83,21 @@ def ngram(documents: Sequence[str], queries: Sequence[str], n: int = 3) -> np.nd
         weights[own] = idf[own] / max(idf[own].sum(), 1e-30)
         values[:, query] = found @ weights
     return values
+
+
+def repeats(documents: Sequence[str], n: int = 8) -> np.ndarray:
+    """`[N]`: the most documents that one of a document's runs of n words stands in, its own counted: near and partial
+    copies, without a question (tokens as `bm25`'s; runs as in deduplication of substrings, Lee et al. 2022, arXiv
+    2107.06499). 0 of a text shorter than n.
+
+    Raises:
+        UsageError: n is below 1.
+    """
+    if n < 1:
+        raise UsageError(f"runs of n={n} words; at least 1 was wanted")
+    runs = [set(_runs(words, n)) for words in _tokens(documents)]
+    many = Counter(run for its in runs for run in its)
+    return np.array([max((many[run] for run in its), default=0) for its in runs], np.float64)
 
 
 def _tokens(texts: Sequence[str]) -> Iterable[list[str]]:

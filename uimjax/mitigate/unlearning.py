@@ -33,6 +33,7 @@ from uimjax.task import Task
 KEPT = ("nll", "row", "kl", "hidden", "none")  # retain losses
 HEAL = 240  # steps of the retain loss alone, where there is one
 BATCH = 64  # rows that are looked at together outside of steps
+FEW = 32  # ids to forget, to which fewer are padded
 
 
 @dataclass(frozen=True)
@@ -137,13 +138,16 @@ class _Held(NamedTuple):
 
 
 class _Fixed(NamedTuple):
-    """What no step changes; `losses`, `other_losses` `[F, T]`: of the model before, where they are needed."""
+    """What no step changes; `losses`, `other_losses` `[F, T]`: of the model before, where they are needed. Ids and
+    `others` are padded, so that edits of about one size share their programs; `forgets` and `retains` count."""
 
     params: Any
     data: Any
     others: Any
     forget: Any
     retain: Any
+    forgets: Any
+    retains: Any
     losses: Any
     other_losses: Any
     direction: Any
@@ -202,7 +206,7 @@ def _run(
 ) -> Unlearned:  # fmt: skip
     """The steps from `done` on, `every` at a time."""
     state, kept, forgot = held.state, np.array(held.kept), int(held.forgot)
-    few = np.linspace(0, len(fixed.retain) - 1, min(choice.watched, len(fixed.retain)))
+    few = np.linspace(0, fixed.retains - 1, min(choice.watched, fixed.retains))
     watch = lambda params: float(made.watch(params, fixed.data, fixed.retain[np.unique(few.round().astype(int))]))  # noqa: E731
     kept[0] = kept[0] if done else watch(fixed.params)
     keys = jax.random.split(jax.random.key(seed), choice.steps + choice.healing)
@@ -231,6 +235,10 @@ def _fixed(
     made: Any, choice: Unlearning, hidden: Any, task: Task, params: Any, data: Any, others: Any, forget: Any,
     retain: Any, seed: int,
 ) -> _Fixed:  # fmt: skip
+    forgets, retains = len(forget), len(retain)
+    forget = np.resize(forget, max(FEW, 1 << (forgets - 1).bit_length()))  # the beginning again, which is never drawn
+    retain = np.resize(retain, forgets + retains)
+    others = others if others is None else _at(others, np.resize(np.arange(forgets), len(forget)))
     losses = made.losses(params, data, forget) if "before" in choice.needs else None
     other = None if others is None else made.losses(params, others, np.arange(len(forget)))
     direction = None
@@ -238,7 +246,7 @@ def _fixed(
         seen = jax.eval_shape(looking.look(task, choice.needs, choice.by_token, hidden), params, row.example_spec(data))
         drawn = jax.random.uniform(jax.random.fold_in(jax.random.key(seed), 7), (seen.hidden.shape[-1],))
         direction = drawn / jnp.linalg.norm(drawn)  # of uniform numbers, as the reference code draws it
-    return _Fixed(params, data, others, forget, retain, losses, other, direction)
+    return _Fixed(params, data, others, forget, retain, forgets, retains, losses, other, direction)
 
 
 class _Made(NamedTuple):
@@ -306,10 +314,11 @@ def _steps(task: Task, choice: Unlearning, hidden: Any, forgetting: bool):
         def objective(free: Any) -> tuple[Any, Any]:
             current, kept = subspace.join(fixed.params, free), jnp.float32(0)
             if choice.alpha and choice.retain != "none":
-                kept = retain_loss(current, fixed, jax.random.choice(two, fixed.retain, (choice.retain_size,)))
+                drawn = jax.random.randint(two, (choice.retain_size,), 0, fixed.retains)
+                kept = retain_loss(current, fixed, fixed.retain[drawn])
             loss = state.dual * kept
             if forgetting:
-                k = jax.random.choice(one, len(fixed.forget), (choice.batch_size,))
+                k = jax.random.randint(one, (choice.batch_size,), 0, fixed.forgets)
                 loss = loss + choice.gamma * forget_loss(current, fixed, k)
             return loss, kept
 

@@ -11,6 +11,7 @@ from scipy.stats import t as student
 
 from uimjax.audit.weaknesses import Weakness
 from uimjax.config import Plan
+from uimjax.interpret import detectors
 from uimjax.interpret.methods import BASELINES
 from uimjax.mitigate import proof
 from uimjax.report import markup, rendering
@@ -18,7 +19,6 @@ from uimjax.store import read_json
 
 ARMS = ("traced", "oracle", "random")
 MODALITIES = ("language", "vision")
-DETECTORS = ("aum", "spectral")  # which need no question; of pictures
 
 
 def interval(values: Sequence[float]) -> dict[str, Any]:
@@ -38,6 +38,9 @@ def summarise(
     for fix, one in found.items():
         worse = [f"{probe} by {cell['mean']:.2f}" for probe, cell in crossed[fix].items() if cell["worse"]]
         one["verdict"] += f"; worsens {', '.join(worse)}" if worse else ""
+        if (again := one["relearned"]) and again["hidden"]:
+            means = f"{again['traced']['mean']:.2f} where a model that never saw it has {again['twin']['mean']:.2f}"
+            one["verdict"] += f"; comes back after a few steps ({means})"
     return {"weaknesses": found, "matrix": crossed}
 
 
@@ -49,18 +52,31 @@ def _weakness(
     twin = [a["twins"][name]["probe"]["value"] for a in audits]
     before = [a["before"]["probes"][name]["value"] for a in audits]
     after = {arm: [o[arm]["probes"][name]["value"] for o in outcomes] for arm in ARMS}
+    evidence = [read_json(folder / name / "agreement.json") for folder in folders]
     pairs = list(zip(audits, outcomes, strict=True))
     cost = [utility.cost(a["before"]["utility"], o["traced"]["utility"]) for a, o in pairs]
     ap = {method: interval([card["methods"][method]["ap"] for card in cards]) for method in cards[0]["methods"]}
-    best = max((m for m in ap if m in (*BASELINES, *DETECTORS)), key=lambda m: ap[m]["mean"])
+    best = max((m for m in ap if m in (*BASELINES, *detectors.NAMES)), key=lambda m: ap[m]["mean"])
     return {
         "title": its.title, "unit": its.unit, "cannot": its.cannot, "traced_by": plan.chosen, "fix": plan.fix,
         "clean": interval(twin), "planted": interval(before),
         **{arm: interval(values) for arm, values in after.items()},
         "base_rate": float(np.mean([card["base_rate"] for card in cards])), "ap": ap,
         "best_baseline": best, "ap_over_baseline": ap[plan.chosen]["mean"] / max(ap[best]["mean"], 1e-12),
+        "edit_rows": len(read_json(folders[0] / name / "edit-traced.json")["rows"]),
+        "agree": {key: float(np.mean([one[key] for one in evidence])) for key in evidence[0]},
+        "relearned": _relearned([read_json(folder / name / "relearned.json") for folder in folders]),
         "utility_cost": interval(cost), "causal": bool(np.mean(before) - np.mean(twin) >= its.least),
     } | proof.over_seeds(twin, before, after, cost, its.least, utility)  # fmt: skip
+
+
+def _relearned(found: Sequence[dict[str, float]]) -> dict[str, Any] | None:
+    """Of the mended model and of the twin, after the same steps on planted rows; `hidden`: the mended one fails more,
+    by more than the interval of the difference."""
+    if not all(found):
+        return None
+    apart = interval([its["traced"] - its["twin"] for its in found])
+    return {arm: interval([its[arm] for its in found]) for arm in ("traced", "twin")} | {"hidden": apart["low"] > 0}
 
 
 def matrix(folders: Sequence[Path], audits: Sequence[Any], names: Sequence[str]) -> dict[str, Any]:
@@ -127,6 +143,7 @@ def write_page(document: dict[str, Any], path: Path) -> Path:
         parts = {
             "what was planted, and what is left of it": _fixes(its),
             "who found the planted rows": _traces(its),
+            "other evidence about the rows of the edit": _evidence(its, part["rows"]),
             "what each fix does to every probe": _crossed(part["matrix"]),
             "what the probes cannot tell": _limits(its),
         }
@@ -144,19 +161,25 @@ def _told(x: dict[str, Any]) -> str:
 
 def _fixes(its: dict[str, Any]) -> dict[str, Any]:
     columns = ("weakness", "verdict", "unit", "without its plant", "planted", "traced fix", "planted rows (oracle)",
-               "random rows (control)", "fix", "cost")  # fmt: skip
+               "random rows (control)", "fix", "cost", "learned again: mended, twin")  # fmt: skip
     rows = [
         (name, one["verdict"], one["unit"], *(_told(one[key]) for key in ("clean", "planted", *ARMS)), one["fix"],
-         f"{one['utility_cost']['mean']:+.1%}")
+         f"{one['utility_cost']['mean']:+.1%}", _again(one["relearned"]))
         for name, one in its.items()
     ]  # fmt: skip
     causes = [name for name, one in its.items() if not one["causal"]]
     notes = [f"No failure without the plant to speak of, so no verdict: {', '.join(causes)}."] if causes else []
     reading = (
         "Means over seeds with their 95% intervals. A twin trained without the plant is the clean value and the causal "
-        "check; the cost is what the loss on clean held-out text rises by, or what the accuracy falls by."
+        "check; the cost is what the loss on clean held-out text rises by, or what the accuracy falls by. Learned "
+        "again: the probe after the same few steps on planted rows, of the mended model and of the twin that never saw "
+        "them; far above the twin, the failure was hidden and not removed."
     )
     return {"reading": reading, "columns": columns, "rows": rows, "notes": notes}
+
+
+def _again(found: dict[str, Any] | None) -> str:
+    return "" if found is None else f"{found['traced']['mean']:.2f}, {found['twin']['mean']:.2f}"
 
 
 def _traces(its: dict[str, Any]) -> dict[str, Any]:
@@ -169,6 +192,23 @@ def _traces(its: dict[str, Any]) -> dict[str, Any]:
         rows.append((name, f"{one['base_rate']:.1%}", *cells))
     reading = "Average precision, mean over seeds; * the method that chose the edit, said before any truth was read."
     return {"reading": reading, "columns": ("weakness", "base rate", *names), "rows": rows, "notes": []}
+
+
+def _evidence(its: dict[str, Any], rows: int) -> dict[str, Any]:
+    names = list(dict.fromkeys(name for one in its.values() for name in one["agree"]))
+    lines = [
+        (
+            name,
+            f"{one['edit_rows'] / rows:.1%}",
+            *(f"{one['agree'][n]:.0%}" if n in one["agree"] else "" for n in names),
+        )
+        for name, one in its.items()
+    ]
+    reading = (
+        "Share of the edit's rows that each would name as well, among as many rows, without any gradient; by chance, "
+        "the edit's share of all rows. Where several agree, the edit does not rest on influence alone."
+    )
+    return {"reading": reading, "columns": ("weakness", "by chance", *names), "rows": lines, "notes": []}
 
 
 def _crossed(matrix: dict[str, Any]) -> dict[str, Any]:

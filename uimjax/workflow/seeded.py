@@ -7,7 +7,7 @@ Every stage leaves files and is skipped while these and their causes are unchang
 
 import dataclasses
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,17 @@ from uimjax.audit.weaknesses import Weakness
 from uimjax.config import SuiteConfig, VisionSuiteChoice, parse
 from uimjax.corpora.picture_suite import PlantedPictures
 from uimjax.corpora.text_suite import PlantedSuite, left_out
+from uimjax.interpret import detectors, methods
 from uimjax.mitigate import edit, oracle
 from uimjax.mitigate.edit import Edit
+from uimjax.mitigate.relearning import Relearning, relearn
 from uimjax.progress import Progress, quiet
 from uimjax.report import tables
 from uimjax.task import Measurement
 from uimjax.workflow import base, text
 
 ARMS = ("traced", "oracle", "random")
+OTHER_EVIDENCE = (*methods.BASELINES, *detectors.NAMES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +44,7 @@ class Seeded(text.Loop):
     suite: PlantedSuite | PlantedPictures
     choices: SuiteConfig | VisionSuiteChoice
     known: dict[str, Weakness]
+    courses: dict[Path, dict[str, Any]] = field(default_factory=dict, compare=False, repr=False)  # measured once
 
     @property
     def count(self) -> int:
@@ -90,9 +94,11 @@ class Seeded(text.Loop):
     def probe(self, name: str, params: Any, folder: Path) -> dict[str, Any]:
         """By one weakness's probe; `folder` is the training's, whose course is what `dynamics` measures."""
         fun = self.known[name].probe
-        if fun is None:
-            moments = [training.snapshot(folder, self.initial, epochs) for epochs in every(self)]
-            return self.area(moments)._asdict()
+        if fun is None:  # of the course of a training, which most edits leave as it was
+            if folder not in self.courses:
+                moments = [training.snapshot(folder, self.initial, epochs) for epochs in every(self)]
+                self.courses[folder] = self.area(moments)._asdict()
+            return self.courses[folder]
         return fun(self.task, params, self.suite.cases[name].probe)._asdict()
 
     def outcome_of(self, params: Any, folder: Path) -> dict[str, Any]:
@@ -168,10 +174,21 @@ def trace(loop: Seeded, progress: Progress):
             told = scores[method].method + (f", of the {tokens} strongest tokens" if tokens else "")
             traced = edit.traced_edit(columns[chosen], size_of(loop, name), told)
             edit.write_edit(loop.folder / name / "edit-traced.json", traced)
+            store.write_json(loop.folder / name / "agreement.json", agreement(traced, columns))
 
         key = store.stage_key(loop.key, loop.choices.trace.model_dump(), chosen, size_of(loop, name))
-        done = store.run_stage(loop.folder / name, "trace", key, ("scores.parquet", "edit-traced.json"), work)
+        done = store.run_stage(
+            loop.folder / name, "trace", key, ("scores.parquet", "edit-traced.json", "agreement.json"), work
+        )
         yield f"{name} by {chosen}{'' if done else ' (unchanged, kept)'}"
+
+
+def agreement(made: Edit, columns: dict[str, np.ndarray]) -> dict[str, float]:
+    """Evidence that needs no gradient: the share of the edit's rows that each baseline and detector would name as well,
+    among as many."""
+    names = [name for name in columns if name in OTHER_EVIDENCE]
+    size = len(made.rows)
+    return {name: float(np.isin(np.argsort(-columns[name], kind="stable")[:size], made.rows).mean()) for name in names}
 
 
 # ---------------------------------------------------------------- mitigate
@@ -187,7 +204,12 @@ def mitigate(loop: Seeded, progress: Progress):
             traced = edit.read_edit(folder / "edit-traced.json")
             planted = oracle.oracle_edit(base.truth_of(folder), folder / "edit-traced.json")
             blind = edit.random_edit(loop.count, len(traced.rows), loop.recipe.seed)
-            outcomes = {made.arm: _after(loop, name, made) for made in (traced, planted, blind)}
+            outcomes: dict[str, Any] = {}
+            for made in (traced, planted, blind):
+                params, course = _carried_out(loop, name, made)
+                outcomes[made.arm] = loop.outcome_of(params, course)
+                if made.arm == "traced":
+                    store.write_json(folder / "relearned.json", relearned(loop, name, params, planted))
             store.write_json(folder / "outcomes.json", outcomes)
             scores = tables.read_scores(folder / "scores.parquet")
             rate, found = scorecard.scorecard(base.truth_of(folder), folder / "edit-traced.json", scores)
@@ -198,27 +220,46 @@ def mitigate(loop: Seeded, progress: Progress):
             loop.key, loop.choices.trace.model_dump(), loop.choices.mitigate.model_dump(), plan.model_dump(),
             size_of(loop, name),
         )  # fmt: skip
-        done = store.run_stage(loop.folder / name, "mitigate", key, ("outcomes.json", "scorecard.json"), work)
+        files = ("outcomes.json", "scorecard.json", "relearned.json")
+        done = store.run_stage(loop.folder / name, "mitigate", key, files, work)
         found = store.read_json(loop.folder / name / "outcomes.json")
         values = ", ".join(f"{arm} {found[arm]['probes'][name]['value']:.2f}" for arm in ARMS)
         yield f"{name} after {plan.fix}: {values}{'' if done else ' (unchanged, kept)'}"
 
 
-def _after(loop: Seeded, name: str, made: Edit) -> dict[str, Any]:
-    """All probes after one edit."""
+def _carried_out(loop: Seeded, name: str, made: Edit) -> tuple[Any, Path]:
+    """(new parameters, the folder of the training whose course is theirs)."""
     plan, folder = getattr(loop.choices, name), loop.folder / "train"
     if plan.fix == "retrain":
         weights, folder = (
             left_out(loop.suite.present, loop.suite.displaced, made.rows),
             loop.folder / "arms" / f"{name}-{made.arm}",
         )
-        return loop.outcome_of(loop.fit(weights, folder, every(loop)).params, folder)
-    choice = parse(type(loop.choices.mitigate), loop.choices.mitigate.model_dump() | plan.settings, f"{name}.settings")
-    how = base.fix(choice, loop.choices.train, plan.fix)
+        return loop.fit(weights, folder, every(loop)).params, folder
+    how = base.fix(_choice(loop, name), loop.choices.train, plan.fix)
     others = loop.others(name, made) if plan.fix == "cda" else None
     before, rows = loop.fitted("train").params, loop.suite.train
     params = edit.apply_edit(loop.task, before, rows, made, how, loop.recipe.seed, others)
-    return loop.outcome_of(jax.tree.map(np.asarray, params), folder)
+    return jax.tree.map(np.asarray, params), folder
+
+
+def _choice(loop: Seeded, name: str) -> Any:
+    settings = getattr(loop.choices, name).settings
+    return parse(type(loop.choices.mitigate), loop.choices.mitigate.model_dump() | settings, f"{name}.settings")
+
+
+def relearned(loop: Seeded, name: str, params: Any, planted: Edit) -> dict[str, float]:
+    """The probe of the mended model and of the twin, once both have got the same few steps on every second planted row;
+    {} of what is trained again, and where no steps are wanted."""
+    choice, probe = _choice(loop, name), loop.known[name].probe
+    if not choice.relearn or probe is None or getattr(loop.choices, name).fix == "retrain":
+        return {}
+    how = Relearning(choice.relearn, choice.batch_size, choice.learning_rate)
+    found = {}
+    for which, begun in (("traced", params), ("twin", loop.fitted(name).params)):
+        after = relearn(loop.task, begun, loop.suite.train, planted.rows[::2], how, loop.recipe.seed)
+        found[which] = probe(loop.task, after, loop.suite.cases[name].probe).value
+    return found
 
 
 STAGES = {"train": train, "audit": audit, "trace": trace, "mitigate": mitigate}

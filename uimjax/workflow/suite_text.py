@@ -13,6 +13,7 @@ from uimjax.audit import dynamics, weaknesses
 from uimjax.config import SuiteConfig, TextConfig
 from uimjax.corpora.documents import encode, fitting, lines_of
 from uimjax.corpora.text_suite import WEAKNESSES, PlantedSuite, Sizes, plant_suite
+from uimjax.interpret import lexical
 from uimjax.interpret import trace as tracing
 from uimjax.interpret.index import task_digest
 from uimjax.interpret.positions import token_scores
@@ -41,6 +42,10 @@ class Written(Seeded):
 
     def others(self, name: str, made: Edit) -> Any:
         return counterfactuals(self, name, made)
+
+    def detected(self) -> dict[str, np.ndarray]:
+        """In how many documents a document's most frequent run of words stands: near and partial copies."""
+        return {"repeats": lexical.repeats([document.text for document in self.suite.documents])}
 
     def strongest(self, name: str, method: str, tokens: int, moments: list[text.Moment]) -> np.ndarray:
         return by_strongest(self, name, method, tokens, moments)

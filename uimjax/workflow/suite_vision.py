@@ -36,10 +36,12 @@ class Pictured(Seeded):
 
     def detected(self) -> dict[str, np.ndarray]:
         """Area under the margin over the epochs that met a row, low = suspicious (arXiv 2001.10528); spectral signature
-        (arXiv 1811.00636)."""
+        (arXiv 1811.00636); activation clustering (arXiv 1811.03728)."""
         fitted, rows = self.fitted("train"), self.suite.train
         shown = np.asarray(jax.vmap(self.task.features, (None, 0))(fitted.params, jax.tree.map(jnp.asarray, rows)))  # type: ignore[arg-type]  # a classifier has them
-        return {"aum": -np.nanmean(fitted.margin, 0), "spectral": detectors.spectral(shown, rows["label"])}
+        found = {"spectral": detectors.spectral(shown, rows["label"])}
+        clusters = detectors.activation_clusters(shown, rows["label"]).scores
+        return {"aum": -np.nanmean(fitted.margin, 0), "clusters": clusters} | found
 
 
 def story_of(config: SuiteConfig, seed: int) -> RunConfig:
