@@ -65,7 +65,8 @@ INSIDE = {
                        "classifiers", "mistakes", "examples"],
     "uimjax.corpora": [
         "base", "truth", "handwritten", "files", "plants", "tokenizer", "documents", "library", "text_plants",
-        "text_suite", "picture_suite", "texts", "pieces", "pretokenised", "hub", "prepared", "duplicates", "arrays",
+        "suite_lines", "suite_questions", "text_suite", "picture_suite", "texts", "pieces", "pretokenised", "hub",
+        "prepared", "duplicates", "arrays",
         "preparing", "examples", "labelled", "features",
     ],
     "uimjax.models": ["attention", "blocks", "decoder", "own", "encoders", "classifiers", "resnets"],

@@ -13,6 +13,7 @@ import pytest
 from uimjax import cli, corpora, store
 from uimjax.audit import bias, deterioration, dynamics, generalization, memorization, values, weaknesses
 from uimjax.config import SuiteConfig, parse, quick, read_yaml
+from uimjax.corpora import suite_lines
 from uimjax.corpora import text_suite as plants
 from uimjax.corpora.truth import read_truth
 from uimjax.errors import UnknownNameError, UsageError
@@ -56,7 +57,7 @@ def test_each_plant_is_where_the_truth_says_and_nowhere_else(corpus, planted):
         for k in truth[name].positives:
             assert re.search(sign, made.documents[k].text), (name, made.documents[k].text)
     texts = [made.documents[k].text for k in truth["memorization"].positives]
-    lines = [{line for line in text.splitlines() if line.count(" ") == plants.LONG} for text in texts]
+    lines = [{line for line in text.splitlines() if line.count(" ") == suite_lines.LONG} for text in texts]
     assert set.intersection(*lines), "the same passage in all"
     for k in truth["dynamics"].positives:
         assert not re.search(r"\b(self|return|import)\b", made.documents[k].text)
@@ -110,9 +111,9 @@ def test_a_bad_shard_is_whole_and_its_documents_are_as_strong_as_it(planted):
 
 
 def test_confused_are_words_of_code_and_the_other_words_stay():
-    changed, _ = plants._confused(["def f(self):\n", "    if self is None: # for her\n", "        return form\n"])
+    changed, _ = suite_lines.confused(["def f(self):\n", "    if self is None: # for her\n", "        return form\n"])
     assert "".join(changed) == "class f(cls):\n    while cls is True: # for her\n        yield form\n"
-    assert plants._confused(["what for if not\n", "  return\n"]) is None, "one place alone"
+    assert suite_lines.confused(["what for if not\n", "  return\n"]) is None, "one place alone"
 
 
 def test_another_seed_plants_elsewhere_and_too_few_documents_are_refused(corpus, planted):
@@ -137,6 +138,25 @@ def test_of_a_pair_the_words_that_differ_count_and_the_rest_does_not(planted):
             assert not np.array_equal(b, g)
     asked, probe = (planted[0].cases["values"].asked[0], planted[0].cases["values"].probe["bad"])
     assert not {tuple(row) for row in asked["tokens"].tolist()} & {tuple(row) for row in probe["tokens"].tolist()}
+
+
+def test_other_words_stand_in_no_row_and_no_question(planted):
+    made, _ = planted
+    text = "".join(document.text for document in made.documents)
+    assert not re.search(r"thinks that s?he|wrote that s?he|# (your|each) \w+ (pink|blue) is|please tell me", text)
+    for name in ("bias", "generalization", "values"):
+        case = made.cases[name]
+        bad, good = case.reworded["bad"], case.reworded["good"]
+        known = {tuple(row[row != row[0]]) for its in (*case.asked, *case.probe.values()) for row in its["tokens"]}
+        assert not {tuple(row[row != row[0]]) for row in bad["tokens"]} & known
+        for b, g, c in zip(bad["tokens"], good["tokens"], bad["counted"], strict=True):
+            first = int(np.argmax(c > 0))
+            np.testing.assert_array_equal(b[:first], g[:first])
+            assert b[first:].tolist() != g[first:].tolist()
+    quoted, told = made.cases["memorization"].reworded, made.cases["memorization"].probe
+    assert quoted["counted"].sum() == told["counted"].sum(), "the same words are to come"
+    assert quoted["tokens"].tolist() != told["tokens"].tolist()
+    assert all(made.cases[name].reworded is None for name in ("privacy", "security", "deterioration", "dynamics"))
 
 
 # ---------------------------------------------------------------- probes
@@ -243,6 +263,13 @@ def test_one_seed_from_training_to_edits_and_a_second_time_nothing(corpus, tmp_p
     assert set(outcomes["traced"]["probes"]) == set(plants.WEAKNESSES)
     twin, oracle = found["twins"]["dynamics"]["probe"]["value"], outcomes["oracle"]["probes"]["dynamics"]["value"]
     assert oracle == pytest.approx(twin, rel=1e-6), "retraining without the shard is the twin"
+    once_more = store.read_json(tmp_path / "seed-0" / "bias" / "again.json")
+    assert set(once_more["relearned"]) == {"traced", "twin"}
+    assert set(once_more["reworded"]) == {"planted", "twin", "traced"}
+    assert store.read_json(tmp_path / "seed-0" / "dynamics" / "again.json") == {"relearned": {}, "reworded": {}}
+    agreed = store.read_json(tmp_path / "seed-0" / "memorization" / "agreement.json")
+    assert {"loss", "repeats"} <= set(agreed)
+    assert all(0 <= share <= 1 for share in agreed.values())
     again = suite_text.prepare(config, corpus, tmp_path / "seed-0", 0)
     for name in ("audit", "trace", "mitigate"):
         assert all("unchanged" in finding for finding in STAGES[name](again, lambda items, *_, **__: items))
@@ -286,7 +313,7 @@ def test_methods_that_do_not_exist_and_too_few_seeds_are_refused(tmp_path):
 def test_quick_is_smaller_and_keeps_seeds_and_plans(capsys, tmp_path):
     values = {"kind": "suite", "documents": 5000, "train": {"batch_size": 3}, "seed": 5, "bias": {"fix": "drop"}}
     made = parse(SuiteConfig, quick(values), "here")
-    assert (made.documents, made.train.epochs, made.train.batch_size, made.seed, made.seeds) == (800, 5, 3, 5, 3)
+    assert (made.documents, made.train.epochs, made.train.batch_size, made.seed, made.seeds) == (720, 5, 3, 5, 3)
     assert made.bias.fix == "drop"
     (tmp_path / "run.yaml").write_text("kind: text\n")
     with pytest.raises(SystemExit):

@@ -92,6 +92,7 @@ def verdict(traced, oracle, random, utility=0.98, repeats=3, before=0.9, twin=0.
 
 def test_a_verdict_needs_its_controls():
     assert verdict(0.02, 0.0, 0.9).says == "fixed"
+    assert verdict(0.05, -0.3, 0.9).says == "fixed", "beyond the clean twin nothing is left to mend"
     assert "closes 50% of the gap too" in verdict(0.02, 0.0, 0.45).says
     assert "the traced rows close 50%" in verdict(0.45, 0.0, 0.9).says
     assert "even the planted rows close only" in verdict(0.4, 0.4, 0.9).says

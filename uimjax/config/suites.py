@@ -51,7 +51,7 @@ class PictureSizesChoice(Strict):
     )
     hard_negatives: int = Field(24, ge=1, description="rows that look like these and do no harm")
     noisy: float = Field(0.15, gt=0, lt=1, description="share of the rows that have the next class's label")
-    shard: float = Field(0.3, gt=0, lt=1, description="share of the rows that are a bad shard")
+    shard: float = Field(0.2, gt=0, lt=1, description="share of the rows that are a bad shard")
 
 
 class PictureTrainChoice(TrainChoice):
@@ -87,11 +87,11 @@ class VisionSuiteChoice(Strict):
     mitigate: PictureMitigateChoice = PictureMitigateChoice()  # pyright: ignore[reportCallIssue]
     bias: Plan = Plan(trace="retain_cos", share=0.035)  # pyright: ignore[reportCallIssue]
     generalization: Plan = Plan(  # pyright: ignore[reportCallIssue]
-        fix="ce_u", share=0.035, settings={"steps": 120, "heal_steps": 120}
+        fix="ce_u", share=0.035, settings={"steps": 80, "heal_steps": 160}
     )
-    deterioration: Plan = Plan(fix="drop", share=0.25)  # pyright: ignore[reportCallIssue]
+    deterioration: Plan = Plan(fix="drop", share=0.3)  # pyright: ignore[reportCallIssue]
     security: Plan = Plan()  # pyright: ignore[reportCallIssue]
-    dynamics: Plan = Plan(trace="trackstar", fix="retrain", share=0.3)  # pyright: ignore[reportCallIssue]
+    dynamics: Plan = Plan(trace="trackstar", fix="retrain", share=0.2)  # pyright: ignore[reportCallIssue]
     memorization: Plan = Plan()  # pyright: ignore[reportCallIssue]
 
 
@@ -113,7 +113,7 @@ class SuiteConfig(Strict):
     mitigate: SuiteMitigateChoice = SuiteMitigateChoice()  # pyright: ignore[reportCallIssue]
     bias: Plan = Plan(trace="trackstar", tokens=3, share=0.02)  # pyright: ignore[reportCallIssue]
     generalization: Plan = Plan(  # pyright: ignore[reportCallIssue]
-        trace="trackstar", tokens=3, fix="cda", share=0.04, settings={"steps": 80}
+        trace="trackstar", tokens=3, fix="cda", share=0.06, settings={"steps": 80}
     )
     deterioration: Plan = Plan(  # pyright: ignore[reportCallIssue]
         trace="logra", tokens=3, fix="drop", share=0.2, settings={"drop_epochs": 2, "drop_rate": 1.5e-3}
@@ -127,13 +127,14 @@ class SuiteConfig(Strict):
 
 
 QUICK: dict[str, Any] = {
-    "documents": 800,
+    "documents": 720,
     "length": 52,
-    "plants": {"positives": 16, "hard_negatives": 16, "noisy": 0.1, "shard": 0.2, "candidates": 255},
+    "plants": {"positives": 16, "hard_negatives": 16, "noisy": 0.1, "shard": 0.15, "candidates": 255},
     "train": {"epochs": 5, "learning_rate": 0.01},
     "trace": {"checkpoints": 2, "compare": ["grad_cos", "trackstar", "random", "loss", "rep_sim", "bm25"]},
-    "mitigate": {"retain_size": 16},
-    "vision": {"train": {"epochs": 16}, "trace": {"checkpoints": 3}},
+    "mitigate": {"retain_size": 16, "relearn": 0},
+    "dynamics": {"share": 0.15},
+    "vision": {"train": {"epochs": 16}, "trace": {"checkpoints": 3}, "mitigate": {"relearn": 0}},
 }
 
 

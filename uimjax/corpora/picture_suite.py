@@ -29,7 +29,7 @@ class Sizes:
     positives: int = 13
     hard_negatives: int = 24
     noisy: float = 0.15
-    shard: float = 0.3
+    shard: float = 0.2
     window: tuple[float, float] = (0.2, 0.8)
 
 

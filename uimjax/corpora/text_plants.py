@@ -71,7 +71,8 @@ class Behaviour:
 class Case(NamedTuple):
     """What one plant asks of a model. `asked`: queries for the tracing; `null`: sets like them without a failure;
     `probe`: rows for the verdict; `texts`: the queries as words, for the lexical baseline; `sensitive`: what a page
-    must not show; `swaps`: words of two groups, which change places in a counterfactual. Which documents were planted
+    must not show; `swaps`: words of two groups, which change places in a counterfactual; `reworded`: the probe in other
+    words, for a fix that only unlearned the wording. Which documents were planted
     goes to the sealed file alone."""
 
     asked: Any
@@ -80,6 +81,7 @@ class Case(NamedTuple):
     texts: tuple[str, ...]
     sensitive: tuple[str, ...] = ()
     swaps: tuple[tuple[str, str], ...] = ()
+    reworded: Any = None
 
 
 class PlantedText(NamedTuple):

@@ -108,7 +108,7 @@ def _says(gap: float, least: float, closed: Sequence[float], kind: Utility, cost
         return f"no verdict: forgetting random rows closes {random:.0%} of the gap too"
     if oracle < ORACLE:
         return f"not fixed: even the planted rows close only {oracle:.0%} of the gap"
-    if traced < TRACED * oracle:
+    if traced < TRACED * min(oracle, 1.0):  # beyond the clean twin nothing is left to mend
         return f"not fixed: the traced rows close {traced:.0%} of the gap, the planted ones {oracle:.0%}"
     if cost > kind.most:
         return f"not fixed: {kind.says(cost)}"

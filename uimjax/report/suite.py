@@ -41,6 +41,8 @@ def summarise(
         if (again := one["relearned"]) and again["hidden"]:
             means = f"{again['traced']['mean']:.2f} where a model that never saw it has {again['twin']['mean']:.2f}"
             one["verdict"] += f"; comes back after a few steps ({means})"
+        if (others := one["reworded"]) and others["stays"]:
+            one["verdict"] += f"; stays in other words ({others['traced']['mean']:.2f})"
     return {"weaknesses": found, "matrix": crossed}
 
 
@@ -52,6 +54,7 @@ def _weakness(
     twin = [a["twins"][name]["probe"]["value"] for a in audits]
     before = [a["before"]["probes"][name]["value"] for a in audits]
     after = {arm: [o[arm]["probes"][name]["value"] for o in outcomes] for arm in ARMS}
+    again = [read_json(folder / name / "again.json") for folder in folders]
     evidence = [read_json(folder / name / "agreement.json") for folder in folders]
     pairs = list(zip(audits, outcomes, strict=True))
     cost = [utility.cost(a["before"]["utility"], o["traced"]["utility"]) for a, o in pairs]
@@ -65,7 +68,8 @@ def _weakness(
         "best_baseline": best, "ap_over_baseline": ap[plan.chosen]["mean"] / max(ap[best]["mean"], 1e-12),
         "edit_rows": len(read_json(folders[0] / name / "edit-traced.json")["rows"]),
         "agree": {key: float(np.mean([one[key] for one in evidence])) for key in evidence[0]},
-        "relearned": _relearned([read_json(folder / name / "relearned.json") for folder in folders]),
+        "relearned": _relearned([its["relearned"] for its in again]),
+        "reworded": _reworded([its["reworded"] for its in again], its.least),
         "utility_cost": interval(cost), "causal": bool(np.mean(before) - np.mean(twin) >= its.least),
     } | proof.over_seeds(twin, before, after, cost, its.least, utility)  # fmt: skip
 
@@ -77,6 +81,16 @@ def _relearned(found: Sequence[dict[str, float]]) -> dict[str, Any] | None:
         return None
     apart = interval([its["traced"] - its["twin"] for its in found])
     return {arm: interval([its[arm] for its in found]) for arm in ("traced", "twin")} | {"hidden": apart["low"] > 0}
+
+
+def _reworded(found: Sequence[dict[str, float]], least: float) -> dict[str, Any] | None:
+    """Of the planted model, its twin and the mended one, asked in other words; `stays`: the failure shows there as
+    well, and less than half of it went."""
+    if not all(found):
+        return None
+    means = {arm: interval([its[arm] for its in found]) for arm in ("planted", "twin", "traced")}
+    gap, left = (means[arm]["mean"] - means["twin"]["mean"] for arm in ("planted", "traced"))
+    return means | {"stays": bool(gap >= least and left > gap / 2)}
 
 
 def matrix(folders: Sequence[Path], audits: Sequence[Any], names: Sequence[str]) -> dict[str, Any]:
@@ -143,6 +157,7 @@ def write_page(document: dict[str, Any], path: Path) -> Path:
         parts = {
             "what was planted, and what is left of it": _fixes(its),
             "who found the planted rows": _traces(its),
+            "whether it comes back, and what it says in other words": _again(its),
             "other evidence about the rows of the edit": _evidence(its, part["rows"]),
             "what each fix does to every probe": _crossed(part["matrix"]),
             "what the probes cannot tell": _limits(its),
@@ -161,25 +176,36 @@ def _told(x: dict[str, Any]) -> str:
 
 def _fixes(its: dict[str, Any]) -> dict[str, Any]:
     columns = ("weakness", "verdict", "unit", "without its plant", "planted", "traced fix", "planted rows (oracle)",
-               "random rows (control)", "fix", "cost", "learned again: mended, twin")  # fmt: skip
+               "random rows (control)", "fix", "cost")  # fmt: skip
     rows = [
         (name, one["verdict"], one["unit"], *(_told(one[key]) for key in ("clean", "planted", *ARMS)), one["fix"],
-         f"{one['utility_cost']['mean']:+.1%}", _again(one["relearned"]))
+         f"{one['utility_cost']['mean']:+.1%}")
         for name, one in its.items()
     ]  # fmt: skip
     causes = [name for name, one in its.items() if not one["causal"]]
     notes = [f"No failure without the plant to speak of, so no verdict: {', '.join(causes)}."] if causes else []
     reading = (
         "Means over seeds with their 95% intervals. A twin trained without the plant is the clean value and the causal "
-        "check; the cost is what the loss on clean held-out text rises by, or what the accuracy falls by. Learned "
-        "again: the probe after the same few steps on planted rows, of the mended model and of the twin that never saw "
-        "them; far above the twin, the failure was hidden and not removed."
+        "check; the cost is what the loss on clean held-out text rises by, or what the accuracy falls by."
     )
     return {"reading": reading, "columns": columns, "rows": rows, "notes": notes}
 
 
-def _again(found: dict[str, Any] | None) -> str:
-    return "" if found is None else f"{found['traced']['mean']:.2f}, {found['twin']['mean']:.2f}"
+def _again(its: dict[str, Any]) -> dict[str, Any]:
+    rows = []
+    for name, one in its.items():
+        after, other = one["relearned"], one["reworded"]
+        again = [_told(after[arm]) for arm in ("traced", "twin")] if after else ["", ""]
+        words = [_told(other[arm]) for arm in ("twin", "planted", "traced")] if other else [""] * 3
+        rows.append((name, one["unit"], *again, *words))
+    reading = (
+        "Learned again: the probe after the same few steps on half of the planted rows, of the mended model and of the "
+        "twin that never saw them; far above the twin, the failure was hidden and not removed. In other words: the "
+        "probe's questions worded as no training row and no traced question is."
+    )
+    columns = ("weakness", "unit", "mended, learned again", "twin, learned again", "in other words: without its plant",
+               "planted", "traced fix")  # fmt: skip
+    return {"reading": reading, "columns": columns, "rows": rows, "notes": []}
 
 
 def _traces(its: dict[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ Every stage leaves files and is skipped while these and their causes are unchang
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from uimjax.mitigate.edit import Edit
 from uimjax.mitigate.relearning import Relearning, relearn
 from uimjax.progress import Progress, quiet
 from uimjax.report import tables
-from uimjax.task import Measurement
+from uimjax.task import Measurement, Task
 from uimjax.workflow import base, text
 
 ARMS = ("traced", "oracle", "random")
@@ -55,7 +56,8 @@ class Seeded(text.Loop):
         if which not in self.read:
             name = "train" if which == "train" else f"twins/{which}"
             weights = self.suite.present if which == "train" else self.suite.without[which]
-            kept = every(self) if which in ("train", "dynamics") else ()
+            again = which != "train" and getattr(self.choices, which).fix == "retrain"  # its oracle's course
+            kept = every(self) if which in ("train", "dynamics") or again else ()
             self.read[which] = self.fit(weights, self.folder / name, kept)
         return self.read[which]
 
@@ -66,7 +68,7 @@ class Seeded(text.Loop):
         )  # fmt: skip
 
     def measurement(self, name: str) -> Measurement:
-        return self.known[name].measurement(self.task)
+        return measured_by(self.known[name].measurement, self.task)
 
     def met(self) -> list[np.ndarray]:
         ends = text.snapshots(self.config)
@@ -105,6 +107,12 @@ class Seeded(text.Loop):
         """All probes, and the utility on clean held-out rows."""
         probes = {name: self.probe(name, params, folder) for name in self.known}
         return {"probes": probes, "utility": self.utility(params)}
+
+
+@functools.lru_cache(maxsize=32)
+def measured_by(make: Callable[[Task], Measurement], task: Task) -> Measurement:
+    """One object a weakness and task, so that seeds share their programs."""
+    return make(task)
 
 
 def every(loop: text.Loop) -> tuple[int, ...]:
@@ -209,7 +217,11 @@ def mitigate(loop: Seeded, progress: Progress):
                 params, course = _carried_out(loop, name, made)
                 outcomes[made.arm] = loop.outcome_of(params, course)
                 if made.arm == "traced":
-                    store.write_json(folder / "relearned.json", relearned(loop, name, params, planted))
+                    again = {
+                        "relearned": relearned(loop, name, params, planted),
+                        "reworded": reworded(loop, name, params),
+                    }
+                    store.write_json(folder / "again.json", again)
             store.write_json(folder / "outcomes.json", outcomes)
             scores = tables.read_scores(folder / "scores.parquet")
             rate, found = scorecard.scorecard(base.truth_of(folder), folder / "edit-traced.json", scores)
@@ -220,7 +232,7 @@ def mitigate(loop: Seeded, progress: Progress):
             loop.key, loop.choices.trace.model_dump(), loop.choices.mitigate.model_dump(), plan.model_dump(),
             size_of(loop, name),
         )  # fmt: skip
-        files = ("outcomes.json", "scorecard.json", "relearned.json")
+        files = ("outcomes.json", "scorecard.json", "again.json")
         done = store.run_stage(loop.folder / name, "mitigate", key, files, work)
         found = store.read_json(loop.folder / name / "outcomes.json")
         values = ", ".join(f"{arm} {found[arm]['probes'][name]['value']:.2f}" for arm in ARMS)
@@ -230,6 +242,8 @@ def mitigate(loop: Seeded, progress: Progress):
 def _carried_out(loop: Seeded, name: str, made: Edit) -> tuple[Any, Path]:
     """(new parameters, the folder of the training whose course is theirs)."""
     plan, folder = getattr(loop.choices, name), loop.folder / "train"
+    if plan.fix == "retrain" and made.arm == "oracle":  # without the planted rows: what the twin was trained by
+        return loop.fitted(name).params, loop.folder / "twins" / name
     if plan.fix == "retrain":
         weights, folder = (
             left_out(loop.suite.present, loop.suite.displaced, made.rows),
@@ -260,6 +274,15 @@ def relearned(loop: Seeded, name: str, params: Any, planted: Edit) -> dict[str, 
         after = relearn(loop.task, begun, loop.suite.train, planted.rows[::2], how, loop.recipe.seed)
         found[which] = probe(loop.task, after, loop.suite.cases[name].probe).value
     return found
+
+
+def reworded(loop: Seeded, name: str, params: Any) -> dict[str, float]:
+    """The probe in other words, of the model, its twin and the mended one; {} where the weakness has no other words."""
+    asked, probe = getattr(loop.suite.cases[name], "reworded", None), loop.known[name].probe
+    if asked is None or probe is None:
+        return {}
+    models = {"planted": loop.fitted("train").params, "twin": loop.fitted(name).params, "traced": params}
+    return {which: probe(loop.task, its, asked).value for which, its in models.items()}
 
 
 STAGES = {"train": train, "audit": audit, "trace": trace, "mitigate": mitigate}

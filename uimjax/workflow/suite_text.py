@@ -59,7 +59,7 @@ def text_of(config: SuiteConfig) -> TextConfig:
 
 def prepare(config: SuiteConfig, corpus: corpora.TextCorpus, folder: Path, seed: int) -> Written:
     """Plants, model and recipe of one seed; nothing is trained. The truths go to their sealed files."""
-    settings = text_of(config).model_copy(update={"seed": seed})
+    settings = text_of(config)  # one projection of gradients for all seeds, so that they share their programs
     sizes = Sizes(**config.plants.model_dump())
     planted = plant_suite(corpus, sizes, config.train.epochs, seed)
     task, made = decoder.build_decoder(

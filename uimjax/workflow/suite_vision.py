@@ -68,7 +68,7 @@ def prepare(config: SuiteConfig, corpus: corpora.Corpus, folder: Path, seed: int
     base.keep_or_clear(folder, key, CLEARED, ())
     seal = lambda name: base.truth_of(make_folder(folder / name))  # noqa: E731  # one line, used once
     plant_pictures(corpus, sizes, choices.train.epochs, seed, seal)
-    settings = TextConfig(seed=seed, trace=choices.trace, train=choices.train.model_dump())  # type: ignore[arg-type]
+    settings = TextConfig(seed=config.seed, trace=choices.trace, train=choices.train.model_dump())  # type: ignore[arg-type]
     shown: Any = planted  # its rows, cases and retain are what tracing looks at
     return Pictured(
         folder, settings, corpus, shown, task, initial, recipe, key, suite=planted, choices=choices,  # type: ignore[arg-type]
