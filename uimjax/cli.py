@@ -40,6 +40,7 @@ def parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
     edit = _command(commands, "edit", "documents that a mitigation acts on, from a trace of your own model", out=None)
     edit.add_argument("target", help="the folder of a trace of a language model")
     edit.add_argument("--top", type=int, default=10, help="proponents of each failure (default 10)")
+    edit.add_argument("--copies", action="store_true", help="their near copies alone, so that one of each stays")
     edit.add_argument("--failure", type=int, nargs="+", default=[], help="of these failures alone, from 0")
     report = _command(commands, "report", "one offline HTML page of a finished run", out=None)
     report.add_argument("target", help="the folder of a run")

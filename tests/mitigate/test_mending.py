@@ -14,6 +14,7 @@ from uimjax import cli, training
 from uimjax.corpora.preparing import prepare
 from uimjax.pretrained.words import need_tokenizer
 from uimjax.store import digest_tree, read_json, write_json
+from uimjax.workflow import mending
 
 FLAGS = ("--learning_rate", "1e-3", "--steps", "20", "--heal_steps", "20", "--batch_size", "4", "--retain_size", "8")
 
@@ -59,9 +60,13 @@ def test_an_edit_names_the_documents_and_their_copies(edited, capsys):
     assert capsys.readouterr().out.startswith("d17\nd33\n2 documents")
     assert call("edit", edited, "--top", "2", "--failure", "0", "--out", edited / "two.json", "--json") == 0
     assert len(json.loads(capsys.readouterr().out)["documents"]) == 3
+    assert call("edit", edited, "--top", "1", "--copies", "--out", edited / "copies.json", "--json") == 0
+    once = json.loads(capsys.readouterr().out)["documents"]
+    assert len(once) == 1
+    assert once[0] in ("d17", "d33"), "the other one stays"
 
 
-@pytest.mark.parametrize("method", ["npo", "drop", "rmu"])
+@pytest.mark.parametrize("method", ["npo", "drop", "downweight", "rmu"])
 def test_a_mitigation_beats_its_controls_and_leaves_the_model_alone(edited, tmp_path, capsys, method):
     source = read_json(edited / "answers.json")["config"]["model"]
     before = digest_tree(uj.load(source).params)
@@ -110,6 +115,47 @@ def test_counterfactuals_make_the_model_indifferent_to_what_was_swapped(edited, 
         told.append(z[ids[3]] - z[ids[4]])
     assert told[0] > 4
     assert told[1] < told[0] - 2
+
+
+def test_a_mitigation_is_asked_in_other_words_and_trained_again(edited, tmp_path, capsys):
+    other = lines(tmp_path / "other.jsonl", [LINE | {"prompt": "w9 " + LINE["prompt"]}])
+    flags = (
+        "--out",
+        tmp_path / "out",
+        "--seeds",
+        "1",
+        "--no-controls",
+        "--reworded",
+        other,
+        "--relearn",
+        "6",
+        "--json",
+    )
+    capsys.readouterr()
+    assert call("mitigate", edited, *flags, *FLAGS) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert len(told["before"]["reworded"]) == len(told["after"]["traced"][0]["reworded"]) == 1
+    assert "; in other words " in told["says"]
+    again = told["relearned"]["failures"]
+    assert told["relearned"]["steps"] == 6
+    after, start = told["after"]["traced"][0]["failures"][0], told["before"]["failures"][0]
+    assert after < again["edited"][0], "the documents that say it say it again"
+    assert again["edited"][0] > again["others"][0]
+    assert start > after
+
+
+def test_what_a_verdict_leaves_open_is_said():
+    before = {"failures": [2.0], "reworded": [2.0]}
+    after = [{"failures": [-2.0], "reworded": [1.5]}]
+    again = {"steps": 9, "failures": {"edited": [1.0], "others": [0.5]}}
+    assert mending.remarks(before, after, again) == (
+        "; hidden, not removed: 62% of it comes back after 9 steps on rows that have nothing to do with it"
+        "; in other words only by -0.50"
+    )
+    again["failures"]["others"] = [-1.9]
+    assert "; 9 steps on half of the edited rows bring 75% of it back" in mending.remarks(before, after, again)
+    assert mending.remarks({"failures": [2.0]}, [{"failures": [-2.0]}], {}) == ""
+    assert mending.remarks({"failures": [2.0]}, [{"failures": [2.5]}], again) == "", "nothing was mended"
 
 
 def test_private_fine_tuning_is_a_mitigation_too(edited, tmp_path, capsys):

@@ -149,3 +149,12 @@ def test_relearning_is_adamw_on_rows_drawn_from_those_that_are_known(rng):
             relearn(TASK, jnp.ones(3), data, np.array(bad, int))
     with pytest.raises(UsageError, match="learning rate above 0"):
         Relearning(learning_rate=0.0)
+
+
+def test_a_row_that_counts_less_pulls_less(rng):
+    data, made = rows(rng), edit.Edit("traced", (0, 1, 2, 3), "test")
+    how = Recipe(60, 8, 3e-2, weight_decay=0.0)
+    made_with = lambda w: np.asarray(edit.apply_edit(TASK, jnp.zeros(3), data, made, how, 0, weight=w))  # noqa: E731
+    off = [float(np.abs(made_with(w) - [1, -2, 0.5]).max()) for w in (0.0, 0.1, 0.5, 0.9)]
+    assert max(off[:2]) < off[2] < off[3], off
+    assert off[0] != off[1]

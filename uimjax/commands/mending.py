@@ -15,7 +15,8 @@ def edit(args: argparse.Namespace, _rest: list[str]) -> int:
     run = Path(args.target)
     if args.top < 1:
         raise UsageError(f"--top {args.top}: one document at least")
-    made = mending.write_edit(run, args.top, args.failure, Path(args.out) if args.out else run / mending.EDIT)
+    out = Path(args.out) if args.out else run / mending.EDIT
+    made = mending.write_edit(run, args.top, args.failure, out, args.copies)
     if args.json:
         print(json.dumps(made))
         return 0

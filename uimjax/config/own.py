@@ -181,7 +181,7 @@ class MendConfig(Strict):
         "", description="the documents to act on (`uimjax edit RUN`); none: edit.json in the run's folder"
     )
     method: str = Field(
-        "npo", description="drop, private, newton, cda, or a forget loss: npo, simnpo, grad_diff, rmu, undial ..."
+        "npo", description="drop, downweight, private, newton, cda, or a forget loss: npo, simnpo, grad_diff, rmu ..."
     )
     swap: tuple[str, ...] = Field((), description="cda: words of two groups that change places, he=she uncle=aunt")
     retain: tuple[str, ...] = Field(
@@ -198,10 +198,15 @@ class MendConfig(Strict):
     most: float | None = Field(0.02, gt=0, description="rise of the retain loss at which forgetting ends; none: never")
     lora: int = Field(0, ge=0, description="rank of adapters that alone are trained; 0: the parameters themselves")
     include: tuple[str, ...] = Field(("*",), description="parameters that move, by patterns of their paths")
-    epochs: int = Field(1, ge=1, description="drop: fine-tuning without the rows")
+    epochs: int = Field(1, ge=1, description="drop, downweight: fine-tuning without the rows, or with")
+    weight: float = Field(0.1, ge=0, lt=1, description="downweight: what an edited row counts")
     epsilon: float = Field(8.0, gt=0, description="private: what fine-tuning without the rows may spend (DP-SGD)")
     clip: float = Field(1.0, gt=0, description="private: largest norm of a row's gradient")
     share: float = Field(1.0, gt=0, le=1, description="newton: of the step that is taken")
+    reworded: str = Field(
+        "", description="the failures in other words, in the form of the trace's queries: measured too"
+    )
+    relearn: int = Field(10, ge=0, description="steps on half of the edited rows, and on others, after; 0: none")
     seed: int = Field(0, ge=0)
 
 

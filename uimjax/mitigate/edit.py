@@ -57,10 +57,11 @@ def read_edit(path: Path) -> Edit:
 
 
 def apply_edit(
-    task: Task, params: Any, data: Any, edit: Edit, how: Recipe | Unlearning, seed: int, others: Any = None
-) -> Any:
-    """New parameters: unlearn the rows, or fine-tune without them (a `Recipe`: drop-and-fine-tune). `others`: as
-    `unlearn` takes them, one for each row of the edit.
+    task: Task, params: Any, data: Any, edit: Edit, how: Recipe | Unlearning, seed: int, others: Any = None,
+    weight: float = 0.0,
+) -> Any:  # fmt: skip
+    """New parameters: unlearn the rows, or fine-tune without them (a `Recipe`: drop-and-fine-tune), or with `weight` on
+    them. `others`: as `unlearn` takes them, one for each row of the edit.
 
     Raises:
         UsageError: the edit names rows that are not there, one twice, or all. As `unlearn` and `fit`.
@@ -69,5 +70,5 @@ def apply_edit(
     if isinstance(how, Unlearning):
         return unlearn(task, params, data, ids, how, seed, others=others).params
     weights = np.ones(row.count(data), np.float32)
-    weights[ids] = 0.0
+    weights[ids] = weight
     return fit(task, params, data, replace(how, seed=seed), weights=weights).params

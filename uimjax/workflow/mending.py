@@ -30,6 +30,7 @@ from uimjax.interpret import lexical
 from uimjax.mitigate import edit, forgetting, newton
 from uimjax.mitigate.edit import Edit
 from uimjax.mitigate.private import Private, fine_tune
+from uimjax.mitigate.relearning import Relearning, relearn
 from uimjax.mitigate.synthetic import swapped
 from uimjax.mitigate.unlearning import Unlearning, unlearn
 from uimjax.progress import Progress, quiet
@@ -39,8 +40,9 @@ from uimjax.workflow import base
 
 EDIT, DONE = "edit.json", "mended.json"
 CLEARED = ("model", "steps", "retain")  # what a mitigation of other choices makes anew
-TUNED = ("drop", "private", "newton")  # beside the forget losses
+TUNED = ("drop", "downweight", "private", "newton")  # beside the forget losses
 LOOKED = 200  # clean rows whose loss is the cost
+BACK = 0.5  # of what a mitigation moved, beyond which it is told that it comes back
 
 
 class Case(NamedTuple):
@@ -52,13 +54,15 @@ class Case(NamedTuple):
     failures: Failures
     documents: np.ndarray  # number of each row's document
     names: list[str]
+    reworded: Failures | None = None
 
 
 # ---------------------------------------------------------------- the edit
 
 
-def write_edit(run: Path, top: int, failures: Sequence[int], out: Path) -> dict[str, Any]:
-    """The `top` proponents of each failure of a trace, copies included, as a file that a person may change.
+def write_edit(run: Path, top: int, failures: Sequence[int], out: Path, copies: bool = False) -> dict[str, Any]:
+    """The `top` proponents of each failure of a trace, copies included, as a file that a person may change. `copies`:
+    the copies alone, so that one of each stays (deduplication where it matters).
 
     Raises:
         MissingFileError: no answers there. UsageError: no such failure.
@@ -73,10 +77,13 @@ def write_edit(run: Path, top: int, failures: Sequence[int], out: Path) -> dict[
     for its in answers["failures"]:
         if not failures or its["question"] in failures:
             for found in its["proponents"][:top]:
-                names |= dict.fromkeys([found["id"], *found["copies"]])
+                names |= dict.fromkeys(found["copies"] if copies else [found["id"], *found["copies"]])
+    if copies and not names:
+        raise DataError(f"{run}: no proponent has near copies (`--fold` of the trace says what one is); nothing to do")
     if not names:
         raise DataError(f"{run}: its failures have no proponents; trace again with --k above 0")
-    document = {"why": f"the {top} strongest proponents of each failure by {answers['method']}", "documents": [*names]}
+    why = f"{'copies of ' * copies}the {top} strongest proponents of each failure by {answers['method']}"
+    document = {"why": why, "documents": [*names]}
     store.write_json(out, document)
     return document | {"edit": str(out)}
 
@@ -120,8 +127,11 @@ def ranked_edit(case: Case, size: int) -> Edit:
 # ---------------------------------------------------------------- what is done
 
 
-def open_case(run: Path, out: Path) -> Case:
-    """Raises as `open_subject`, `open_prepared`, `read_failures`; MissingFileError: no finished trace there."""
+def open_case(run: Path, out: Path, reworded: str = "") -> Case:
+    """`reworded`: a file of the failures in other words.
+
+    Raises as `open_subject`, `open_prepared`, `read_failures`; MissingFileError: no finished trace there.
+    """
     if not (run / LOCK).is_file():
         raise MissingFileError(f"{run} holds no finished trace; `uimjax trace --model ... --out {run}` makes one")
     values = read_yaml(run / LOCK).get("config", {})
@@ -131,9 +141,10 @@ def open_case(run: Path, out: Path) -> Case:
         raise OutputError(f"{out} holds what came in; choose another folder with --out")
     subject = open_subject(config)
     corpus = open_prepared(run / "corpus")
-    asked = read_failures(config.queries, subject.task, subject.tokenizer, config.length, config.measure)
-    table = corpus.metadata()
-    return Case(config, subject, corpus, asked, table["document"].to_numpy(), corpus.names()["id"].to_pylist())
+    read = lambda path: read_failures(path, subject.task, subject.tokenizer, config.length, config.measure)  # noqa: E731
+    documents, names = corpus.metadata()["document"].to_numpy(), corpus.names()["id"].to_pylist()
+    others = read(reworded) if reworded else None
+    return Case(config, subject, corpus, read(config.queries), documents, names, others)
 
 
 def plan(config: MendConfig) -> str | Unlearning | Private | steps.Recipe:
@@ -153,7 +164,7 @@ def plan(config: MendConfig) -> str | Unlearning | Private | steps.Recipe:
             config.epsilon, clip=config.clip, steps=config.steps, batch_size=config.retain_size,
             together=config.retain_size, learning_rate=config.learning_rate,
         )  # fmt: skip
-    if config.method == "drop":
+    if config.method in ("drop", "downweight"):
         return steps.Recipe(config.epochs, config.retain_size, config.learning_rate, clip=1.0, warmup=0.1)
     kept = forgetting.get(config.method).alpha > 0
     return Unlearning(
@@ -178,7 +189,7 @@ def mend(config: MendConfig, out: Path, progress: Progress = quiet) -> dict[str,
     Raises: as `open_case`, `read_edit`, `plan`, `unlearn`, `fit` and `newton.remove`. OutputError: `out` is not ours.
     """
     how, run = plan(config), Path(config.run)
-    case = open_case(run, out)
+    case = open_case(run, out, config.reworded)
     traced = read_edit(Path(config.edit) if config.edit else run / EDIT, case)
     base.check_ours(out, CLEARED)
     make_folder(out)
@@ -193,7 +204,7 @@ def mend(config: MendConfig, out: Path, progress: Progress = quiet) -> dict[str,
     before = _measured(case, case.subject.params, clean)
     jobs = [(made, seed) for made in arms for seed in range(config.seeds)]
     found: dict[str, list[dict[str, Any]]] = {}
-    saved = ""
+    saved, again = "", {}
     for made, seed in progress(jobs, "mitigating", unit="edits"):
         if made.arm == "random":  # another draw for each seed
             made = edit.random_edit(len(case.documents), len(traced.rows), config.seed + seed)
@@ -201,11 +212,12 @@ def mend(config: MendConfig, out: Path, progress: Progress = quiet) -> dict[str,
         params = _carried_out(case, rows, made, how, config, config.seed + seed, at)
         found.setdefault(made.arm, []).append(_measured(case, params, clean))
         if made.arm == "traced" and seed == 0:
-            saved = _save(case, params, out)
+            saved, again = _save(case, params, out), _relearned(case, rows, params, traced, config)
     document = {
         "method": config.method, "edit": {"rows": len(traced.rows), "why": traced.why}, "model": saved,
-        "before": before, "after": found, **_verdict(before, found),
+        "before": before, "after": found, "relearned": again, **_verdict(before, found),
     }  # fmt: skip
+    document["says"] += remarks(before, found["traced"], again)
     if isinstance(how, Private):  # of each release; whoever gives out several adds them up
         document["privacy"] = store.read_json(out / "steps" / "traced-0.privacy.json")
     store.write_json(out / DONE, document | {"config": config.model_dump(mode="json")})
@@ -240,7 +252,8 @@ def _carried_out(
         spent = {"epsilon": made_of.epsilon, "delta": made_of.delta, "noise": made_of.noise}
         store.write_json(at.parent / f"{at.name}.privacy.json", spent)
         return made_of.params
-    return edit.apply_edit(task, params, rows, made, how, seed)
+    weight = config.weight if config.method == "downweight" else 0.0
+    return edit.apply_edit(task, params, rows, made, how, seed, weight=weight)
 
 
 def _secret(path: Path) -> int:
@@ -289,11 +302,47 @@ def _hidden(task: Task):
 
 def _measured(case: Case, params: Any, clean: Any) -> dict[str, Any]:
     values = measured(params, case.failures, case.config.batch_size)
+    others = case.reworded
+    more = {} if others is None else {"reworded": measured(params, others, case.config.batch_size).tolist()}
     program = _losses(case.subject.task)
     parts = [program(params, b.rows)[: int(b.mask.sum())] for b in row.batches(clean, case.config.batch_size)]
     total = float(np.concatenate([np.asarray(part, np.float64) for part in parts]).sum())
     tokens = float(np.asarray(clean["counted"])[:, 1:].sum())
-    return {"failures": values.tolist(), "clean_loss": total / max(tokens, 1)}
+    return {"failures": values.tolist(), "clean_loss": total / max(tokens, 1)} | more
+
+
+def _relearned(case: Case, rows: Any, params: Any, traced: Edit, config: MendConfig) -> dict[str, Any]:
+    """The failures once the mended model has had a few steps on half of the edit's rows, and on as many others."""
+    if not config.relearn:
+        return {}
+    how = Relearning(config.relearn, config.batch_size, config.learning_rate)
+    rest = np.setdiff1d(np.arange(len(case.documents)), traced.rows)
+    half = traced.rows[::2]
+    others = np.random.default_rng([config.seed, 13]).choice(rest, min(len(half), len(rest)), replace=False)
+    found = {}
+    for name, ids in (("edited", half), ("others", others)):
+        after = relearn(case.subject.task, params, rows, ids, how, config.seed)
+        found[name] = measured(after, case.failures, case.config.batch_size).tolist()
+    return {"steps": config.relearn, "failures": found}
+
+
+def remarks(before: dict[str, Any], traced: Sequence[dict[str, Any]], again: dict[str, Any]) -> str:
+    """What the verdict leaves open: whether the failure comes back by training on other rows, and in other words."""
+    start, end = float(np.mean(before["failures"])), float(np.mean(traced[0]["failures"]))
+    told = ""
+    if again and end < start:
+        back = {name: (float(np.mean(values)) - end) / (start - end) for name, values in again["failures"].items()}
+        if back["others"] > BACK:
+            told += (f"; hidden, not removed: {back['others']:.0%} of it comes back after {again['steps']} steps on "
+                     "rows that have nothing to do with it")  # fmt: skip
+        elif back["edited"] > BACK:
+            told += f"; {again['steps']} steps on half of the edited rows bring {back['edited']:.0%} of it back"
+    if "reworded" in before:
+        moved = float(np.mean([np.mean(one["reworded"]) for one in traced]) - np.mean(before["reworded"]))
+        asked = float(np.mean([np.mean(one["failures"]) for one in traced])) - start
+        short = asked < 0 and moved > BACK * asked
+        told += f"; in other words {'only ' if short else ''}by {moved:+.2f}"
+    return told
 
 
 @functools.lru_cache(maxsize=4)
