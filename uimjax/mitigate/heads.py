@@ -222,7 +222,8 @@ def _aimed(how: Tuning, features: np.ndarray) -> Tuning:
     """With SKD's targets as numbers."""
     if not isinstance(how.penalty, SKD):
         return how
-    skew, kurt = (LIFTED * float(value) for value in _shape(features.astype(np.float64), np))
+    skew, kurt = map(float, _shape(features.astype(np.float64), np))
+    skew, kurt = LIFTED * skew, LIFTED * (kurt + 3) - 3  # of an excess below 0 a multiple would aim downwards
     its = how.penalty
     aims = {
         "skew_to": skew if its.skew_to is None else its.skew_to,

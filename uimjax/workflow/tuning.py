@@ -97,16 +97,16 @@ def _scaled(rows: Rows, scale_mean: np.ndarray, scale_std: np.ndarray) -> Rows:
 def _read(config: TuneConfig) -> tuple[Rows, Rows, list[tuple[str, Rows, str]], list[str], list[str]]:
     """(train, held out, tests with their names and kinds, names of the classes, names of the groups)."""
     given = read_features(Path(config.train), config.label, config.group)
-    others = [read_features(Path(path), config.label, config.group) for path in (config.held_out, *config.test) if path]
-    for path, its in zip([p for p in (config.held_out, *config.test) if p], others, strict=True):
+    paths = [path for path in (config.held_out, *config.test) if path]
+    others = [read_features(Path(path), config.label, config.group) for path in paths]
+    for path, its in zip(paths, others, strict=True):
         _alike(config.train, given, path, its)
     classes = np.unique(given.labels)
     groups = None if given.groups is None else np.unique(given.groups)
     if len(classes) < 2:
         raise DataError(f"{config.train}: every row has the label {classes[0]}; two classes at least were wanted")
     whole = _rows(config.train, given, classes, groups)
-    coded = [_rows(path, its, classes, groups)
-             for path, its in zip([p for p in (config.held_out, *config.test) if p], others, strict=True)]  # fmt: skip
+    coded = [_rows(path, its, classes, groups) for path, its in zip(paths, others, strict=True)]
     held = coded.pop(0) if config.held_out else None
     parts = _parts(whole, [held is None, not config.test], config.seed)
     train = whole.take(parts[0])
