@@ -31,7 +31,7 @@ METHODS = {
     "noise": ("nmtune", "nmtune_paper", "skd"), "tail": ("adjusted",), "shortcut": ("group_dro", "jtt", "dfr"),
     "sure": ("temperature", "cmaes"), "groups": ("thresholds", "erase"),
 }  # fmt: skip
-SETTINGS = {"group_dro": {"eta": 0.1}}
+SETTINGS: dict[str, dict[str, Any]] = {"group_dro": {"eta": 0.1}}
 
 
 def network(rows: dict[str, np.ndarray], classes: int, seed: int = 0) -> Any:
@@ -142,7 +142,7 @@ def run(quick: bool) -> dict[str, Any]:
                 epochs = 5 if quick else 30
                 config = TuneConfig(
                     train=train, test=tuple(tests), method=method, epochs=epochs, **SETTINGS.get(method, {})
-                )  # type: ignore[arg-type]
+                )
                 made = tune(config, at / method)
                 for test, its in made["tests"].items():
                     figures = {key: its["figures"][key] for key in (method, its["against"])}
