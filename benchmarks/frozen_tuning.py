@@ -3,7 +3,9 @@
 Set-up, on the handwritten digits (an MLP of 128 and 64 units, whose last layer is the features): *noise*, pretrained on
 labels of which 40% are wrong, heads on the right ones, tested as they are and shifted with noise on the pixels (OOD);
 *tail*, classes from 120 rows down to 2; *shortcut*, below 5 or not, with a bright corner in 95% of one class; *sure*,
-its logits. And *groups*: income by `tab_adult`'s columns (UIMJAX_DATA), the group the sex that is written there.
+its logits; *labels*, 30% of the head's own labels wrong; *harm*, below 5 or not, with a bright corner in a third, whose
+labels say nothing. And *groups*: income by `tab_adult`'s columns (UIMJAX_DATA), the group the sex that is
+written there.
 
 Claims: what a method is for is better than with its control, by more than the interval over test rows, in each of its
 cases. NMTune and SKD are held against a plain MLP too.
@@ -29,7 +31,7 @@ from uimjax.workflow.tuning import tune
 RECIPE = Recipe(epochs=20, batch_size=32, learning_rate=3e-3)
 METHODS = {
     "noise": ("nmtune", "nmtune_paper", "skd"), "tail": ("adjusted",), "shortcut": ("group_dro", "jtt", "dfr"),
-    "sure": ("temperature", "cmaes"), "groups": ("thresholds", "erase"),
+    "labels": ("relabel",), "harm": ("d3m",), "sure": ("temperature", "cmaes"), "groups": ("thresholds", "erase"),
 }  # fmt: skip
 SETTINGS: dict[str, dict[str, Any]] = {"group_dro": {"eta": 0.1}}
 
@@ -97,6 +99,38 @@ def shortcut(at: Path, rng: np.random.Generator) -> tuple[str, list[str]]:
     return one, [saved(at / "test.npz", features=of(test), labels=test["label"], groups=test_groups)]
 
 
+def labels(at: Path, rng: np.random.Generator) -> tuple[str, list[str]]:
+    its = corpora.digits()
+    half = np.array_split(rng.permutation(len(its.train["label"])), 2)
+    seen, others = ({name: x[ids] for name, x in its.train.items()} for ids in half)
+    of, given = network(seen, 10), others["label"].copy()
+    wrong = rng.random(len(given)) < 0.3
+    given[wrong] = (given[wrong] + rng.integers(1, 10, int(wrong.sum()))) % 10
+    one = saved(at / "train.npz", features=of(others), labels=given)
+    return one, [saved(at / "test.npz", features=of(its.test), labels=its.test["label"])]
+
+
+def harm(at: Path, rng: np.random.Generator) -> tuple[str, list[str]]:
+    its = corpora.digits()
+
+    def parts(rows: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        mark = (rng.random(len(rows["label"])) < 1 / 3).astype(np.int32)
+        image = rows["image"].copy()
+        image[mark == 1, :2, :2] = 1.0
+        return {"image": image, "label": (rows["label"] < 5).astype(np.int32)}, mark
+
+    rows, mark = parts(its.train)
+    order = np.array_split(rng.permutation(len(mark)), 3)  # the network's rows, the head's, those that are held out
+    of = network({name: x[order[0]] for name, x in rows.items()}, 2)
+    rows["label"] ^= np.isin(np.arange(len(mark)), order[1]) & (mark == 1) & (rng.random(len(mark)) < 0.5)
+    found = []
+    for name, ids in (("train", order[1]), ("held", order[2])):
+        some = {key: x[ids] for key, x in rows.items()}
+        found.append(saved(at / f"{name}.npz", features=of(some), labels=some["label"], groups=mark[ids]))
+    test, groups = parts(its.test)
+    return found[0], [saved(at / "test.npz", features=of(test), labels=test["label"], groups=groups)]
+
+
 def sure(at: Path, rng: np.random.Generator) -> tuple[str, list[str]]:
     its = corpora.digits()
     wrong = rng.random(len(its.train["label"])) < 0.3
@@ -129,7 +163,10 @@ def groups(at: Path, rng: np.random.Generator) -> tuple[str, list[str]]:
     return made[0], made[1:]
 
 
-CASES = {"noise": noise, "tail": tail, "shortcut": shortcut, "sure": sure, "groups": groups}
+CASES = {
+    "noise": noise, "tail": tail, "shortcut": shortcut, "labels": labels, "harm": harm, "sure": sure,
+    "groups": groups,
+}  # fmt: skip
 
 
 def run(quick: bool) -> dict[str, Any]:
@@ -140,9 +177,11 @@ def run(quick: bool) -> dict[str, Any]:
             train, tests = make(at, np.random.default_rng(0))
             for method in METHODS[name]:
                 epochs = 5 if quick else 30
+                held = str(at / "held.npz") if (at / "held.npz").exists() else ""
                 config = TuneConfig(
-                    train=train, test=tuple(tests), method=method, epochs=epochs, **SETTINGS.get(method, {})
-                )
+                    train=train, held_out=held, test=tuple(tests), method=method, epochs=epochs,
+                    **SETTINGS.get(method, {}),
+                )  # fmt: skip
                 made = tune(config, at / method)
                 for test, its in made["tests"].items():
                     figures = {key: its["figures"][key] for key in (method, its["against"])}

@@ -51,7 +51,7 @@ FLOORS = [
     ["uimjax.cli"],
 ]
 INSIDE = {
-    "uimjax.config": ["base", "stories", "own", "studies", "suites", "tunings", "kinds"],
+    "uimjax.config": ["base", "stories", "own", "studies", "suites", "mends", "tunings", "kinds"],
     "uimjax.taps": ["_compat", "base", "views", "follow", "plan", "run", "layouts", "captures", "parts", "proof"],
     "uimjax.store": ["base", "remote", "coding", "digest", "manifest", "journal", "shards", "stage"],
     "uimjax.interpret": [
@@ -76,7 +76,8 @@ INSIDE = {
     "uimjax.mitigate": [
         "forgetting", "looking", "subspace", "unlearning", "relearning", "newton", "heads", "balancing", "afterwards",
         "curation",
-        "edit", "oracle", "proof", "private", "synthetic", "blackbox", "isolation", "frozen",
+        "edit", "oracle", "proof", "private", "synthetic", "blackbox", "isolation", "cleaning",
+        "frozen",
     ],
     "uimjax.report": [
         "tables", "summary", "judgements", "markup", "rendering", "suite", "charts", "figures", "figures_dynamics",
@@ -98,7 +99,7 @@ INSIDE = {
     ],
     "uimjax.workflow": [
         "base", "vision", "text", "reopening", "recording", "noise", "seeded", "suite_text", "suite_vision", "suite",
-        "mending", "auditing", "tuning",
+        "edits", "acting", "curating", "augmenting", "mending", "auditing", "tuning",
     ],
     "uimjax.understand.dynamics": [
         "signals", "collector", "gradients", "stepping", "scoring", "table", "averaging", "logs", "elsewhere", "labels",

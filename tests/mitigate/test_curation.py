@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from uimjax.errors import DataError, NonFiniteError, ShapeError, UsageError
-from uimjax.mitigate.curation import BUCKETS, dsir, grams, group_support, mixture, semantic_duplicates
+from uimjax.mitigate.curation import BUCKETS, culprit_tokens, dsir, grams, group_support, mixture, semantic_duplicates
 
 SEA, LAND = "ship wave sail harbour tide anchor".split(), "field plough horse barn seed fence".split()
 
@@ -97,3 +97,22 @@ def test_what_is_wrong_is_refused(rng):
         mixture(np.array([[1.0], [np.nan]]))
     with pytest.raises(ShapeError, match="excess"):
         mixture(np.ones(3))
+
+
+def test_culprit_tokens_are_the_highest_with_their_neighbours(rng):
+    scores, counted = rng.normal(size=(9, 11)), rng.random((9, 11)) < 0.8
+    found = culprit_tokens(scores, counted, quantile=0.9, window=1, most=0.5)
+    line, slow = np.sort(scores[counted])[int(0.9 * (counted.sum() - 1)) + 1], np.zeros((9, 11), bool)
+    for i in range(9):
+        for t in range(11):
+            near = [s for s in (t - 1, t, t + 1) if 0 <= s < 11 and counted[i, s] and scores[i, s] >= line]
+            slow[i, t] = counted[i, t] and bool(near)
+    assert (found == slow).all()
+    few = culprit_tokens(scores, counted, quantile=0.5, window=0, most=0.1)
+    room = int(0.1 * counted.sum())
+    assert few.sum() == room
+    assert scores[few].min() >= np.sort(scores[counted])[-room]
+    for change in ({"scores": -np.abs(scores)}, {"counted": ~counted & counted}, {"scores": scores * np.nan},
+                   {"quantile": 1.0}, {"most": 0.0}, {"window": -1}):  # fmt: skip
+        with pytest.raises((DataError, ShapeError, NonFiniteError, UsageError)):
+            culprit_tokens(**({"scores": scores, "counted": counted} | change))

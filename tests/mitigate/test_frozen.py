@@ -13,6 +13,7 @@ from uimjax.corpora.features import read_features
 from uimjax.errors import DataError, MalformedRowError, MismatchError, NonFiniteError, UnknownNameError, UsageError
 from uimjax.mitigate import afterwards, frozen
 from uimjax.mitigate.frozen import Choices, Rows
+from uimjax.mitigate.heads import Tuning
 from uimjax.workflow import tuning
 from uimjax.workflow.tuning import tune
 
@@ -56,7 +57,7 @@ def test_what_is_measured_equals_counting_by_hand(files, tmp_path):
     found = tune(config, tmp_path / "out")["tests"][files[1]]
     x, y, groups = spurious(1, 1500, 0.5)
     train, held, _, _, _ = tuning._read(config)
-    how = Choices(2, 4, epochs=2)
+    how = Choices(2, 4, head=Tuning(epochs=2))
     each = [frozen.fit("mlp", train, held, how, seed).predict(Rows(x, y, groups)) for seed in range(3)]
     figures = found["figures"]["mlp"]
     right = np.array([its.decided == y for its in each])
@@ -116,7 +117,7 @@ def found_curve(folder):
 def test_thresholds_decide_by_the_group_of_the_row():
     x, y, groups = spurious(5, 800)
     rows = Rows(x, y, groups % 2)
-    made = frozen.fit("thresholds", rows, rows, Choices(2, 2, epochs=5), 0)
+    made = frozen.fit("thresholds", rows, rows, Choices(2, 2, head=Tuning(epochs=5)), 0)
     p = np.exp(made.predict(rows).logits.astype(np.float64))
     score = p[:, 1] / p.sum(1)
     wanted = afterwards.accepted(score, groups % 2, made.found["thresholds"])
@@ -204,3 +205,42 @@ def test_the_command_says_what_came_of_it(files, tmp_path, capsys):
     assert again.value.code == 0
     assert found["method"] == "dfr"
     assert found["out"] == str(out)
+
+
+def blurred(seed, count):
+    """Two classes that a line tells apart but for the noise; every second row is of group 1, far off in a third."""
+    rng = np.random.default_rng(seed)
+    y, group = rng.integers(2, size=count), np.arange(count) % 2
+    x = np.stack([2 * y - 1 + 0.5 * rng.normal(size=count), rng.normal(size=count), 3.0 * group], 1)
+    return x.astype(np.float32), y, group
+
+
+def test_wrong_labels_are_found_and_righted(tmp_path):
+    x, y, _ = blurred(0, 600)
+    wrong = np.random.default_rng(1).random(600) < 0.3
+    given = np.where(wrong, 1 - y, y)
+    test = saved(tmp_path / "test.npz", *blurred(1, 600)[:2])
+    config = TuneConfig(train=saved(tmp_path / "train.npz", x, given), test=(test,), method="relabel",
+                        learning_rate=1e-2, held_out=test, batch_size=32)  # fmt: skip
+    found = tune(config, tmp_path / "out")
+    rows = np.array(found["found"]["relabelled_rows"])
+    assert wrong[rows].mean() > 0.85, "what is righted was wrong"
+    assert np.isin(np.flatnonzero(wrong), rows).mean() > 0.85
+    its = found["tests"][test]["figures"]
+    assert its["relabel"]["nll"] < its["linear"]["nll"] - 0.05, "and it is surer of what is right"
+
+
+def test_rows_that_harm_the_group_that_is_failed_go(tmp_path):
+    x, y, group = blurred(2, 600)
+    harm = (group == 1) & (np.random.default_rng(3).random(600) < 0.6) & (y == 0)
+    held = saved(tmp_path / "held.npz", *blurred(3, 400))
+    test = saved(tmp_path / "test.npz", *blurred(4, 2000))
+    train = saved(tmp_path / "train.npz", x, np.where(harm, 1, y), group)
+    config = TuneConfig(train=train, held_out=held, test=(test,), method="d3m", learning_rate=1e-2)
+    found = tune(config, tmp_path / "out")
+    gone = np.array(found["found"]["dropped_rows"])
+    assert np.isin(np.flatnonzero(harm), gone).mean() > 0.9
+    assert harm[gone].mean() > 1.5 * harm.mean()
+    without = TuneConfig(train=saved(tmp_path / "n.npz", x, y), test=(test,), method="d3m")
+    with pytest.raises(UsageError, match="about groups"):
+        tune(without, tmp_path / "no")

@@ -10,13 +10,13 @@ from uimjax.errors import UsageError
 
 
 def edit(args: argparse.Namespace, _rest: list[str]) -> int:
-    from uimjax.workflow import mending
+    from uimjax.workflow import edits
 
     run = Path(args.target)
     if args.top < 1:
         raise UsageError(f"--top {args.top}: one document at least")
-    out = Path(args.out) if args.out else run / mending.EDIT
-    made = mending.write_edit(run, args.top, args.failure, out, args.copies)
+    out = Path(args.out) if args.out else run / edits.EDIT
+    made = edits.write_edit(run, args.top, args.failure, out, args.copies)
     if args.json:
         print(json.dumps(made))
         return 0
@@ -33,7 +33,7 @@ def mitigate(args: argparse.Namespace, rest: list[str]) -> int:
     keep_buffers()  # before anything computes
     from uimjax.config import LOCK, MendConfig, read_yaml
     from uimjax.progress import quiet, shown
-    from uimjax.workflow import base, mending
+    from uimjax.workflow import acting, base, mending
 
     target = Path(args.target)
     values: dict[str, Any] = read_yaml(target) if target.is_file() else read_yaml(target / LOCK).get("config", {})
@@ -51,7 +51,7 @@ def mitigate(args: argparse.Namespace, rest: list[str]) -> int:
     for arm, each in document["after"].items():
         means = [sum(one["failures"]) / len(one["failures"]) for one in each]
         clean = sum(one["clean_loss"] for one in each) / len(each)
-        lines.append([f"{arm} rows", f"{sum(means) / len(means):.3f}", f"{clean:.4f}"])
+        lines.append([acting.told(arm), f"{sum(means) / len(means):.3f}", f"{clean:.4f}"])
     print("\n".join(columns(["", "failures (mean)", "clean loss, nats a token"], lines)))
     print(f"{document['says']}. {document['edit']['rows']} rows by {config.method}; new model: {document['model']}.")
     if spent := document.get("privacy"):

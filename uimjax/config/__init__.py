@@ -2,13 +2,13 @@
 
 from uimjax.config.base import LOCK, TrainChoice, parse, read_yaml
 from uimjax.config.kinds import KINDS, OWN, STORIES, commented, kind_of
+from uimjax.config.mends import MendConfig
 from uimjax.config.own import (
     AuditConfig,
     CheckConfig,
     ClassifiedConfig,
     FailuresConfig,
     IndexConfig,
-    MendConfig,
     TraceConfig,
 )
 from uimjax.config.stories import DemoConfig, MitigateChoice, RunConfig, TextConfig, TraceChoice

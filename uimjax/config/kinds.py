@@ -7,7 +7,8 @@ import yaml
 from pydantic import BaseModel
 
 from uimjax.config.base import Strict
-from uimjax.config.own import CheckConfig, ClassifiedConfig, FailuresConfig, IndexConfig, MendConfig, TraceConfig
+from uimjax.config.mends import MendConfig
+from uimjax.config.own import CheckConfig, ClassifiedConfig, FailuresConfig, IndexConfig, TraceConfig
 from uimjax.config.stories import RunConfig, TextConfig
 from uimjax.config.studies import NoiseConfig, SweepConfig
 from uimjax.config.suites import SuiteConfig

@@ -172,44 +172,6 @@ class CheckConfig(Strict):
     batch_size: int = Field(256, ge=1, description="rows scored at once")
 
 
-class MendConfig(Strict):
-    """A mitigation of the model of a trace, by the edit that stands in the trace's folder, held against controls."""
-
-    kind: Literal["mend"] = "mend"
-    run: str = Field(description="folder of a finished `uimjax trace --model ...` of a language model")
-    edit: str = Field(
-        "", description="the documents to act on (`uimjax edit RUN`); none: edit.json in the run's folder"
-    )
-    method: str = Field(
-        "npo", description="drop, downweight, private, newton, cda, or a forget loss: npo, simnpo, grad_diff, rmu ..."
-    )
-    swap: tuple[str, ...] = Field((), description="cda: words of two groups that change places, he=she uncle=aunt")
-    retain: tuple[str, ...] = Field(
-        (), description="held-out clean documents that the cost is measured on; none: the trace's"
-    )
-    seeds: int = Field(3, ge=1, description="repetitions of each arm; below 3 nothing is called fixed")
-    controls: bool = Field(True, description="as many random rows, and as many by BM25, go the same way")
-    steps: int = Field(60, ge=1, description="of forgetting and retaining together")
-    heal_steps: int = Field(60, ge=0, description="of the retain loss alone, after")
-    learning_rate: float = Field(1e-4, gt=0)
-    gamma: float | None = Field(None, gt=0, description="weight of the forget loss; none: the reference's")
-    batch_size: int = Field(8, ge=1, description="rows to forget in a step")
-    retain_size: int = Field(8, ge=1, description="rows to retain in a step")
-    most: float | None = Field(0.02, gt=0, description="rise of the retain loss at which forgetting ends; none: never")
-    lora: int = Field(0, ge=0, description="rank of adapters that alone are trained; 0: the parameters themselves")
-    include: tuple[str, ...] = Field(("*",), description="parameters that move, by patterns of their paths")
-    epochs: int = Field(1, ge=1, description="drop, downweight: fine-tuning without the rows, or with")
-    weight: float = Field(0.1, ge=0, lt=1, description="downweight: what an edited row counts")
-    epsilon: float = Field(8.0, gt=0, description="private: what fine-tuning without the rows may spend (DP-SGD)")
-    clip: float = Field(1.0, gt=0, description="private: largest norm of a row's gradient")
-    share: float = Field(1.0, gt=0, le=1, description="newton: of the step that is taken")
-    reworded: str = Field(
-        "", description="the failures in other words, in the form of the trace's queries: measured too"
-    )
-    relearn: int = Field(10, ge=0, description="steps on half of the edited rows, and on others, after; 0: none")
-    seed: int = Field(0, ge=0)
-
-
 class AuditConfig(Strict):
     """Weaknesses of the reader's own language model, measured by items that they or public sets give."""
 

@@ -15,10 +15,10 @@ class TuneConfig(Strict):
         description="features or logits with labels: .npz, .parquet, .jsonl, .csv (`uimjax help mitigate`)"
     )
     method: str = Field(
-        "nmtune", description="linear, mlp, nmtune, nmtune_paper, skd, adjusted, group_dro, jtt, dfr, erase, "
-        "temperature, thresholds, cmaes"
+        "nmtune", description="linear, mlp, nmtune, nmtune_paper, skd, adjusted, group_dro, jtt, dfr, relabel, d3m, "
+        "erase, temperature, thresholds, cmaes"
     )  # fmt: skip
-    held_out: str = Field("", description="rows for dfr, temperature, thresholds, cmaes; none: a fifth")
+    held_out: str = Field("", description="rows for dfr, d3m, temperature, thresholds, cmaes; none: a fifth")
     test: tuple[str, ...] = Field((), description="rows that are measured, as many files as you like; none: a fifth")
     label: str = Field("", description="column of the labels; none: label or labels")
     group: str = Field("", description="column of the groups; none: group or groups, where there is one")

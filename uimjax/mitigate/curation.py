@@ -8,6 +8,8 @@
 - `group_support`: D3M's g_i = mean over groups of loss_g times the mean over the group's rows z of support_i(z),
   support the sign-flipped score of this engine; rows with g_i < 0 harm most whom the model fails most, and are to go
   (Jain et al. 2024, arXiv 2406.16846).
+- `culprit_tokens`: of scores by token those above a quantile, with their neighbours, up to a share of all; in tuning
+  their loss counts against itself (IF-Guide: Coalson et al. 2025, arXiv 2506.01790).
 - `mixture`: DoReMi's weights of domains, w <- (1 - smooth) softmax(log w + eta excess) + smooth / k, and their mean
   over steps (Xie et al. 2023, arXiv 2305.10429).
 """
@@ -132,3 +134,34 @@ def mixture(excess: np.ndarray, eta: float = 1.0, smooth: float = 1e-4) -> np.nd
         w = (1 - smooth) * w / w.sum() + smooth / len(w)
         log_w, total = np.log(w), total + w
     return total / len(excess)
+
+
+def culprit_tokens(
+    scores: np.ndarray, counted: np.ndarray, quantile: float = 0.99, window: int = 1, most: float = 0.02
+) -> np.ndarray:
+    """`[N, T]` bool: the tokens that score above the `quantile` of all that count and above 0, the highest first, each
+    with `window` neighbours on either side of its row, until the share `most` of the tokens that count is reached.
+
+    Raises:
+        ShapeError, NonFiniteError. UsageError: a share outside of (0, 1). DataError: no token scores above 0.
+    """
+    scores, counted = np.asarray(scores, np.float64), np.asarray(counted, bool)
+    if scores.ndim != 2 or counted.shape != scores.shape or not counted.any():
+        raise ShapeError(f"scores {list(scores.shape)} and counted {list(counted.shape)}, {counted.sum()} of which are "
+                         "true, arrived; [N, T] twice, and one token that counts, were wanted")  # fmt: skip
+    if not np.isfinite(scores[counted]).all():
+        raise NonFiniteError("scores of tokens hold NaN or infinity")
+    if not 0 < quantile < 1 or not 0 < most < 1 or window < 0:
+        raise UsageError(f"quantile={quantile}, most={most}, window={window}: (0, 1) twice, 0 and more were wanted")
+    line = max(float(np.quantile(scores[counted], quantile)), 0.0)
+    places = np.argwhere(counted & (scores > line))
+    if not len(places):
+        raise DataError("no token scores above 0: none of them raises the failures")
+    found, room = np.zeros(scores.shape, bool), max(1, int(most * counted.sum()))
+    for i, t in places[np.argsort(-scores[tuple(places.T)], kind="stable")]:
+        around = slice(max(0, t - window), t + window + 1)
+        more = counted[i, around] & ~found[i, around]
+        if found.sum() + more.sum() > room and found.any():
+            break
+        found[i, around] |= more
+    return found

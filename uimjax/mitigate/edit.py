@@ -19,7 +19,7 @@ from uimjax.training import fit
 class Edit:
     """`rows`: ids, most suspicious first. `arm`: who chose them. `why`: the rule, in words."""
 
-    arm: Literal["traced", "random", "oracle", "ranked"]
+    arm: Literal["traced", "random", "oracle", "ranked", "curated"]
     rows: tuple[int, ...]
     why: str
 

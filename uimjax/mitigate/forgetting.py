@@ -18,6 +18,7 @@ NLL, `ref` the model before, sg() a constant, z the logits `[V]` of a token:
     pdu           mean_t (max z - mean z)^2, beneath a bound on the retain loss (primal-dual; see `uimjax.mitigate`)
     cda           (NLL + NLL of the counterfactual) / 2 + js mean_t JS(p_t, p_t of the counterfactual): nothing is
                   forgotten but what sets the two apart                       (Lu et al. 2018, arXiv 1807.11714)
+    learn         NLL of the other answer: nothing is forgotten, synthetic rows are learned
 
 Strengths and weights `gamma` (of this loss) and `alpha` (of the retain loss) default to those of open-unlearning's
 reference code. Where ours departs from it: `uimjax help mitigate`.
@@ -236,6 +237,17 @@ class Counterfactual(Forget):
         middle = jnp.logaddexp(p, q) - jnp.log(2.0)
         js = jnp.sum(jnp.exp(p) * (p - middle) + jnp.exp(q) * (q - middle), -1) / 2
         return both + self.js * now.mean(js, now.counted & other.counted)
+
+
+@dataclass(frozen=True)
+class Learn(Forget):
+    """The other answer alone is looked at: a synthetic row that is to be learned."""
+
+    needs = frozenset({"other"})
+
+    def __call__(self, views: Views) -> Any:
+        assert views.other is not None  # it is among the needs
+        return views.other.total
 
 
 LOSSES: dict[str, type[Forget]] = {

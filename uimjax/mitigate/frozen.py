@@ -1,17 +1,18 @@
 """Every way to tune what a model gives out, by its name: rows of features (or logits) in, a predictor out.
 
-The model stays shut. What each method is, and where it is from: `heads`, `balancing`, `afterwards`, `blackbox`.
+The model stays shut. What each method is, and where it is from: `heads`, `balancing`, `cleaning`, `afterwards`,
+`blackbox`.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from scipy.special import softmax
 
 from uimjax.errors import DataError, UnknownNameError, UsageError
-from uimjax.mitigate import afterwards, balancing, blackbox, heads
+from uimjax.mitigate import afterwards, balancing, blackbox, cleaning, heads
 from uimjax.mitigate.heads import SKD, NMTune, Tuning
 
 Aim = Literal["accuracy", "worst_group", "worst_class", "nll", "parity", "told"]
@@ -19,16 +20,17 @@ Aim = Literal["accuracy", "worst_group", "worst_class", "nll", "parity", "told"]
 
 class Rows(NamedTuple):
     """`inputs` `[N, D]`: features, or a black box's logits `[N, C]`; `labels` `[N]` from 0; `groups` `[N]` from 0;
-    `views` `[N, D]`: features of another view of each row, for NMTune."""
+    `views` `[N, D]`: features of another view of each row, for NMTune; `ids` `[N]`: their places in the file."""
 
     inputs: np.ndarray
     labels: np.ndarray
     groups: np.ndarray | None = None
     views: np.ndarray | None = None
+    ids: np.ndarray | None = None
 
     def take(self, ids: np.ndarray) -> "Rows":
         some = lambda x: None if x is None else x[ids]  # noqa: E731  # one line, used twice
-        return Rows(self.inputs[ids], self.labels[ids], some(self.groups), some(self.views))
+        return Rows(self.inputs[ids], self.labels[ids], some(self.groups), some(self.views), some(self.ids))
 
 
 class Predicted(NamedTuple):
@@ -50,29 +52,22 @@ class Fitted(NamedTuple):
 
 @dataclass(frozen=True)
 class Choices:
-    """`tau`: of adjusted logits; `eta`: of group DRO; `first`, `upweight`: of JTT; `goal`: of the thresholds;
-    `queries`: of CMA-ES; the rest as `Tuning` takes it."""
+    """`head`: how heads are tuned; `tau`: of adjusted logits; `eta`: of group DRO; `first`, `upweight`: of JTT; `goal`:
+    of the thresholds; `queries`: of CMA-ES."""
 
     classes: int
     groups: int = 0
     logits: bool = False
+    head: Tuning = Tuning()
     tau: float = 1.0
     eta: float = 0.01
     first: int = 5
     upweight: float = 20.0
     goal: Literal["parity", "opportunity"] = "parity"
     queries: int = 2000
-    epochs: int = 30
-    batch_size: int = 64
-    learning_rate: float = 1e-3
-    weight_decay: float = 1e-4
-    ratio: float = 4.0
 
     def tuning(self, seed: int, **more: Any) -> Tuning:
-        return Tuning(
-            epochs=self.epochs, batch_size=self.batch_size, learning_rate=self.learning_rate,
-            weight_decay=self.weight_decay, ratio=self.ratio, seed=seed, **more,
-        )  # fmt: skip
+        return replace(self.head, seed=seed, **more)
 
 
 class Method(NamedTuple):
@@ -162,6 +157,24 @@ def _dfr(train: Rows, held: Rows, how: Choices, seed: int) -> Fitted:
     return Fitted(lambda rows: _plain(balancing.logits(made, rows.inputs), rows), arrays, {"strength": made.strength})
 
 
+def _relabelled(train: Rows, held: Rows, how: Choices, seed: int) -> Fitted:
+    del held
+    made = cleaning.relabelled(train.inputs, train.labels, how.classes, how.tuning(seed))
+    return _of_head(made.head, relabelled_rows=_places(train, made.rows))
+
+
+def _pruned(train: Rows, held: Rows, how: Choices, seed: int) -> Fitted:
+    assert held.groups is not None  # which `fit` has seen to
+    asked = held.inputs, held.labels, held.groups
+    made = cleaning.pruned(train.inputs, train.labels, *asked, how.classes, how.tuning(seed))
+    return _of_head(made.head, dropped_rows=_places(train, made.rows))
+
+
+def _places(rows: Rows, ids: np.ndarray) -> list[int]:
+    """In the file that they came from."""
+    return (ids if rows.ids is None else rows.ids[ids]).tolist()
+
+
 def _erased(train: Rows, held: Rows, how: Choices, seed: int) -> Fitted:
     assert train.groups is not None
     made = afterwards.erase(train.inputs, train.groups)
@@ -226,6 +239,8 @@ METHODS: dict[str, Method] = {
     "group_dro": Method(_robust, "worst_group", groups=True),
     "jtt": Method(_jtt, "worst_group"),
     "dfr": Method(_dfr, "worst_group", groups=True),
+    "relabel": Method(_relabelled, "accuracy"),
+    "d3m": Method(_pruned, "worst_group", groups=True),
     "erase": Method(_erased, "told", groups=True),
     "temperature": Method(_temperature, "nll", after=True),
     "thresholds": Method(_thresholds, "parity", groups=True, after=True),

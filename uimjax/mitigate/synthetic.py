@@ -1,11 +1,27 @@
-"""Synthetic rows to tune on: counterfactual texts, in which the words of two groups change places (CDA: Lu et al. 2018,
-arXiv 1807.11714; Zmigrod et al. 2019, arXiv 1906.04571).
+"""Synthetic rows to tune on.
+
+- `swapped`: counterfactual texts, in which the words of two groups change places (CDA: Lu et al. 2018, arXiv
+  1807.11714; Zmigrod et al. 2019, arXiv 1906.04571).
+- `filled`: templates with every choice of their words, so that no two words keep company more often than others.
+- `continued`: what the model itself writes after the beginnings of rows: self-distillation.
 """
 
+import functools
+import itertools
 import re
 from collections.abc import Iterable, Sequence
+from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from uimjax import rows as row
 from uimjax.errors import UsageError
+from uimjax.task import Task
+
+CHOICE = re.compile(r"\{([^{}]*)\}")
+MOST = 4096  # texts of one template
 
 
 def swapped(texts: Iterable[str], pairs: Sequence[tuple[str, str]]) -> list[str]:
@@ -29,3 +45,68 @@ def swapped(texts: Iterable[str], pairs: Sequence[tuple[str, str]]) -> list[str]
         return new[:1].upper() + new[1:] if word[:1].isupper() else new
 
     return [found.sub(other, text) for text in texts]
+
+
+def filled(template: str) -> list[str]:
+    """Every text that a template stands for: `the {nurse|pilot} said {he|she} is late` for four of them.
+
+    Raises:
+        UsageError: no choice in it, a brace without its partner, or more than `MOST` texts.
+    """
+    parts = CHOICE.split(template)
+    words = [part.split("|") for part in parts[1::2]]
+    if not words or any("{" in part or "}" in part for part in parts[::2]) or min(map(len, words)) < 2:
+        raise UsageError(f"template {template!r}: choices between braces were wanted, {{he|she}}, each of two or more")
+    if np.prod([len(its) for its in words], dtype=float) > MOST:
+        raise UsageError(f"template {template!r} stands for more than {MOST} texts; cut it into several")
+    made = []
+    for chosen in itertools.product(*words):
+        texts = [*itertools.chain.from_iterable(zip(parts[::2], chosen, strict=False)), parts[-1]]
+        made.append("".join(texts))
+    return made
+
+
+def continued(
+    task: Task, params: Any, rows: Any, prompt: float = 0.25, temperature: float = 1.0, seed: int = 0,
+    batch_size: int = 8,
+) -> dict[str, np.ndarray]:  # fmt: skip
+    """Rows `{"tokens", "counted"}` `[N, T]` that begin as `rows` do, with the share `prompt` of their tokens (one at
+    least), and go on as the model says, drawn at the `temperature`; as many tokens count as before. A token costs a
+    pass over its row.
+
+    Raises:
+        UsageError: the task has no outputs (logits `[T, V]`), or a share or temperature that is none.
+    """
+    if task.outputs is None:
+        raise UsageError("rows are continued by the model's logits, and the task has no outputs")
+    if not 0 < prompt < 1 or not temperature > 0:
+        raise UsageError(f"prompt={prompt}, temperature={temperature} arrived; (0, 1) and above 0 were wanted")
+    program, parts = _writer(task, temperature), []
+    for number, batch in enumerate(row.batches(rows, min(batch_size, row.count(rows)))):
+        counted = np.asarray(batch.rows["counted"]) > 0
+        starts = np.maximum(1, np.floor(prompt * counted.sum(1))).astype(np.int32)
+        key = jax.random.fold_in(jax.random.key(seed), number)
+        made = program(params, batch.rows, starts, counted.sum(1).max(), key)
+        parts.append(np.asarray(made)[: int(batch.mask.sum())])
+    tokens = np.concatenate(parts)
+    given, counted = np.asarray(rows["tokens"]), np.asarray(rows["counted"])
+    return {"tokens": np.where(counted > 0, tokens, given).astype(given.dtype), "counted": counted.copy()}
+
+
+@functools.lru_cache(maxsize=4)
+def _writer(task: Task, temperature: float):
+    def write(params: Any, rows: Any, starts: Any, stop: Any, key: Any) -> Any:
+        assert task.outputs is not None  # `continued` has seen to it
+        outputs = task.outputs
+
+        def step(t: Any, tokens: Any) -> Any:
+            logits = jax.vmap(lambda k: outputs(params, {**row_at(k), "tokens": tokens[k]})[t - 1])(
+                jnp.arange(len(tokens))
+            )
+            drawn = jax.random.categorical(jax.random.fold_in(key, t), logits.astype(jnp.float32) / temperature)
+            return tokens.at[:, t].set(jnp.where(t >= starts, drawn, tokens[:, t]).astype(tokens.dtype))
+
+        row_at = lambda k: jax.tree.map(lambda x: x[k], rows)  # noqa: E731  # once
+        return jax.lax.fori_loop(1, stop, step, jnp.asarray(rows["tokens"]))
+
+    return jax.jit(write)

@@ -108,7 +108,7 @@ class Unlearning:
     @property
     def by_token(self) -> bool:
         """Does it look at tokens one by one, and not at sums over rows alone?"""
-        sums = (forgetting.NPO, forgetting.DPO, forgetting.Counterfactual)
+        sums = (forgetting.NPO, forgetting.DPO, forgetting.Counterfactual, forgetting.Learn)
         summed = isinstance(self.loss, sums) or getattr(self.loss, "per", "") == "row"
         return not summed or self.retain not in ("row", "none") or bool(self.needs & {"logits", "hidden"})
 
@@ -169,8 +169,8 @@ def unlearn(
 ) -> Unlearned:
     """Unlearn the rows `forget` (ids) of `data`; every other row may be drawn as a retain row.
 
-    `others`: for DPO and CDA, a row for each of `forget`, in its order: the answer that is to come instead, or the
-    counterfactual. `hidden`: for RMU, `(params, example) -> [T, D]`, or `[D]` of a class (default: the task's
+    `others`: for DPO, CDA and `Learn`, a row for each of `forget`, in its order: the answer that is to come instead, or
+    the counterfactual. `hidden`: for RMU, `(params, example) -> [T, D]`, or `[D]` of a class (default: the task's
     features). With `folder` a stopped run is continued, to the bit; `sinks` get the retain metric. The parameters that
     came in are left as they are.
 

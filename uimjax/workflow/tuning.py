@@ -82,8 +82,10 @@ def tune(config: TuneConfig, out: Path, progress: Progress = quiet) -> dict[str,
 
 
 def _choices(config: TuneConfig, classes: int, groups: int, logits: bool) -> frozen.Choices:
+    names = ("epochs", "batch_size", "learning_rate", "weight_decay", "ratio")
+    head = heads.Tuning(**{name: getattr(config, name) for name in names})
     own = [its.name for its in dataclasses.fields(frozen.Choices) if its.name in type(config).model_fields]
-    return frozen.Choices(classes, groups, logits, **{name: getattr(config, name) for name in own})
+    return frozen.Choices(classes, groups, logits, head, **{name: getattr(config, name) for name in own})
 
 
 def _scaled(rows: Rows, scale_mean: np.ndarray, scale_std: np.ndarray) -> Rows:
@@ -129,7 +131,7 @@ def _rows(path: str, its: Features, classes: np.ndarray, groups: np.ndarray | No
         raise MismatchError(f"{path} holds logits of {its.inputs.shape[1]} classes and labels of {len(classes)}; "
                             "column k belongs to the k-th label in order, and each should occur")  # fmt: skip
     of = None if groups is None or its.groups is None else _places(path, "group", its.groups, groups)
-    return Rows(its.inputs, _places(path, "label", its.labels, classes), of, its.views)
+    return Rows(its.inputs, _places(path, "label", its.labels, classes), of, its.views, np.arange(len(its.labels)))
 
 
 def _places(path: str, what: str, values: np.ndarray, known: np.ndarray) -> np.ndarray:

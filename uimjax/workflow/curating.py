@@ -1,0 +1,286 @@
+"""Curation of the reader's own corpus: rows that stay, sources by weight, tokens that do not count; then fine-tuning.
+
+    dedup     documents that nearly repeat another one go (MinHash, extra `text`)
+    semdedup  rows whose features repeat another row's go (Abbas et al. 2023, arXiv 2303.09540)
+    dsir      rows whose n-grams are like the target's stay (Xie et al. 2023, arXiv 2302.03169)
+    less      rows that lower the target's loss stay, by the metric of Adam in a warm-up (Xia et al. 2024, 2402.04333)
+    doremi    sources weigh more where the model lags behind one that was tuned before (Xie et al. 2023, 2305.10429)
+    if_guide  the tokens that caused the failures count against themselves (Coalson et al. 2025)
+
+Each is held against the same tuning on as many rows, or tokens, drawn blindly; `dsir` and `less` against the rows that
+are nearest to the target by BM25 too, and what can be drawn in no other way (sources) against the corpus as it is.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from uimjax import rows as row
+from uimjax.answers import engines, story
+from uimjax.config import MendConfig
+from uimjax.corpora import duplicates
+from uimjax.corpora.prepared import Prepared
+from uimjax.corpora.preparing import prepare
+from uimjax.corpora.texts import Columns
+from uimjax.errors import DataError, UsageError
+from uimjax.interpret import lexical, methods, trajectory
+from uimjax.mitigate import curation, edit
+from uimjax.mitigate.edit import Edit
+from uimjax.progress import Progress, quiet
+from uimjax.sketch import Sketch
+from uimjax.steps import Recipe
+from uimjax.task import Measurement, Task
+from uimjax.training import fit
+from uimjax.workflow.acting import Arm, Plan, recipe
+from uimjax.workflow.edits import Case
+
+CHOSEN = "curated"  # the arm that the others are held against
+TOGETHER = 256  # rows whose tokens are scored between two marks of progress
+WARM = 4  # epochs and checkpoints of the warm-up that `less` reads
+FEWEST = 2  # rows that stay
+
+
+def plan_curation(case: Case, config: MendConfig, out: Path, progress: Progress = quiet) -> Plan:
+    """Raises: as the method's own functions; DataError: it finds nothing to do."""
+    return CURATIONS[config.method](case, config, out, progress)
+
+
+def check(config: MendConfig) -> None:
+    """Raises UsageError: a target is wanted, or named and not looked at. Before anything is opened."""
+    wants = config.method in ("dsir", "less")
+    if wants and not (config.curate.target or config.retain):
+        raise UsageError(f"{config.method} chooses rows like a target: --curate.target FILES, documents that the model "
+                         "should do well on")  # fmt: skip
+    if config.curate.target and not wants:
+        raise UsageError(f"curate.target is for dsir and less; {config.method} looks at none")
+    if config.method == "dedup":
+        duplicates.check_installed()
+
+
+def target_of(case: Case, config: MendConfig, out: Path) -> Prepared:
+    files = config.curate.target or config.retain
+    columns = Columns(case.config.text_column)  # the text is all that is looked at
+    return prepare(files, case.subject.tokenizer, out / "target", length=case.config.length, columns=columns)
+
+
+# ---------------------------------------------------------------- rows that go
+
+
+def _leaving(case: Case, config: MendConfig, gone: np.ndarray, why: str, ranked: np.ndarray | None = None) -> Plan:
+    """Tune on all rows but `gone`; `ranked`: rows that a search would let go instead."""
+    count = len(case.documents)
+    if not len(gone):
+        raise DataError(f"{config.method} finds no row that should go ({why}); nothing to do")
+    if count - len(gone) < FEWEST:
+        raise DataError(f"{config.method} would leave {count - len(gone)} of {count} rows; change its settings")
+    made = Edit(CHOSEN, tuple(int(i) for i in gone), why)
+    arms = [Arm(CHOSEN, functools.partial(_tuned, case, config, made))]
+    if config.controls and ranked is not None:
+        arms.append(Arm("ranked", functools.partial(_tuned, case, config, Edit("ranked", tuple(ranked), "by BM25"))))
+    if config.controls:
+        arms.append(
+            Arm("random", lambda seed, at: _tuned(case, config, edit.random_edit(count, len(gone), seed), seed, at))
+        )
+    return Plan(arms, made.rows, why)
+
+
+def _tuned(case: Case, config: MendConfig, made: Edit, seed: int, at: Path) -> Any:
+    del at  # fine-tuning is short, and begins again
+    rows = jax.tree.map(np.asarray, case.corpus.rows)
+    return edit.apply_edit(case.subject.task, case.subject.params, rows, made, recipe(config), seed)
+
+
+def _dedup(case: Case, config: MendConfig, out: Path, progress: Progress) -> Plan:
+    del out
+    near = 0.8 if config.curate.near is None else config.curate.near
+    first = duplicates.groups(case.corpus, near, progress)
+    again = np.flatnonzero(first != np.arange(len(first)))
+    gone = np.flatnonzero(np.isin(case.documents, again))
+    return _leaving(case, config, gone, f"{len(again)} documents repeat another one, at {near:g} of its runs of words")
+
+
+def _semdedup(case: Case, config: MendConfig, out: Path, progress: Progress) -> Plan:
+    del out, progress
+    near = 0.95 if config.curate.near is None else config.curate.near
+    gone = curation.semantic_duplicates(_features(case), 1 - near, seed=config.seed)
+    return _leaving(
+        case, config, gone, f"{len(gone)} rows repeat another one, at a cosine of {near:g} of their features"
+    )
+
+
+def _features(case: Case) -> np.ndarray:
+    task, params = case.subject.task, case.subject.params
+    if task.features is None:
+        raise UsageError("semdedup compares features, and the task has none; give it some, or take dedup")
+    program = jax.jit(jax.vmap(task.features, (None, 0)))
+    parts = [np.asarray(program(params, b.rows), np.float32)[: int(b.mask.sum())]
+             for b in row.batches(case.corpus.rows, case.config.batch_size)]  # fmt: skip
+    return np.concatenate(parts)
+
+
+# ---------------------------------------------------------------- rows that stay
+
+
+def _dsir(case: Case, config: MendConfig, out: Path, progress: Progress) -> Plan:
+    del progress
+    target = target_of(case, config, out)
+    texts = case.corpus.texts(range(len(case.documents)))
+    wanted = target.texts(range(target.manifest["rows"]))
+    many = _kept(case, 0.5 if config.curate.keep is None else config.curate.keep)
+    stay = curation.dsir(texts, wanted, many, seed=config.seed).rows
+    return _staying(case, config, stay, texts, wanted, f"the {many} rows most like the target by n-grams stay (DSIR)")
+
+
+def _less(case: Case, config: MendConfig, out: Path, progress: Progress) -> Plan:
+    """Influence on the target's loss, positive where a row raises it; the most negative rows stay."""
+    target, task, rows = target_of(case, config, out), case.subject.task, jax.tree.map(np.asarray, case.corpus.rows)
+    some = row.take(rows, _sample(len(case.documents), config.curate.warmup, config))
+    warm = Recipe(WARM, config.retain_size, config.learning_rate, clip=1.0, warmup=0.03, seed=config.seed)
+    run = trajectory.record(task, case.subject.params, some, warm, WARM, folder=out / "warmup")
+    asked = Measurement("loss on the target", functools.partial(_mean_loss, task))
+    progress([0], "scoring rows", unit="passes")
+    found = methods.score(task, run, rows, asked, target.rows, "less", batch_size=case.config.batch_size)
+    many = _kept(case, 0.05 if config.curate.keep is None else config.curate.keep)
+    stay = np.sort(np.argsort(found.values[:, 0], kind="stable")[:many])
+    texts, wanted = case.corpus.texts(range(len(rows["tokens"]))), target.texts(range(target.manifest["rows"]))
+    return _staying(case, config, stay, texts, wanted, f"the {many} rows that lower the target's loss most stay (LESS)")
+
+
+def _sample(count: int, share: float, config: MendConfig) -> np.ndarray:
+    many = min(count, max(round(share * count), 4 * config.retain_size))
+    return np.sort(np.random.default_rng([config.seed, 17]).choice(count, many, replace=False))
+
+
+def _mean_loss(task: Task, params: Any, example: Any) -> Any:
+    return jnp.sum(task.loss(params, example)) / jnp.maximum(jnp.sum(example["counted"][1:]), 1)
+
+
+def _kept(case: Case, share: float) -> int:
+    return min(max(FEWEST, round(share * len(case.documents))), len(case.documents) - 1)
+
+
+def _staying(
+    case: Case, config: MendConfig, stay: np.ndarray, texts: list[str], wanted: list[str], why: str
+) -> Plan:  # fmt: skip
+    every = np.arange(len(case.documents))
+    near = np.argsort(-lexical.bm25(texts, wanted).mean(1), kind="stable")[: len(stay)] if config.controls else stay
+    return _leaving(case, config, np.setdiff1d(every, stay), why, np.setdiff1d(every, near))
+
+
+# ---------------------------------------------------------------- sources by weight
+
+
+def _doremi(case: Case, config: MendConfig, out: Path, progress: Progress) -> Plan:
+    """`curation.mixture` of the excess losses by source, round by round: tuned on as it is, the model shows what can be
+    learned of each source; another copy of it, tuned by the weights so far, what still lacks."""
+    del out
+    sources = case.corpus.metadata()["source"].to_pylist()
+    names, owner = np.unique(sources, return_inverse=True)
+    if len(names) < 2:
+        raise DataError(f"doremi weighs sources, and all rows are from {names[0]}; name the column of the documents "
+                        "that says where they are from, when you trace: --source_column")  # fmt: skip
+    rows, task, how = jax.tree.map(np.asarray, case.corpus.rows), case.subject.task, recipe(config)
+    share = np.bincount(owner) / len(owner)
+    reference = fit(task, case.subject.params, rows, dataclasses.replace(how, seed=config.seed)).params
+    few = np.concatenate([_spread(np.flatnonzero(owner == k)) for k in range(len(names))])
+    goal = _token_loss(case, reference, row.take(rows, few))
+    now, excess, weights = case.subject.params, [], np.full(len(names), 1 / len(names))
+    for number in progress(range(config.curate.rounds), "weighing sources", unit="rounds"):
+        lag = np.maximum(_token_loss(case, now, row.take(rows, few)) - goal, 0)
+        excess.append([lag[owner[few] == k].mean() for k in range(len(names))])
+        weights = curation.mixture(np.array(excess), config.curate.eta)
+        drawn = _draw(owner, weights, config.steps * config.retain_size // config.curate.rounds, config.seed + number)
+        some = dataclasses.replace(how, epochs=1, schedule="constant", warmup=0.0, seed=config.seed + number)
+        now = fit(task, now, row.take(rows, drawn), some).params
+    by_row = (weights / share)[owner]
+
+    def tuned(each: np.ndarray, seed: int, at: Path) -> Any:
+        del at
+        return fit(task, case.subject.params, rows, dataclasses.replace(how, seed=seed), weights=each).params
+
+    arms = [Arm(CHOSEN, functools.partial(tuned, by_row.astype(np.float32)))]
+    if config.controls:
+        arms.append(Arm("as it is", functools.partial(tuned, np.ones(len(owner), np.float32))))
+    told = ", ".join(f"{name} {w:.3f} (of {s:.3f})" for name, w, s in zip(names, weights, share, strict=True))
+    return Plan(arms, (), f"sources by weight (DoReMi): {told}")
+
+
+LOOKED = 64  # rows of a source whose loss is looked at
+
+
+def _spread(ids: np.ndarray) -> np.ndarray:
+    return ids[np.unique(np.linspace(0, len(ids) - 1, min(LOOKED, len(ids))).round().astype(int))]
+
+
+def _draw(owner: np.ndarray, weights: np.ndarray, many: int, seed: int) -> np.ndarray:
+    """Row ids, sources by weight and rows of a source alike."""
+    p = (weights / np.bincount(owner))[owner]
+    return np.random.default_rng([seed, 19]).choice(len(owner), max(many, 1), p=p / p.sum())
+
+
+def _token_loss(case: Case, params: Any, rows: Any) -> np.ndarray:
+    """`[N]` nats a token."""
+    program = jax.jit(jax.vmap(functools.partial(_mean_loss, case.subject.task), (None, 0)))
+    found = [program(params, b.rows)[: int(b.mask.sum())] for b in row.batches(rows, case.config.batch_size)]
+    return np.concatenate([np.asarray(x, np.float64) for x in found])
+
+
+# ---------------------------------------------------------------- tokens
+
+
+def _if_guide(case: Case, config: MendConfig, out: Path, progress: Progress) -> Plan:
+    del out
+    rows, its = jax.tree.map(np.asarray, case.corpus.rows), config.curate
+    scores = _token_scores(case, rows, progress)
+    marked = curation.culprit_tokens(scores, rows["counted"] > 0, its.quantile, its.window, its.most)
+
+    def tuned(at: np.ndarray, seed: int, folder: Path) -> Any:
+        del folder
+        counted = np.where(at, -its.penalty, rows["counted"].astype(np.float32)).astype(np.float32)
+        how = dataclasses.replace(recipe(config), seed=seed)
+        return fit(case.subject.task, case.subject.params, rows | {"counted": counted}, how).params
+
+    def blind(seed: int, folder: Path) -> Any:
+        rng, places = np.random.default_rng([seed, 23]), np.argwhere(rows["counted"] > 0)
+        drawn = np.zeros_like(marked)
+        drawn[tuple(places[rng.choice(len(places), int(marked.sum()), replace=False)].T)] = True
+        return tuned(drawn, seed, folder)
+
+    arms = [Arm(CHOSEN, functools.partial(tuned, marked))] + [Arm("random", blind)] * config.controls
+    touched = tuple(int(i) for i in np.flatnonzero(marked.any(1)))
+    told = f"{int(marked.sum())} tokens of {len(touched)} rows, of {int((rows['counted'] > 0).sum())} in all (IF-Guide)"
+    return Plan(arms, touched, told)
+
+
+def _token_scores(case: Case, rows: Any, progress: Progress) -> np.ndarray:
+    """`[N, T]`: each token's part in its row's score, summed over the failures, by the method of the trace."""
+    followed, config = engines.choose, case.config
+    size = sum(x.size for x in jax.tree.leaves(case.subject.params))
+    questions = 1 if case.failures.together else len(case.failures.lines)
+    method, _ = followed(config.method, size, len(rows["tokens"]), questions, False, rows["tokens"].size)
+    if method == "retain_cos":
+        method = "grad_cos"
+    held = {f.name for f in dataclasses.fields(story.Choices)} - {"sketch", "mesh", "null"}
+    choices = story.Choices(
+        **config.model_dump(include=held), null=0, sketch=Sketch(config.sketch_rank, seed=config.seed)
+    )
+    its = (case.subject.task, case.subject.params, rows, case.failures, case.run, choices, method, None, quiet)
+    ready = story.engine(*its)
+    if ready.document_tokens is None:
+        raise UsageError(f"{ready.method} gives scores of whole rows alone; trace again with another method")
+    parts = [np.arange(k, min(k + TOGETHER, len(rows["tokens"]))) for k in range(0, len(rows["tokens"]), TOGETHER)]
+    found = []
+    for ids in progress(parts, "scoring tokens", unit=f"x {TOGETHER} rows"):
+        found.append(sum(ready.document_tokens(q, row.take(rows, ids)) for q in range(questions)))
+    return np.concatenate(found)
+
+
+CURATIONS: dict[str, Callable[[Case, MendConfig, Path, Progress], Plan]] = {
+    "dedup": _dedup, "semdedup": _semdedup, "dsir": _dsir, "less": _less, "doremi": _doremi, "if_guide": _if_guide,
+}  # fmt: skip
