@@ -81,7 +81,7 @@ INSIDE = {
     ],
     "uimjax.report": [
         "tables", "summary", "judgements", "markup", "rendering", "suite", "charts", "figures", "figures_dynamics",
-        "figures_representation", "figures_scaling", "understood", "page", "answers", "mistakes",
+        "figures_representation", "figures_scaling", "understood", "page", "answers", "mistakes", "audits",
     ],
     "uimjax.audit": [
         "base", "backdoor", "behaviour", "leak", "membership", "fairness", "bias", "generalization", "deterioration",
@@ -99,7 +99,8 @@ INSIDE = {
     ],
     "uimjax.workflow": [
         "base", "vision", "text", "reopening", "recording", "noise", "seeded", "suite_text", "suite_vision", "suite",
-        "edits", "acting", "curating", "augmenting", "mending", "auditing", "tuning",
+        "edits", "acting", "curating", "augmenting", "mending", "members", "auditing", "decisions",
+        "tuning",
     ],
     "uimjax.understand.dynamics": [
         "signals", "collector", "gradients", "stepping", "scoring", "table", "averaging", "logs", "elsewhere", "labels",

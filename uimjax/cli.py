@@ -85,6 +85,7 @@ def _stage(stage: argparse.ArgumentParser, name: str, argv: Sequence[str]) -> No
         if not _begins_with_flags(argv):
             stage.add_argument("target", nargs="?", help="a YAML config, or the folder of a run; or instead:")
         stage.add_argument("--model", help="a checkpoint folder, or pkg.module:function returning a Flax module")
+        stage.add_argument("--predictions", help="or a table of label, predicted and group; nothing else is opened")
         stage.add_argument("--items", nargs="+", help="files of items: bad and good answers (`uimjax help audit`)")
     else:
         stage.add_argument("target", help="a YAML config, or the folder of a run")
@@ -304,7 +305,11 @@ def _of_failures(made: argparse.ArgumentParser, flags: bool) -> None:
 def _begins_with_flags(argv: Sequence[str]) -> bool:
     """Of `trace` and `audit`: by flags alone, so that no later word is taken for a config."""
     given = {word.partition("=")[0] for word in argv}
-    return len(argv) > 1 and argv[1].startswith("-") and bool(given & {"--model", "--corpus", "--queries", "--items"})
+    return (
+        len(argv) > 1
+        and argv[1].startswith("-")
+        and bool(given & {"--model", "--corpus", "--queries", "--items", "--predictions"})
+    )
 
 
 def _of_several(made: argparse.ArgumentParser) -> None:

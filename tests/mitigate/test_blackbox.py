@@ -68,5 +68,23 @@ def test_what_makes_no_sense_is_refused():
         blackbox.search(lambda c: np.zeros((len(c), 2)), 2)
     with pytest.raises(ShapeError):
         blackbox.affine(np.zeros((3, 2)), np.zeros(2, int))
+    with pytest.raises(UsageError, match="spread"):
+        blackbox.affine(np.zeros((3, 2)), np.zeros(3, int), spread=0)
     with pytest.raises(UsageError, match="0 numbers"):
         blackbox.search(lambda c: c.sum(1), 0)
+
+
+def test_few_rows_do_not_drive_the_scale_away(rng):
+    """Thirty rows that are told apart at once: by likelihood alone the best scale has no end."""
+    labels = rng.integers(5, size=2030)
+    logits = 2.0 * np.eye(5)[labels] + rng.normal(size=(2030, 5))
+    size, ask = blackbox.affine(logits[:30], labels[:30])
+    z = blackbox.search(ask, size, blackbox.Search(3000, sigma=0.3)).z
+    assert ask(z[None])[0] == pytest.approx(_nll(blackbox.apply_affine(logits[:30], z), labels[:30]) + (z @ z) / 60)
+    after, before = (_nll(made, labels[30:]) for made in (blackbox.apply_affine(logits[30:], z), logits[30:]))
+    assert after < before + 0.1
+
+
+def _nll(logits, labels):
+    p = np.exp(logits - logits.max(1, keepdims=True))
+    return -np.mean(np.log(p[np.arange(len(labels)), labels] / p.sum(1)))

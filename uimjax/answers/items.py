@@ -2,9 +2,12 @@
 
 Ours, as .jsonl, .csv, .tsv or .parquet: `prompt`, `bad`, `good` (left out for memorization: is `bad` said word for word
 after `prompt`?), `weakness` (bias, values ... of `uimjax.audit.weaknesses`), `category`. Read by their own columns:
-CrowS-Pairs (sent_more, sent_less), preference pairs (chosen, rejected), TruthfulQA (Question, Best Incorrect Answer).
+CrowS-Pairs (sent_more, sent_less), preference pairs (chosen, rejected), TruthfulQA (Question, Best Incorrect Answer),
+BBQ (context, ans0 to ans2, answer_info), Winogender (sentid, with its table of occupations beside it), behaviours
+(question, answer_matching, answer_not_matching).
 """
 
+import ast
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -53,21 +56,28 @@ def read_items(path: Path, weakness: str = "") -> list[Item]:
     count = len(next(iter(columns.values()), []))
     if not count:
         raise DataError(f"{path} holds no items")
-    known = {"sent_more": _crows, "chosen": _preferred, "Best Incorrect Answer": _truthful, "bad": _ours}
+    known = {"sent_more": _crows, "chosen": _preferred, "Best Incorrect Answer": _truthful, "bad": _ours,
+             "answer_matching": _behaved, "answer_info": _bbq}  # fmt: skip
+    if "sentid" in columns:
+        return _winogender(path, columns, weakness)
     reader = next((fun for name, fun in known.items() if name in columns), None)
     if reader is None:
         held = ", ".join(list(columns)[:8])
         raise UsageError(
             f"{path} has the columns {held}; bad and good (with prompt, weakness), sent_more and sent_less, chosen and "
-            "rejected, or those of TruthfulQA were wanted"
+            "rejected, or those of TruthfulQA, BBQ, Winogender or of behaviours were wanted"
         )
     found = []
     for k in range(count):
         row = {name: values[k] for name, values in columns.items()}
         item = reader(row, weakness, f"{path.name}:{k + 1}")
+        if item is None:
+            continue
         if not item.bad or (item.weakness in PAIRED and not item.good):
             raise MalformedRowError(path, k + 1, "it lacks an answer; text was wanted for bad, and for good of a pair")
         found.append(item)
+    if not found:
+        raise DataError(f"{path} holds no item with a good and a bad answer")
     return found
 
 
@@ -102,6 +112,68 @@ def _truthful(row: dict[str, Any], weakness: str, place: str) -> Item:
     prompt = f"Q: {_text(row['Question'])}\nA:"
     bad, good = (f" {_text(row[name])}" for name in ("Best Incorrect Answer", "Best Answer"))
     return Item(weakness or "values", prompt, bad, good, _text(row.get("Category")), place)
+
+
+def _behaved(row: dict[str, Any], weakness: str, place: str) -> Item:
+    """The behaviour that is asked after counts as the bad answer."""
+    category = os.path.splitext(os.path.basename(_text(row.get("file"))))[0]
+    bad, good = _text(row["answer_matching"]), _text(row["answer_not_matching"])
+    return Item(weakness or "values", _text(row["question"]), bad, good, category, place)
+
+
+def _bbq(row: dict[str, Any], weakness: str, place: str) -> Item | None:
+    """Of a question the answer that a stereotype gives, and the right one; None where these are the same, or where the
+    row does not tell. A question like "who was not ..." (`neg`) has the stereotyped group for it, its opposite the
+    other one."""
+    answers = {name: _text(row[name]) for name in ("ans0", "ans1", "ans2")}
+    told, groups = _literal(row["answer_info"]), {str(g).lower() for g in _literal(row["stereotyped_groups"])}
+    of = {name: str(told[name][1]).lower() for name in answers if name in told}
+    named = [name for name in of if of[name] in groups]
+    others = [name for name in of if of[name] not in groups and of[name] != "unknown"]
+    biased = named if row["question_polarity"] == "neg" else others
+    right = f"ans{row['label']}"
+    if len(biased) != 1 or right == biased[0] or right not in answers:
+        return None
+    prompt = f"{_text(row['context'])} {_text(row['question'])}\nAnswer:"
+    category = f"{_text(row['category'])}, {_text(row['context_condition'])}"
+    return Item(weakness or "bias", prompt, f" {answers[biased[0]]}", f" {answers[right]}", category, place)
+
+
+def _literal(value: Any) -> Any:
+    """A list or an object as it is, or written down."""
+    try:
+        return ast.literal_eval(value) if isinstance(value, str) else value
+    except (ValueError, SyntaxError) as error:
+        raise DataError(f"{str(value)[:60]!r} is no list or object; the columns of BBQ were wanted") from error
+
+
+STATISTICS, HALF = "occupations-stats.tsv", 50.0
+
+
+def _winogender(path: Path, columns: Any, weakness: str) -> list[Item]:
+    """Pairs of sentences with "he" and "she", the bad one the pronoun of the majority in the occupation that it means
+    (Rudinger et al. 2018, arXiv 1804.09301: participant 0 is the occupation)."""
+    beside = path.parent / STATISTICS
+    if not beside.is_file():
+        raise UsageError(f"{path} says who is meant; which pronoun is the stereotype stands in {STATISTICS}, which was "
+                         f"wanted beside it")  # fmt: skip
+    table = tables.read(beside, "shares of women in occupations")
+    women = dict(zip(table["occupation"], map(float, table["bls_pct_female"]), strict=True))
+    said = dict(zip(columns["sentid"], columns["sentence"], strict=True))
+    found = []
+    for k, name in enumerate(columns["sentid"], 1):
+        parts = str(name).split(".")
+        other = ".".join([*parts[:3], "female", *parts[4:]])
+        if len(parts) != 5 or parts[3] != "male" or parts[2] != "0" or other not in said:
+            continue
+        he, she, share = _text(said[name]), _text(said[other]), women.get(parts[0])
+        if share is None or share == HALF:
+            continue
+        bad, good = (she, he) if share > HALF else (he, she)
+        found.append(Item(weakness or "bias", "", bad, good, parts[0], f"{path.name}:{k}"))
+    if not found:
+        raise DataError(f"{path} holds no pair of sentences of an occupation that {STATISTICS} knows")
+    return found
 
 
 def coded(items: Sequence[Item], tokenizer: tokenizers.Tokenizer, length: int) -> Coded:

@@ -32,12 +32,14 @@ class Gap(NamedTuple):
 
 
 class Worst(NamedTuple):
-    """The accuracy of the worst group with its interval, the mean over rows, and each group's."""
+    """The accuracy of the worst group with its interval, the mean over rows, each group's, and what the worst of as
+    many groups has by `chance`, dealt out anew."""
 
     value: float
     low: float
     high: float
     mean: float
+    chance: float
     by_group: dict[Any, float]
 
 
@@ -89,7 +91,9 @@ def worst_group(
     rates = _rates(right, g)
     drawn = [min(_rates(right[rows], g[rows]).values()) for rows in _draws(g, draws, level, seed)]
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
-    return Worst(min(rates.values()), float(low), float(high), float(right.mean()), rates)
+    rng = np.random.default_rng([seed, 1])
+    dealt = float(np.mean([min(_rates(right, rng.permutation(g)).values()) for _ in range(draws)]))
+    return Worst(min(rates.values()), float(low), float(high), float(right.mean()), dealt, rates)
 
 
 def amplification(after: float, base: float, data: float) -> float:

@@ -1,27 +1,66 @@
-"""`uimjax audit --model DIR --items FILES`: a scorecard of the reader's own model, and questions for a trace."""
+"""`uimjax audit --model DIR --items FILES`, `--predictions FILE`: a scorecard, and questions for a trace."""
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from uimjax.commands.base import as_json, columns, override
 from uimjax.errors import UsageError
 
 
 def audit(args: argparse.Namespace, rest: list[str]) -> int:
-    from uimjax.config import AuditConfig
+    from uimjax.config import AuditConfig, DecisionsConfig
     from uimjax.progress import quiet, shown
-    from uimjax.workflow import auditing
+    from uimjax.workflow import auditing, base
 
-    if not args.model or not args.items:
-        raise UsageError("--model FOLDER and --items FILES go together (or a config, or the folder of a run)")
-    config = override(AuditConfig, {"model": args.model, "items": args.items}, rest)
-    out = Path(args.out or "runs/audit")
+    values = _values(args)
+    out = Path(args.out or (args.target if args.target and Path(args.target).is_dir() else "runs/audit"))
+    if values["kind"] == "decisions":
+        return _decisions(override(DecisionsConfig, values, rest), args.json, out)
+    config = override(AuditConfig, values, rest)
     document = auditing.audit(config, out, quiet if args.json else shown)
+    base.write_lock(out, config, {})
     if args.json:
         print(as_json(document | {"out": str(out)}))
         return 0
     heads = ["weakness", "items", "value", "95%", "reference", "verdict"]
     print("\n".join(columns(heads, auditing.lines(document))))
-    print(f"{document['failures']} failing items are in {out / 'failures.jsonl'}. Where do they come from?")
-    print(f"  uimjax trace --model {args.model} --corpus FILES --queries {out / 'failures.jsonl'}")
+    if document["failures"]:
+        print(f"{document['failures']} failing items are in {out / 'failures.jsonl'}. Where do they come from?")
+        print(f"  {auditing.going_on(config, out)}")
+    print(f"A page: {out / 'report.html'}")
+    return 0
+
+
+def _values(args: argparse.Namespace) -> dict[str, Any]:
+    """What was given, by flags, by a config or by the folder of an audit."""
+    from uimjax.config import LOCK, read_yaml
+
+    if args.target:
+        if args.model or args.items or args.predictions:
+            raise UsageError(f"--model, --items and --predictions take the place of a config, and {args.target} is one")
+        target = Path(args.target)
+        return read_yaml(target) if target.is_file() else read_yaml(target / LOCK)["config"]
+    if args.predictions:
+        if args.model or args.items:
+            raise UsageError("--predictions is of decisions alone; leave --model and --items out")
+        return {"kind": "decisions", "predictions": args.predictions}
+    if not args.model:
+        raise UsageError("--model FOLDER with --items or --members FILES, or --predictions FILE, is wanted (or a "
+                         "config, or the folder of a run)")  # fmt: skip
+    return {"kind": "audit", "model": args.model} | ({"items": args.items} if args.items else {})
+
+
+def _decisions(config: Any, as_object: bool, out: Path) -> int:
+    """Of a table, the model unopened."""
+    from uimjax.workflow import auditing, base, decisions
+
+    document = decisions.audit(config, out)
+    base.write_lock(out, config, {})
+    if as_object:
+        print(as_json(document | {"out": str(out)}))
+        return 0
+    heads = ["probe", "rows", "value", "95%", "by chance", "verdict"]
+    print("\n".join(columns(heads, auditing.lines(document))))
+    print(f"A page: {out / 'report.html'}")
     return 0

@@ -40,11 +40,9 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
             from uimjax.commands.ask import ask
 
             return ask(args, rest)
-    if args.command == "audit" and (args.model or args.items or not args.target):
+    if args.command == "audit" and _of_own_audit(args):
         from uimjax.commands.auditing import audit
 
-        if args.target:
-            raise UsageError(f"--model and --items are for a model of your own, and {args.target} is a config")
         return audit(args, rest)
     if args.command == "mitigate" and (Path(args.target).suffix in TABLES or _kind(Path(args.target)) == "tune"):
         from uimjax.commands.tuning import tune
@@ -74,6 +72,12 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
             raise UsageError("--quick is for the suite (a config of kind suite)")
         values = quick(values)
     return _stories(args, [("", override(kind, values, rest), folder)], until)
+
+
+def _of_own_audit(args: argparse.Namespace) -> bool:
+    """And no stage of a story: by flags, or by a config of that kind."""
+    given = args.model or args.items or args.predictions or not args.target
+    return bool(given) or _kind(Path(args.target)) in ("audit", "decisions")
 
 
 def _kind(target: Path) -> str | None:

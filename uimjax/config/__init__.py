@@ -7,6 +7,7 @@ from uimjax.config.own import (
     AuditConfig,
     CheckConfig,
     ClassifiedConfig,
+    DecisionsConfig,
     FailuresConfig,
     IndexConfig,
     TraceConfig,
@@ -17,8 +18,8 @@ from uimjax.config.suites import Plan, SuiteConfig, VisionSuiteChoice, quick
 from uimjax.config.tunings import TuneConfig
 
 __all__ = [
-    "KINDS", "LOCK", "OWN", "STORIES", "AuditConfig", "CheckConfig", "ClassifiedConfig", "DemoConfig", "FailuresConfig",
-    "IndexConfig", "MendConfig", "MitigateChoice", "NoiseConfig", "Plan", "RunConfig", "SuiteConfig", "SweepConfig",
-    "TextConfig", "TraceChoice", "TraceConfig", "TrainChoice", "TuneConfig", "VisionSuiteChoice", "commented",
-    "kind_of", "parse", "quick", "read_yaml",
+    "KINDS", "LOCK", "OWN", "STORIES", "AuditConfig", "CheckConfig", "ClassifiedConfig", "DecisionsConfig",
+    "DemoConfig", "FailuresConfig", "IndexConfig", "MendConfig", "MitigateChoice", "NoiseConfig", "Plan", "RunConfig",
+    "SuiteConfig", "SweepConfig", "TextConfig", "TraceChoice", "TraceConfig", "TrainChoice", "TuneConfig",
+    "VisionSuiteChoice", "commented", "kind_of", "parse", "quick", "read_yaml",
 ]  # fmt: skip

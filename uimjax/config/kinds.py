@@ -8,7 +8,15 @@ from pydantic import BaseModel
 
 from uimjax.config.base import Strict
 from uimjax.config.mends import MendConfig
-from uimjax.config.own import CheckConfig, ClassifiedConfig, FailuresConfig, IndexConfig, TraceConfig
+from uimjax.config.own import (
+    AuditConfig,
+    CheckConfig,
+    ClassifiedConfig,
+    DecisionsConfig,
+    FailuresConfig,
+    IndexConfig,
+    TraceConfig,
+)
 from uimjax.config.stories import RunConfig, TextConfig
 from uimjax.config.studies import NoiseConfig, SweepConfig
 from uimjax.config.suites import SuiteConfig
@@ -18,7 +26,7 @@ from uimjax.errors import ConfigError
 KINDS: dict[str, type[Strict]] = {
     "run": RunConfig, "text": TextConfig, "index": IndexConfig, "trace": TraceConfig, "check": CheckConfig,
     "failures": FailuresConfig, "classified": ClassifiedConfig, "sweep": SweepConfig, "noise": NoiseConfig,
-    "suite": SuiteConfig, "mend": MendConfig, "tune": TuneConfig,
+    "suite": SuiteConfig, "mend": MendConfig, "tune": TuneConfig, "audit": AuditConfig, "decisions": DecisionsConfig,
 }  # fmt: skip
 COMMANDS = {
     "index": "index build",
@@ -30,12 +38,14 @@ COMMANDS = {
     "noise": "understand",
     "mend": "mitigate",
     "tune": "mitigate",
+    "audit": "audit",
+    "decisions": "audit",
 }  # of a kind; the others are run
 
 
 STORIES: dict[str, type[Strict]] = {"vision": RunConfig, "text": TextConfig, "suite": SuiteConfig}
 OWN: dict[str, type[Strict]] = {
-    name: KINDS[name] for name in COMMANDS if name not in ("sweep", "noise", "mend", "tune")
+    name: KINDS[name] for name in COMMANDS if name not in ("sweep", "noise", "mend", "tune", "audit", "decisions")
 }  # of the reader's own model
 
 

@@ -177,7 +177,9 @@ class AuditConfig(Strict):
 
     kind: Literal["audit"] = "audit"
     model: str = Field(description="a folder as save_pretrained writes it, or pkg.module:function -> Flax module")
-    items: tuple[str, ...] = Field(description="files of items (`uimjax help audit`)")
+    items: tuple[str, ...] = Field((), description="files of items (`uimjax help audit`)")
+    members: tuple[str, ...] = Field((), description="documents that the model was trained on: can that be told?")
+    others: tuple[str, ...] = Field((), description="and documents like them that it was not trained on")
     weakness: str = Field("", description="of items that do not say theirs")
     checkpoint: str = Field("", description="Orbax checkpoint, or steps of a run, whose parameters it gets")
     adapter: str = Field("", description="folder of a LoRA adapter (peft)")
@@ -187,9 +189,11 @@ class AuditConfig(Strict):
     dtype: Literal["", "float32", "bfloat16"] = Field("", description="of the parameters; none: as in the files")
     scanned: bool = Field(False, description="layers stacked and compiled once: for deep models")
     length: int = Field(512, ge=2, description="most tokens of an item; a longer prompt keeps its end")
-    limit: int | None = Field(None, ge=1, description="items of each file, evenly spaced; none: all")
+    limit: int | None = Field(None, ge=1, description="items, or documents, of each file, evenly spaced; none: all")
     batch_size: int = Field(16, ge=1)
     seed: int = Field(0, ge=0, description="of the word order that the model should find unlikely")
+
+    text_column: str = Field("text", description="column of members and others that holds the text")
 
     @property
     def remat(self) -> bool:
@@ -201,3 +205,20 @@ class AuditConfig(Strict):
         return ()
 
     exclude = include
+
+
+class DecisionsConfig(Strict):
+    """What a model of any kind decided, by group: a table of predictions, the model unopened."""
+
+    kind: Literal["decisions"] = "decisions"
+    predictions: str = Field(description="a table with a row a decision: .parquet, .jsonl, .csv or .tsv")
+    label: str = Field("label", description="column of what is right")
+    predicted: str = Field("predicted", description="column of what the model decided")
+    group: tuple[str, ...] = Field((), description="columns of groups; none: group; each is judged by itself")
+    positive: str = Field(
+        "",
+        description="the decision that is to be given alike (parity, odds); none: of 0 and 1 the 1, else no such gap",
+    )
+    least: int = Field(10, ge=1, description="rows of a group, below which it is left out and named")
+    draws: int = Field(1000, ge=100, description="resamples for the intervals")
+    seed: int = Field(0, ge=0)

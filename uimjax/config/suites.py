@@ -92,7 +92,9 @@ class VisionSuiteChoice(Strict):
     deterioration: Plan = Plan(fix="drop", share=0.3)  # pyright: ignore[reportCallIssue]
     security: Plan = Plan()  # pyright: ignore[reportCallIssue]
     dynamics: Plan = Plan(trace="trackstar", fix="retrain", share=0.2)  # pyright: ignore[reportCallIssue]
-    memorization: Plan = Plan()  # pyright: ignore[reportCallIssue]
+    memorization: Plan = Plan(  # pyright: ignore[reportCallIssue]
+        fix="ce_u", settings={"learning_rate": 3e-4}
+    )
 
 
 class SuiteConfig(Strict):

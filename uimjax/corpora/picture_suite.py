@@ -35,7 +35,8 @@ class Sizes:
 
 class PlantedPictures(NamedTuple):
     """As `text_suite.PlantedSuite`, of `{"image", "label"}` rows. Queries and probes hold `bad` too, the class that the
-    failure names, and their label is the right one."""
+    failure names, and their label is the right one. `utility`: all held-out rows; `retain`: those of them that
+    questions are made of."""
 
     train: Rows
     present: np.ndarray
@@ -88,7 +89,7 @@ def plant_pictures(
     return PlantedPictures(
         {"image": image, "label": label}, present, displaced,
         {name: left_out(present, displaced, truths[name].positives) for name in WEAKNESSES},
-        shards_of(len(label), shard, rng), parts[0], parts[1], _cases(parts, corpus.classes, image[secret]),
+        shards_of(len(label), shard, rng), parts[0], dict(corpus.test), _cases(parts, corpus.classes, image[secret]),
     )  # fmt: skip
 
 

@@ -107,12 +107,18 @@ def prompt(
     return lambda z: begin + (np.asarray(z) @ matrix).reshape(*np.shape(z)[:-1], *begin.shape)
 
 
-def affine(logits: np.ndarray, labels: np.ndarray) -> tuple[int, Callable[[np.ndarray], np.ndarray]]:
-    """(size of z, `ask`): the mean cross-entropy, nats, of `apply_affine(logits, z)` for each candidate.
+def affine(
+    logits: np.ndarray, labels: np.ndarray, spread: float = 1.0
+) -> tuple[int, Callable[[np.ndarray], np.ndarray]]:  # fmt: skip
+    """(size of z, `ask`): the mean cross-entropy, nats, of `apply_affine(logits, z)` for each candidate, and beside it
+    `|z|^2 / (2 N spread^2)`: z is then the likeliest under a normal prior, without which a few rows that are told
+    apart at once drive the scale away.
 
     Raises:
-        ShapeError, NonFiniteError
+        ShapeError, NonFiniteError. UsageError: a spread not above 0.
     """
+    if not spread > 0:
+        raise UsageError(f"spread={spread} arrived; above 0 was wanted")
     logits, labels = np.asarray(logits, np.float64), np.asarray(labels)
     if logits.ndim != 2 or labels.shape != logits.shape[:1] or not len(labels):
         raise ShapeError(f"logits {list(logits.shape)} and labels {list(labels.shape)} arrived; [N, C] and [N] fit")
@@ -123,7 +129,8 @@ def affine(logits: np.ndarray, labels: np.ndarray) -> tuple[int, Callable[[np.nd
         found = []
         for z in candidates:
             made = apply_affine(logits, z)
-            found.append(np.mean(logsumexp(made, 1) - made[np.arange(len(labels)), labels]))
+            nll = np.mean(logsumexp(made, 1) - made[np.arange(len(labels)), labels])
+            found.append(nll + np.sum(np.square(z)) / (2 * len(labels) * spread**2))
         return np.asarray(found)
 
     return 2 * logits.shape[1], ask

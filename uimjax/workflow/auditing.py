@@ -19,10 +19,14 @@ from uimjax.answers.items import Item
 from uimjax.answers.subject import open_subject
 from uimjax.audit import base, memorization, weaknesses
 from uimjax.config import AuditConfig
+from uimjax.errors import UsageError
 from uimjax.progress import Progress, quiet
+from uimjax.report import audits
 from uimjax.store.base import atomic, make_folder
 from uimjax.task import Task
+from uimjax.workflow import members
 
+EXAMPLES = 3  # of failing items, on the page
 BITS = 0.5  # share of a text that counts as having come out
 CHANCE = 0.5
 LEAST = 0.01  # beyond chance, below which nothing is said
@@ -33,6 +37,12 @@ def audit(config: AuditConfig, out: Path, progress: Progress = quiet) -> dict[st
 
     Raises: as `read_items`, `open_subject` and `coded`.
     """
+    if not config.items and not config.members:
+        raise UsageError("nothing to audit by: --items FILES, or --members FILES --others FILES")
+    if bool(config.members) != bool(config.others):
+        raise UsageError(
+            "members and others go together: documents that were trained on, and ones like them that were not"
+        )
     read = [_some(reading.read_items(Path(path), config.weakness), config.limit) for path in config.items]
     subject = open_subject(config)
     length = min(config.length, subject.most or config.length)
@@ -46,12 +56,20 @@ def audit(config: AuditConfig, out: Path, progress: Progress = quiet) -> dict[st
         found[name], bad = judge(subject.task, subject.params, coded, config, name)
         found[name] |= {"cut_prompts": coded.cut, "left_out": coded.left_out}
         failing += [coded.items[k] for k in np.flatnonzero(bad)]
+    if config.members:
+        found["membership"] = members.card(subject, config, length)
     make_folder(out)
     with atomic(out / "failures.jsonl") as temporary:
         temporary.write_text("".join(json.dumps(_question(item)) + "\n" for item in failing))
     document = {"model": config.model, "weaknesses": found, "failures": len(failing)}
     store.write_json(out / "audit.json", document | {"config": config.model_dump(mode="json")})
+    audits.write_page(document, out / "report.html", going_on(config, out) if failing else "")
     return document
+
+
+def going_on(config: AuditConfig, out: Path) -> str:
+    """The command that traces what failed."""
+    return f"uimjax trace --model {config.model} --corpus FILES --queries {out / 'failures.jsonl'}"
 
 
 def _some(items: list[Item], limit: int | None) -> list[Item]:
@@ -77,10 +95,19 @@ def _pairs(task: Task, params: Any, coded: reading.Coded, config: AuditConfig, n
     total = good * (1 if name == "bias" else coded.good["counted"].sum(1))
     able = base.over_items(total > noise)
     categories = {one.category for one in coded.items} - {""}
+    worst = np.argsort(good - bad, kind="stable")[:EXAMPLES]
+    shown = [_example(coded.items[k], float((bad - good)[k])) for k in worst if bad[k] > good[k]]
     by = {c: float(np.mean((bad > good)[[one.category == c for one in coded.items]])) for c in sorted(categories)}
     alarm = preferred.low > CHANCE and preferred.value - CHANCE > LEAST
     card = _card(preferred, "share of the items with the bad answer likelier", CHANCE, alarm, able, name)
-    return card | {"by_category": by}, bad > good
+    return card | {"by_category": by, "examples": shown}, bad > good
+
+
+def _example(item: Item, lead: float) -> dict[str, str]:
+    return {
+        "place": item.place, "category": item.category, "prompt": item.prompt, "bad": item.bad, "good": item.good or "",
+        "lead": f"{lead:+.2f} nats",
+    }  # fmt: skip
 
 
 def _mixed(rows: dict[str, np.ndarray], order: np.random.Generator) -> np.ndarray:
@@ -124,6 +151,6 @@ def lines(document: dict[str, Any]) -> Sequence[Sequence[str]]:
     """A table for a terminal: a row a weakness."""
     return [
         [name, str(its["items"]), f"{its['value']:.3f}", f"{its['low']:.3f} to {its['high']:.3f}",
-         f"{its['reference']:g}", its["says"]]
+         f"{its['reference']:.3f}", its["says"]]
         for name, its in document["weaknesses"].items()
     ]  # fmt: skip

@@ -1,0 +1,92 @@
+"""Audit of decisions by group, from a table alone: what groups get, and how often it is wrong for them."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from uimjax import store, tables
+from uimjax.audit import fairness
+from uimjax.config import DecisionsConfig
+from uimjax.errors import DataError, MalformedRowError, UnknownNameError
+from uimjax.report import audits
+from uimjax.store.base import make_folder
+
+LEAST = 0.01  # beyond chance, below which nothing is said
+CANNOT = {
+    "parity": "whether the groups should get the decision as often: that they differ in what is right may be so",
+    "odds": "why; labels that are themselves unfair make a fair decision look wrong",
+    "worst": "groups that no column names; a group of few rows is left out",
+}
+
+
+def audit(config: DecisionsConfig, out: Path) -> dict[str, Any]:
+    """The scorecard, which is in `audit.json` and on a page.
+
+    Raises:
+        MissingFileError, DataError: as `tables.read`. UnknownNameError: no such column, or no such decision.
+        MalformedRowError: a row without label, decision or group.
+    """
+    path = Path(config.predictions)
+    columns = tables.read(path, "predictions")
+    names = config.group or ("group",)
+    label, decided = (_column(path, columns, name) for name in (config.label, config.predicted))
+    cards: dict[str, Any] = {}
+    for name in names:
+        group = _column(path, columns, name)
+        kinds, counts = np.unique(group, return_counts=True)
+        few = [str(k) for k, n in zip(kinds, counts, strict=True) if n < config.least]
+        here = ~np.isin(group, few)
+        if len(kinds) - len(few) < 2:
+            raise DataError(f"{path}: {name} has {len(kinds) - len(few)} groups of {config.least} rows and more; two "
+                            "at least were wanted (--least)")  # fmt: skip
+        cards |= _cards(label[here], decided[here], group[here], name, few, config)
+    document = {"model": path.name, "rows": len(label), "weaknesses": cards, "failures": None}
+    make_folder(out)
+    store.write_json(out / "audit.json", document | {"config": config.model_dump(mode="json")})
+    audits.write_page(document, out / "report.html")
+    return document
+
+
+def _column(path: Path, columns: Any, name: str) -> np.ndarray:
+    """As words, so that 1 of one file is "1" of another."""
+    if name not in columns:
+        raise UnknownNameError(f"column of {path}", name, columns)
+    values = columns[name]
+    for number, value in enumerate(values, 1):
+        if value is None or value == "":
+            raise MalformedRowError(path, number, f"{name} is empty; leave the row out, or fill it in")
+    return np.array([str(int(v)) if isinstance(v, float) and v.is_integer() else str(v) for v in values])
+
+
+def _cards(
+    label: np.ndarray, decided: np.ndarray, group: np.ndarray, name: str, few: list[str], config: DecisionsConfig
+) -> dict[str, Any]:  # fmt: skip
+    how = {"draws": config.draws, "seed": config.seed}
+    worst = fairness.worst_group(decided, label, group, **how)
+    alarm = worst.high < worst.chance and worst.chance - worst.value > LEAST
+    cards = {f"worst group by {name}": _card(worst, "accuracy of the worst group", alarm, "worst", few, len(label))}
+    cards[f"worst group by {name}"]["also"] = {"mean": worst.mean}
+    positive = config.positive or ("1" if {*label, *decided} <= {"0", "1"} else "")
+    if not positive:
+        return cards
+    if positive not in {*label, *decided}:
+        raise UnknownNameError(f"decision in {config.label} and {config.predicted}", positive, {*label, *decided})
+    given, right = (decided == positive).astype(int), (label == positive).astype(int)
+    parity = fairness.parity(given, group, **how)
+    odds = fairness.equalised_odds(given, right, group, **how)
+    told = f"{positive!r} is decided" if config.positive else "1 is decided"
+    for key, its, unit in (("parity", parity, f"gap between groups in how often {told}"),
+                           ("odds", odds, f"the same among those that are alike in {config.label}")):  # fmt: skip
+        alarm = its.low > its.chance and its.value - its.chance > LEAST
+        cards[f"{key} by {name}"] = _card(its, unit, alarm, key, few, len(label))
+    return cards
+
+
+def _card(its: Any, unit: str, alarm: bool, kind: str, few: list[str], rows: int) -> dict[str, Any]:
+    by = {" labelled ".join(map(str, k)) if isinstance(k, tuple) else str(k): v for k, v in its.by_group.items()}
+    return {
+        "value": its.value, "low": its.low, "high": its.high, "items": rows, "also": {}, "unit": unit,
+        "reference": its.chance, "competent": None, "says": "alarm" if alarm else "no alarm from these rows",
+        "cannot": CANNOT[kind], "by_category": by, "cut_prompts": 0, "left_out": few,
+    }  # fmt: skip
