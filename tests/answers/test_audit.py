@@ -213,7 +213,8 @@ def test_a_page_tells_what_was_found_and_runs_nothing(model, tmp_path, capsys):
     page = (tmp_path / "out" / "report.html").read_text()
     assert "<script" not in page
     assert "&lt;script&gt;" in page
-    for part in ("What it cannot tell", "1.000", "alarm", "uimjax trace --model", "items.jsonl:1"):
+    assert "built-in" not in page
+    for part in ("over 20 items", "What it cannot tell", "1.000", "alarm", "uimjax trace --model", "items.jsonl:1"):
         assert part in page
     capsys.readouterr()
     assert call(tmp_path / "out", "--json") == 0, "its folder is asked again"

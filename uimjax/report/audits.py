@@ -22,7 +22,7 @@ def write_page(document: dict[str, Any], path: Path, on: str = "") -> Path:
 def _card(name: str, its: dict[str, Any]) -> dict[str, Any]:
     by = sorted(its.get("by_category", {}).items(), key=lambda pair: -pair[1])
     return {
-        "name": markup.visible(name), "items": f"{its['items']:,}", "value": f"{its['value']:.3f}",
+        "name": markup.visible(name), "count": f"{its['items']:,}", "value": f"{its['value']:.3f}",
         "interval": f"{its['low']:.3f} to {its['high']:.3f}", "reference": f"{its['reference']:.3f}",
         "unit": markup.visible(its["unit"]), "says": its["says"],
         "mark": next((css for said, css in MARKS.items() if its["says"].startswith(said)), ""),
