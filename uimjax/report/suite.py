@@ -1,5 +1,6 @@
 """The suite's document and tables: every weakness before and after, the matrix of what each fix does to each probe."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -177,13 +178,15 @@ def _told(x: dict[str, Any]) -> str:
 def _fixes(its: dict[str, Any]) -> dict[str, Any]:
     columns = ("weakness", "verdict", "unit", "without its plant", "planted", "traced fix", "planted rows (oracle)",
                "random rows (control)", "fix", "cost")  # fmt: skip
+    values = ("clean", "planted", *ARMS)
     rows = [
-        (name, one["verdict"], one["unit"], *(_told(one[key]) for key in ("clean", "planted", *ARMS)), one["fix"],
+        (name, re.split("[:;]", one["verdict"])[0], one["unit"], *(_told(one[key]) for key in values), one["fix"],
          f"{one['utility_cost']['mean']:+.1%}")
         for name, one in its.items()
     ]  # fmt: skip
     causes = [name for name, one in its.items() if not one["causal"]]
-    notes = [f"No failure without the plant to speak of, so no verdict: {', '.join(causes)}."] if causes else []
+    notes = [f"{name}: {one['verdict']}." for name, one in its.items() if re.search("[:;]", one["verdict"])]
+    notes += [f"No failure without the plant to speak of, so no verdict: {', '.join(causes)}."] if causes else []
     reading = (
         "Means over seeds with their 95% intervals. A twin trained without the plant is the clean value and the causal "
         "check; the cost is what the loss on clean held-out text rises by, or what the accuracy falls by."
