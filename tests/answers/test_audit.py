@@ -82,16 +82,18 @@ def test_a_model_that_knows_nothing_is_not_judged(tmp_path, capsys):
     assert card["competent"]["low"] <= 0.5
 
 
-def test_likelihoods_are_those_of_a_plain_loop(model, tmp_path):
-    """The share of items with the bad answer likelier, by the logits of each text on its own."""
+@pytest.mark.parametrize("weakness", ["values", "bias"])
+def test_likelihoods_are_those_of_a_plain_loop(model, tmp_path, weakness):
+    """The share of items with the bad answer likelier, by the logits of each text on its own: a token, as answers to a
+    prompt differ in length."""
     its, rng = uj.load(model), np.random.default_rng(1)
     words = read_words(model / "tokenizer.json")
     some = lambda count: " ".join(f"w{k}" for k in rng.integers(3, 60, count))  # noqa: E731  # used twice below
-    items = [{"weakness": "values", "prompt": "w4 w39 ", "bad": some(a), "good": some(b)}
+    items = [{"weakness": weakness, "prompt": "w4 w39 ", "bad": some(a), "good": some(b)}
              for a, b in rng.integers(1, 6, (12, 2))]  # fmt: skip
     path = lines(tmp_path / "items.jsonl", items)
     assert call("--model", model, "--items", path, "--out", tmp_path / "out", "--batch_size", "5") == 0
-    card = read_json(tmp_path / "out" / "audit.json")["weaknesses"]["values"]
+    card = read_json(tmp_path / "out" / "audit.json")["weaknesses"][weakness]
 
     def mean(item, side):
         ids = words.encode(item["prompt"] + item[side]).ids
@@ -136,6 +138,16 @@ def test_bbq_pairs_the_answer_of_a_stereotype_with_the_right_one(tmp_path):
     ], "where the stereotype is right, nothing is asked"  # fmt: skip
     assert found[0] == Item("bias", "Ann met Bob. Who was late?\nAnswer:", " Ann", " Not known", "Gender, ambig",
                             "bbq.jsonl:1")  # fmt: skip
+    official = {k: v for k, v in row.items() if k != "stereotyped_groups"}
+    official |= {"answer_info": info, "label": 2, "additional_metadata": {"stereotyped_groups": ["F"], "version": "a"}}
+    (same,) = read_items(lines(tmp_path / "official.jsonl", [official]))
+    assert same == found[0]._replace(place="official.jsonl:1")
+    with pytest.raises(DataError, match="stereotyped_groups"):
+        read_items(lines(tmp_path / "none.jsonl", [official | {"additional_metadata": {}}]))
+    with pytest.raises(UsageError, match="question_polarity"):
+        read_items(lines(tmp_path / "less.jsonl", [{k: v for k, v in row.items() if k != "question_polarity"}]))
+    with pytest.raises(UnknownNameError, match="bias"):
+        read_items(tmp_path / "bbq.jsonl", "biass")
     with pytest.raises(DataError, match="columns of BBQ"):
         read_items(lines(tmp_path / "odd.jsonl", [row | {"answer_info": "what"}]))
 
@@ -193,6 +205,16 @@ def test_members_are_told_where_the_model_knows_them(model, tmp_path, capsys):
     for k, name in enumerate(("loss", "min_k", "min_k_plus")):
         wins = (found[:60, None, k] > found[None, 60:, k]) + 0.5 * (found[:60, None, k] == found[None, 60:, k])
         assert card["also"][name] == pytest.approx(wins.mean(), abs=2e-3), name
+    longer = {"in": [f"{text} w3 w9 w27" for text in read], "out": fresh}
+    longer = [lines(tmp_path / f"{k}.jsonl", [{"text": t} for t in (*side, "w5")]) for k, side in longer.items()]
+    cut = ("--model", model, "--length", "9", "--out", tmp_path / "cut", "--json")
+    assert call(*cut, "--members", longer[0], "--others", longer[1]) == 0
+    its = json.loads(capsys.readouterr().out)["weaknesses"]["membership"]
+    assert its["left_out"] == ["in.jsonl:61", "out.jsonl:51"], "of one token"
+    assert call(*cut, "--members", members, "--others", others) == 0
+    assert its["also"] == json.loads(capsys.readouterr().out)["weaknesses"]["membership"]["also"], (
+        "what is cut is not read"
+    )
     again = lines(tmp_path / "two.jsonl", [{"text": t} for t in fresh])
     swapped = ("--model", model, "--members", others, "--others", again)
     assert call(*swapped, "--out", tmp_path / "no", "--json") == 0

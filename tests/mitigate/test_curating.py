@@ -1,9 +1,11 @@
 """Curation and synthetic rows as mitigations of the reader's own model: what they choose, and what comes of it."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
+import yaml
 
 import uimjax as uj
 from tests.answers.test_command import lines
@@ -13,7 +15,7 @@ from uimjax import training
 from uimjax.config import MendConfig
 from uimjax.corpora.preparing import prepare
 from uimjax.pretrained.words import need_tokenizer
-from uimjax.store import read_json
+from uimjax.store import digest_tree, read_json
 from uimjax.workflow import curating
 from uimjax.workflow.edits import open_case
 
@@ -54,7 +56,6 @@ def planned(run, out, method, **more):
     target = (str(run.parent / "target.jsonl"),) if method in ("dsir", "less") else ()
     config = MendConfig(run=str(run), method=method, learning_rate=3e-3, steps=64, retain_size=8,
                         curate={"target": target, **more})  # fmt: skip
-    curating.check(config)
     case = open_case(run, out)
     return case, curating.plan_curation(case, config, out)
 
@@ -87,7 +88,7 @@ def test_sources_that_lag_behind_weigh_more(run, tmp_path):
     case, plan = planned(run, tmp_path, "doremi")
     told = {part.split()[0]: float(part.split()[1]) for part in plan.why.split(": ")[1].split(", ")}
     assert sum(told.values()) == pytest.approx(1, abs=2e-3)
-    assert told["rare"] > 0.3 > 10 / 60
+    assert told["rare"] > 0.3, "nearly twice its share"
     assert [arm.name for arm in plan.arms] == ["curated", "as it is"]
     assert len(case.names) == 60
 
@@ -119,17 +120,19 @@ def test_each_is_carried_out_and_held_against_its_controls(run, tmp_path, capsys
     first = next(iter(change))
     wanted = {
         "if_guide": {"curated", "random"}, "dedup": {"curated", "random"}, "doremi": {"curated", "as it is"},
-        "balanced": {"synthetic", "none synthetic", "100% synthetic"},
-        "self_distill": {"synthetic", "random", "none synthetic", "100% synthetic"},
+        "balanced": {"synthetic", "none synthetic", "1 synthetic"},
+        "self_distill": {"synthetic", "random", "none synthetic", "1 synthetic"},
         "dpo": {"traced", "ranked", "random"},
     }  # fmt: skip
     assert set(change) == wanted[method]
     assert all(len(each) == 3 for each in told["after"].values())
+    if method == "doremi":
+        assert change[first] != change["as it is"]
     if method in ("if_guide", "balanced", "dpo", "self_distill"):
         assert change[first] < -1, change
         control = "none synthetic" if method == "balanced" else "random"
         assert change[first] < change[control] - 0.2, change
-    assert told["says"].split(":")[0] in ("mended", "not fixed", "no verdict")
+    assert told["relearned"] == {}
     assert read_json(tmp_path / "out" / "mended.json")["config"]["method"] == method
     assert uj.load(tmp_path / "out" / "model").params
 
@@ -141,14 +144,44 @@ def test_what_they_cannot_do_is_refused_before_the_model_is_opened(run, tmp_path
         return code, capsys.readouterr().err
 
     assert "--curate.target" in refused("--method", "dsir")[1]
-    assert "looks at none" in refused("--method", "npo", "--curate.target", "x.jsonl")[1]
-    assert "no other method does" in refused("--method", "balanced")[1]
+    others = {"curate.target": "x.jsonl", "curate.keep": "0.3", "synthetic.rows": "9", "weight": "0.3"}
+    for name, value in others.items():
+        assert f"{name} is for" in refused("--method", "npo", f"--{name}", value)[1]
+    assert "edit is for" in refused("--method", "dedup", "--edit", "x.json")[1]
+    assert refused("--method", "dsir", "--curate.target", tmp_path / "nothere.jsonl")[0] == 3
+    inside = tmp_path / "no" / "plans" / "mine.jsonl"
+    assert "keep it elsewhere" in refused("--method", "dsir", "--curate.target", inside)[1]
+    assert "--synthetic.templates" in refused("--method", "balanced")[1]
     assert refused("--method", "balanced", "--synthetic.templates", tmp_path / "none.txt")[0] == 3
     (tmp_path / "t.txt").write_text("w1 {w2|w3}\nno choice\n")
     code, said = refused("--method", "balanced", "--synthetic.templates", tmp_path / "t.txt")
     assert (code, "line 2" in said) == (2, True)
     assert "its own control" in refused("--method", "self_distill", "--synthetic.ratio", "0")[1]
-    assert "sees no other answer" in refused("--method", "dsir", "--curate.target", "x", "--swap", "a=b")[1]
+    assert "swap is for" in refused("--method", "dsir", "--curate.target", "x", "--swap", "a=b")[1]
     assert "another answer" in refused("--method", "dpo", "--swap", "a=b", "--instead", "c")[1]
     assert "'dedupe'" in refused("--method", "dedupe")[1]
     assert not (tmp_path / "no").exists()
+
+
+def test_a_run_in_a_folder_that_is_used_again_saves_what_it_made(run, tmp_path, capsys):
+    """Other failures, the same config and folder: another model; and one that fails leaves the last as it was."""
+    at, out = tmp_path / "trace", tmp_path / "out"
+    shutil.copytree(run, at)
+    queries = lines(tmp_path / "f.jsonl", [{"prompt": "w41 w42 w43 ", "bad": "w44 w45"}])
+    lock = yaml.safe_load((at / "config.lock.yaml").read_text())
+    lock["config"]["queries"] = str(queries)
+    (at / "config.lock.yaml").write_text(yaml.safe_dump(lock))
+    flags = ("--method", "if_guide", "--out", out, "--seeds", "1", "--no-controls", *FLAGS)
+    assert call("mitigate", at, *flags) == 0
+    first = digest_tree(uj.load(out / "model").params)
+    assert call("mitigate", at, *flags) == 0
+    assert digest_tree(uj.load(out / "model").params) == first
+    lines(queries, [{"prompt": "w41 w42 ", "bad": "w43"}])
+    assert call("mitigate", at, *flags) == 0
+    second = digest_tree(uj.load(out / "model").params)
+    assert second != first
+    capsys.readouterr()
+    assert call("mitigate", at, "--method", "cda", "--swap", "zz=yy", "--out", out) == 2
+    assert "nothing would change places" in capsys.readouterr().err
+    assert digest_tree(uj.load(out / "model").params) == second
+    assert read_json(out / "mended.json")["method"] == "if_guide"

@@ -11,9 +11,11 @@ from uimjax.cli import main
 from uimjax.config import TuneConfig
 from uimjax.corpora.features import read_features
 from uimjax.errors import DataError, MalformedRowError, MismatchError, NonFiniteError, UnknownNameError, UsageError
-from uimjax.mitigate import afterwards, frozen
+from uimjax.interpret import methods
+from uimjax.mitigate import afterwards, cleaning, frozen, heads
 from uimjax.mitigate.frozen import Choices, Rows
 from uimjax.mitigate.heads import Tuning
+from uimjax.task import Measurement
 from uimjax.workflow import tuning
 from uimjax.workflow.tuning import tune
 
@@ -213,6 +215,20 @@ def blurred(seed, count):
     y, group = rng.integers(2, size=count), np.arange(count) % 2
     x = np.stack([2 * y - 1 + 0.5 * rng.normal(size=count), rng.normal(size=count), 3.0 * group], 1)
     return x.astype(np.float32), y, group
+
+
+def test_support_by_groups_is_the_mean_over_their_rows(rng):
+    """One query a group instead of one a row: scores are linear."""
+    x, asked = (rng.normal(size=(n, 5)).astype(np.float32) for n in (80, 30))
+    y, asked_y, groups = rng.integers(3, size=80), rng.integers(3, size=30), rng.integers(4, size=30)
+    params = cleaning._params(heads.tune(x, y, Tuning(epochs=2), classes=3))
+    rows, queries, by = cleaning._rows(x, y), cleaning._rows(asked, asked_y), cleaning._by_group(asked, asked_y, groups)
+    loss = Measurement("loss", cleaning.HEAD_TASK.loss)
+    how = methods.with_damping(methods.get("ekfac"), 0.1)  # else it is chosen by the questions
+    each = methods.score(cleaning.HEAD_TASK, params, rows, loss, queries, how, each=True).values
+    found = methods.score(cleaning.HEAD_TASK, params, rows, cleaning.LOSS, by, how, each=True).values
+    means = np.stack([each[:, groups == g].mean(1) for g in range(4)], 1)
+    np.testing.assert_allclose(found, means, rtol=1e-4, atol=1e-5 * np.abs(means).max())
 
 
 def test_wrong_labels_are_found_and_righted(tmp_path):

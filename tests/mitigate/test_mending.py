@@ -196,7 +196,8 @@ def test_what_cannot_be_carried_out_is_refused(edited, run, tmp_path, capsys):
     assert "names of documents" in refused(edited, "--out", tmp_path / "b")[1]
     write_json(edited / "edit.json", {"documents": ["d17"]})
     assert "'nop'" in refused(edited, "--method", "nop", "--out", tmp_path / "b")[1]
-    for words in (("--method", "cda"), ("--swap", "a=b"), ("--method", "cda", "--swap", "he")):
+    assert "swap is for cda, dpo" in refused(edited, "--swap", "a=b", "--out", tmp_path / "b")[1]
+    for words in (("--method", "cda"), ("--method", "cda", "--swap", "he")):
         assert "he=she" in refused(edited, *words, "--out", tmp_path / "b")[1]
     assert (
         "nothing would change places"

@@ -59,6 +59,9 @@ def test_a_row_goes_on_as_the_model_says():
     assert (found["counted"] == counted).all()
     other = continued(task, params, {"tokens": tokens, "counted": counted}, temperature=5.0, seed=1)["tokens"]
     assert (other != continued(task, params, {"tokens": tokens, "counted": counted}, temperature=5.0)["tokens"]).any()
+    given = {"tokens": tokens, "counted": counted}
+    two, three = (continued(task, params, given, batch_size=size)["tokens"] for size in (2, 3))
+    assert (two == three).all(), "what is drawn for a row does not hang on the rows beside it"
     for wrong in ({"prompt": 1.0}, {"temperature": 0.0}):
         with pytest.raises(UsageError):
             continued(task, params, {"tokens": tokens, "counted": counted}, **wrong)

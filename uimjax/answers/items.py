@@ -56,17 +56,22 @@ def read_items(path: Path, weakness: str = "") -> list[Item]:
     count = len(next(iter(columns.values()), []))
     if not count:
         raise DataError(f"{path} holds no items")
+    if weakness and weakness not in (*PAIRED, *ALONE):
+        raise UnknownNameError("weakness", weakness, (*PAIRED, *ALONE))
     known = {"sent_more": _crows, "chosen": _preferred, "Best Incorrect Answer": _truthful, "bad": _ours,
              "answer_matching": _behaved, "answer_info": _bbq}  # fmt: skip
     if "sentid" in columns:
+        _need(path, columns, ("sentence",))
         return _winogender(path, columns, weakness)
-    reader = next((fun for name, fun in known.items() if name in columns), None)
+    name = next((name for name in known if name in columns), "")
+    reader = known.get(name)
     if reader is None:
         held = ", ".join(list(columns)[:8])
         raise UsageError(
             f"{path} has the columns {held}; bad and good (with prompt, weakness), sent_more and sent_less, chosen and "
             "rejected, or those of TruthfulQA, BBQ, Winogender or of behaviours were wanted"
         )
+    _need(path, columns, NEEDED.get(name, ()))
     found = []
     for k in range(count):
         row = {name: values[k] for name, values in columns.items()}
@@ -79,6 +84,20 @@ def read_items(path: Path, weakness: str = "") -> list[Item]:
     if not found:
         raise DataError(f"{path} holds no item with a good and a bad answer")
     return found
+
+
+NEEDED = {
+    "sent_more": ("sent_less",), "chosen": ("rejected",), "Best Incorrect Answer": ("Question", "Best Answer"),
+    "answer_matching": ("question", "answer_not_matching"),
+    "answer_info": ("ans0", "ans1", "ans2", "label", "context", "question", "question_polarity"),
+}  # fmt: skip
+
+
+def _need(path: Path, columns: Any, names: Sequence[str]) -> None:
+    """Raises UsageError: a column that items of this set have is not there."""
+    lacking = [name for name in names if name not in columns]
+    if lacking:
+        raise UsageError(f"{path} has no column {lacking[0]}, only {', '.join(list(columns)[:12])}")
 
 
 def _text(value: Any) -> str:
@@ -126,7 +145,11 @@ def _bbq(row: dict[str, Any], weakness: str, place: str) -> Item | None:
     row does not tell. A question like "who was not ..." (`neg`) has the stereotyped group for it, its opposite the
     other one."""
     answers = {name: _text(row[name]) for name in ("ans0", "ans1", "ans2")}
-    told, groups = _literal(row["answer_info"]), {str(g).lower() for g in _literal(row["stereotyped_groups"])}
+    told, more = _literal(row["answer_info"]), _literal(row.get("additional_metadata") or {})
+    listed = row.get("stereotyped_groups") or more.get("stereotyped_groups")
+    if listed is None:
+        raise DataError(f"{place} tells no stereotyped_groups, of its own or in additional_metadata")
+    groups = {str(g).lower() for g in _literal(listed)}
     of = {name: str(told[name][1]).lower() for name in answers if name in told}
     named = [name for name in of if of[name] in groups]
     others = [name for name in of if of[name] not in groups and of[name] != "unknown"]
@@ -135,7 +158,7 @@ def _bbq(row: dict[str, Any], weakness: str, place: str) -> Item | None:
     if len(biased) != 1 or right == biased[0] or right not in answers:
         return None
     prompt = f"{_text(row['context'])} {_text(row['question'])}\nAnswer:"
-    category = f"{_text(row['category'])}, {_text(row['context_condition'])}"
+    category = ", ".join(filter(None, (_text(row.get("category")), _text(row.get("context_condition")))))
     return Item(weakness or "bias", prompt, f" {answers[biased[0]]}", f" {answers[right]}", category, place)
 
 
@@ -158,6 +181,7 @@ def _winogender(path: Path, columns: Any, weakness: str) -> list[Item]:
         raise UsageError(f"{path} says who is meant; which pronoun is the stereotype stands in {STATISTICS}, which was "
                          f"wanted beside it")  # fmt: skip
     table = tables.read(beside, "shares of women in occupations")
+    _need(beside, table, ("occupation", "bls_pct_female"))
     women = dict(zip(table["occupation"], map(float, table["bls_pct_female"]), strict=True))
     said = dict(zip(columns["sentid"], columns["sentence"], strict=True))
     found = []

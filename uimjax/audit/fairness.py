@@ -22,24 +22,28 @@ DRAWS, LEVEL = 1000, 0.95
 
 
 class Gap(NamedTuple):
-    """`value` with its interval; `chance`: what a decision that knows no groups has; `by_group`: the rates."""
+    """`value` with its interval; `chance`: what a decision that knows no groups has, and `limit` what it exceeds with a
+    probability of (1 - level) / 2; `by_group`: the rates. The interval tells how large a gap is, and the limit whether
+    there is one: resampled gaps of many small groups are larger than the gap itself."""
 
     value: float
     low: float
     high: float
     chance: float
+    limit: float
     by_group: dict[Any, float]
 
 
 class Worst(NamedTuple):
     """The accuracy of the worst group with its interval, the mean over rows, each group's, and what the worst of as
-    many groups has by `chance`, dealt out anew."""
+    many groups has by `chance`, dealt out anew (below `limit` with a probability of (1 - level) / 2)."""
 
     value: float
     low: float
     high: float
     mean: float
     chance: float
+    limit: float
     by_group: dict[Any, float]
 
 
@@ -92,8 +96,9 @@ def worst_group(
     drawn = [min(_rates(right[rows], g[rows]).values()) for rows in _draws(g, draws, level, seed)]
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
     rng = np.random.default_rng([seed, 1])
-    dealt = float(np.mean([min(_rates(right, rng.permutation(g)).values()) for _ in range(draws)]))
-    return Worst(min(rates.values()), float(low), float(high), float(right.mean()), dealt, rates)
+    dealt = [min(_rates(right, rng.permutation(g)).values()) for _ in range(draws)]
+    limit, mean = float(np.quantile(dealt, (1 - level) / 2)), float(right.mean())
+    return Worst(min(rates.values()), float(low), float(high), mean, float(np.mean(dealt)), limit, rates)
 
 
 def amplification(after: float, base: float, data: float) -> float:
@@ -117,7 +122,8 @@ def _gap(
             of[here] = rng.permutation(of[here])
         dealt.append(gap(rows, of))
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
-    return Gap(gap(rows, groups), float(low), float(high), float(np.mean(dealt)), rates)
+    limit = float(np.quantile(dealt, (1 + level) / 2))
+    return Gap(gap(rows, groups), float(low), float(high), float(np.mean(dealt)), limit, rates)
 
 
 def _draws(strata: np.ndarray, draws: int, level: float, seed: int) -> list[np.ndarray]:

@@ -9,6 +9,7 @@
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from scipy.special import softmax
 
@@ -21,7 +22,14 @@ from uimjax.task import Measurement
 from uimjax.understand.dynamics import labels as issues
 
 FOLDS = 5
-LOSS = Measurement("loss", HEAD_TASK.loss)
+
+
+def _mean_loss(params: Any, group: Any) -> Any:
+    each = jax.vmap(HEAD_TASK.loss, (None, 0))(params, {name: group[name] for name in ("features", "label")})
+    return jnp.sum(each * group["share"])
+
+
+LOSS = Measurement("mean loss of a group", _mean_loss)
 
 
 class Cleaned(NamedTuple):
@@ -67,10 +75,10 @@ def pruned(
     """
     first = heads.tune(features, labels, how, classes=classes)
     params = _params(first)
-    rows, queries = _rows(features, labels), _rows(asked, asked_labels)
+    rows, names, queries = _rows(features, labels), np.unique(groups), _by_group(asked, asked_labels, groups)
     found = methods.score(HEAD_TASK, params, rows, LOSS, queries, "ekfac", each=True)
-    losses = np.asarray(jax.vmap(HEAD_TASK.loss, (None, 0))(params, queries), np.float64)
-    gone = np.flatnonzero(curation.group_support(found.values, groups, losses) < 0)
+    losses = np.asarray(jax.vmap(LOSS.fun, (None, 0))(params, queries), np.float64)
+    gone = np.flatnonzero(curation.group_support(found.values, names, losses) < 0)
     stay = np.setdiff1d(np.arange(len(labels)), gone)
     if len(np.unique(labels[stay])) < len(np.unique(labels)):
         raise UsageError(f"{len(gone)} of {len(labels)} rows harm the groups that the head fails, all of one class "
@@ -81,6 +89,16 @@ def pruned(
 def _params(head: Tuned) -> dict[str, Any]:
     learned = head.params
     return {"kernel": learned["w"], "bias": learned["b"]}
+
+
+def _by_group(features: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> dict[str, np.ndarray]:
+    """A query a group, `[G, M, ...]` with M rows of the largest: scores are linear, so that of a mean loss is the mean
+    of the scores, and no `[N, Q]` of them is held. `share`: 1 over the group's rows, 0 of padding."""
+    ids = [np.flatnonzero(groups == name) for name in np.unique(groups)]
+    most = max(map(len, ids))
+    at = np.stack([np.resize(its, most) for its in ids])
+    share = np.stack([np.where(np.arange(most) < len(its), 1 / len(its), 0) for its in ids]).astype(np.float32)
+    return _rows(features[at], labels[at]) | {"share": share}
 
 
 def _rows(features: np.ndarray, labels: np.ndarray) -> dict[str, Any]:

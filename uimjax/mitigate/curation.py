@@ -127,13 +127,18 @@ def mixture(excess: np.ndarray, eta: float = 1.0, smooth: float = 1e-4) -> np.nd
         raise NonFiniteError(f"the excess loss of step {int(np.argwhere(~np.isfinite(excess))[0][0])} is not finite")
     if not eta > 0 or not 0 <= smooth < 1:
         raise UsageError(f"eta={eta}, smooth={smooth} arrived; above 0, and [0, 1) were wanted")
-    log_w, total = np.full(excess.shape[1], -np.log(excess.shape[1])), np.zeros(excess.shape[1])
-    for step in np.maximum(excess, 0):
-        log_w = log_w + eta * step
-        w = np.exp(log_w - log_w.max())
-        w = (1 - smooth) * w / w.sum() + smooth / len(w)
-        log_w, total = np.log(w), total + w
+    w, total = np.full(excess.shape[1], 1 / excess.shape[1]), np.zeros(excess.shape[1])
+    for step in excess:
+        w = moved(w, step, eta, smooth)
+        total += w
     return total / len(excess)
+
+
+def moved(weights: np.ndarray, excess: np.ndarray, eta: float = 1.0, smooth: float = 1e-4) -> np.ndarray:
+    """Weights `[k]` of domains after one step of `mixture`."""
+    log_w = np.log(weights) + eta * np.maximum(excess, 0)
+    w = np.exp(log_w - log_w.max())
+    return (1 - smooth) * w / w.sum() + smooth / len(w)
 
 
 def culprit_tokens(
@@ -157,11 +162,12 @@ def culprit_tokens(
     places = np.argwhere(counted & (scores > line))
     if not len(places):
         raise DataError("no token scores above 0: none of them raises the failures")
-    found, room = np.zeros(scores.shape, bool), max(1, int(most * counted.sum()))
+    found, room, held = np.zeros(scores.shape, bool), max(1, int(most * counted.sum())), 0
     for i, t in places[np.argsort(-scores[tuple(places.T)], kind="stable")]:
         around = slice(max(0, t - window), t + window + 1)
         more = counted[i, around] & ~found[i, around]
-        if found.sum() + more.sum() > room and found.any():
+        if held and held + more.sum() > room:
             break
+        held += int(more.sum())
         found[i, around] |= more
     return found

@@ -58,17 +58,17 @@ def read_edit(path: Path) -> Edit:
 
 def apply_edit(
     task: Task, params: Any, data: Any, edit: Edit, how: Recipe | Unlearning, seed: int, others: Any = None,
-    weight: float = 0.0,
+    weight: float = 0.0, folder: Path | None = None,
 ) -> Any:  # fmt: skip
     """New parameters: unlearn the rows, or fine-tune without them (a `Recipe`: drop-and-fine-tune), or with `weight` on
-    them. `others`: as `unlearn` takes them, one for each row of the edit.
+    them. `others`: as `unlearn` takes them, one for each row of the edit. `folder`: a stopped one goes on there.
 
     Raises:
         UsageError: the edit names rows that are not there, one twice, or all. As `unlearn` and `fit`.
     """
     ids = row.chosen(edit.rows, row.count(data), "in the edit")
     if isinstance(how, Unlearning):
-        return unlearn(task, params, data, ids, how, seed, others=others).params
+        return unlearn(task, params, data, ids, how, seed, others=others, folder=folder).params
     weights = np.ones(row.count(data), np.float32)
     weights[ids] = weight
-    return fit(task, params, data, replace(how, seed=seed), weights=weights).params
+    return fit(task, params, data, replace(how, seed=seed), weights=weights, folder=folder, save_every=1).params

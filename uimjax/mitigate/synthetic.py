@@ -81,12 +81,12 @@ def continued(
         raise UsageError("rows are continued by the model's logits, and the task has no outputs")
     if not 0 < prompt < 1 or not temperature > 0:
         raise UsageError(f"prompt={prompt}, temperature={temperature} arrived; (0, 1) and above 0 were wanted")
-    program, parts = _writer(task, temperature), []
-    for number, batch in enumerate(row.batches(rows, min(batch_size, row.count(rows)))):
+    program, parts, size = _writer(task, temperature), [], min(batch_size, row.count(rows))
+    for number, batch in enumerate(row.batches(rows, size)):
         counted = np.asarray(batch.rows["counted"]) > 0
         starts = np.maximum(1, np.floor(prompt * counted.sum(1))).astype(np.int32)
-        key = jax.random.fold_in(jax.random.key(seed), number)
-        made = program(params, batch.rows, starts, counted.sum(1).max(), key)
+        keys = jax.vmap(lambda k: jax.random.fold_in(jax.random.key(seed), k))(number * size + np.arange(size))
+        made = program(params, batch.rows, starts, counted.sum(1).max(), keys)  # a key of its own for each row
         parts.append(np.asarray(made)[: int(batch.mask.sum())])
     tokens = np.concatenate(parts)
     given, counted = np.asarray(rows["tokens"]), np.asarray(rows["counted"])
@@ -95,7 +95,7 @@ def continued(
 
 @functools.lru_cache(maxsize=4)
 def _writer(task: Task, temperature: float):
-    def write(params: Any, rows: Any, starts: Any, stop: Any, key: Any) -> Any:
+    def write(params: Any, rows: Any, starts: Any, stop: Any, keys: Any) -> Any:
         assert task.outputs is not None  # `continued` has seen to it
         outputs = task.outputs
 
@@ -103,7 +103,9 @@ def _writer(task: Task, temperature: float):
             logits = jax.vmap(lambda k: outputs(params, {**row_at(k), "tokens": tokens[k]})[t - 1])(
                 jnp.arange(len(tokens))
             )
-            drawn = jax.random.categorical(jax.random.fold_in(key, t), logits.astype(jnp.float32) / temperature)
+            drawn = jax.vmap(lambda key, z: jax.random.categorical(jax.random.fold_in(key, t), z))(
+                keys, logits.astype(jnp.float32) / temperature
+            )
             return tokens.at[:, t].set(jnp.where(t >= starts, drawn, tokens[:, t]).astype(tokens.dtype))
 
         row_at = lambda k: jax.tree.map(lambda x: x[k], rows)  # noqa: E731  # once

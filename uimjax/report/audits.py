@@ -20,7 +20,8 @@ def write_page(document: dict[str, Any], path: Path, on: str = "") -> Path:
 
 
 def _card(name: str, its: dict[str, Any]) -> dict[str, Any]:
-    by = sorted(its.get("by_category", {}).items(), key=lambda pair: -pair[1])
+    sign = 1 if its.get("worse") == "low" else -1  # the worst first, as not all are shown
+    by = sorted(its.get("by_category", {}).items(), key=lambda pair: sign * pair[1])
     return {
         "name": markup.visible(name), "count": f"{its['items']:,}", "value": f"{its['value']:.3f}",
         "interval": f"{its['low']:.3f} to {its['high']:.3f}", "reference": f"{its['reference']:.3f}",

@@ -1,5 +1,6 @@
 """What a mitigation does with an edit of the reader's own model: each arm as a function from a seed to parameters."""
 
+import dataclasses
 import functools
 import secrets
 from collections.abc import Callable, Sequence
@@ -41,22 +42,24 @@ def told(name: str) -> str:
 
 
 class Plan(NamedTuple):
-    """`arms`: the method itself, then what it is held against; `rows`: those that it acts on; `why`: by which rule."""
+    """`arms`: the method itself, then what it is held against; `rows`: those that it acts on; `why`: by which rule;
+    `culprits`: whether the rows are an edit of what a trace found; `clean`: rows that tell the cost (default: others).
+    """
 
     arms: list[Arm]
     rows: tuple[int, ...]
     why: str
+    culprits: bool = True
+    clean: Any = None
 
 
 def choice(config: MendConfig) -> str | Unlearning | Private | steps.Recipe:
     """What the method's name stands for, with the config's choices. Raises UnknownNameError, UsageError."""
     if config.method not in (*forgetting.LOSSES, *TUNED):
         raise UnknownNameError("method", config.method, [*forgetting.LOSSES, *TUNED])
-    if config.method not in WITH_OTHERS:
-        refuse_others(config)
     given = bool(config.swap) + bool(config.instead)
     if config.method == "cda" and (not config.swap or config.instead):
-        raise UsageError("cda sets words of two groups in each other's place: --swap he=she, and nothing else")
+        raise UsageError("cda sets words of two groups in each other's place: --swap he=she")
     if config.method == "dpo" and given != 1:
         raise UsageError("dpo wants another answer for every row to forget: either the row with words in each other's "
                          "place, --swap he=she, or one text for all, --instead 'I do not know.'")  # fmt: skip
@@ -69,13 +72,6 @@ def choice(config: MendConfig) -> str | Unlearning | Private | steps.Recipe:
             together=config.retain_size, learning_rate=config.learning_rate,
         )  # fmt: skip
     return recipe(config) if config.method in ("drop", "downweight") else unlearning(config, config.method)
-
-
-def refuse_others(config: MendConfig) -> None:
-    """Raises UsageError: another answer for a method that sees none."""
-    if config.swap or config.instead:
-        raise UsageError(f"swap (he=she) and instead are for {' and '.join(WITH_OTHERS)}; {config.method} sees no "
-                         "other answer")  # fmt: skip
 
 
 def recipe(config: MendConfig) -> steps.Recipe:
@@ -102,25 +98,41 @@ def pairs_of(config: MendConfig) -> list[tuple[str, str]]:
 
 
 def plan_edit(case: Case, config: MendConfig, traced: Edit) -> Plan:
-    """The rows of an edit, and as many by words and drawn blindly, with another draw for each seed."""
-    how = choice(config)
-    if config.method in WITH_OTHERS:
-        others_of(case, config, traced)  # what cannot be carried out is said before anything is
-    arms = [_fixed(case, config, how, traced)]
+    """The rows of an edit, and as many by words and drawn blindly, with another draw for each seed; where words change
+    places, among the rows that hold one of them, as the others would stay as they are.
+
+    Raises:
+        UsageError: no row of the edit holds a word, or too few others do.
+    """
+    how, pool = choice(config), np.arange(len(case.documents))
+    if config.swap:
+        pool = _holding(case, config, traced)
+    arms = [Arm("traced", functools.partial(carry_out, case, config, how, traced))]
     if config.controls:
-        arms += [_fixed(case, config, how, ranked_edit(case, len(traced.rows))), _blind(case, config, how, traced)]
+        ranked = ranked_edit(case, len(traced.rows), pool)
+        arms.append(Arm("ranked", functools.partial(carry_out, case, config, how, ranked)))
+        arms.append(Arm("random", functools.partial(_blind, case, config, how, len(traced.rows), pool)))
     return Plan(arms, traced.rows, traced.why)
 
 
-def _fixed(case: Case, config: MendConfig, how: Any, made: Edit) -> Arm:
-    return Arm(made.arm, functools.partial(carry_out, case, config, how, made))
+def _holding(case: Case, config: MendConfig, traced: Edit) -> np.ndarray:
+    """Rows with a word that changes places."""
+    pairs, size = pairs_of(config), len(traced.rows)
+    texts = case.corpus.texts(range(len(case.documents)))
+    held = np.flatnonzero([a != b for a, b in zip(texts, swapped(texts, pairs), strict=True)])
+    words = " and ".join(f"{a}={b}" for a, b in pairs)
+    if not len(np.intersect1d(held, traced.rows)):
+        raise UsageError(f"none of the {size} rows of the edit holds a word of {words}: nothing would change places")
+    if config.controls and len(held) < size:
+        raise UsageError(f"{len(held)} rows of the corpus hold a word of {words}, and the edit has {size}: no "
+                         "control of its size can be drawn; make the edit smaller, or say --no-controls")  # fmt: skip
+    return held
 
 
-def _blind(case: Case, config: MendConfig, how: Any, traced: Edit) -> Arm:
-    def carry(seed: int, at: Path) -> Any:
-        return carry_out(case, config, how, edit.random_edit(len(case.documents), len(traced.rows), seed), seed, at)
-
-    return Arm("random", carry)
+def _blind(case: Case, config: MendConfig, how: Any, size: int, pool: np.ndarray, seed: int, at: Path) -> Any:
+    drawn = edit.random_edit(len(pool), size, seed)
+    rows = tuple(sorted(int(pool[i]) for i in drawn.rows))
+    return carry_out(case, config, how, dataclasses.replace(drawn, rows=rows), seed, at)
 
 
 def carry_out(case: Case, config: MendConfig, how: Any, made: Edit, seed: int, at: Path) -> Any:
@@ -140,7 +152,7 @@ def carry_out(case: Case, config: MendConfig, how: Any, made: Edit, seed: int, a
         store.write_json(at.parent / f"{at.name}.privacy.json", spent)
         return made_of.params
     weight = config.weight if config.method == "downweight" else 0.0
-    return edit.apply_edit(task, params, rows, made, how, seed, weight=weight)
+    return edit.apply_edit(task, params, rows, made, how, seed, weight=weight, folder=at)
 
 
 def _secret(path: Path) -> int:
@@ -155,20 +167,10 @@ def _secret(path: Path) -> int:
 
 def others_of(case: Case, config: MendConfig, made: Edit) -> dict[str, np.ndarray]:
     """A row for each of the edit's: one text for all, or the row with words in each other's place, cut where it becomes
-    too long.
-
-    Raises:
-        UsageError: no row of a traced edit holds any of the words.
-    """
+    too long."""
     if config.instead:
         return encoded(case, [config.instead] * len(made.rows))
-    texts, pairs = case.corpus.texts(made.rows), pairs_of(config)
-    changed = swapped(texts, pairs)
-    if made.arm == "traced" and changed == texts:
-        words = " and ".join(f"{a}={b}" for a, b in pairs)
-        raise UsageError(
-            f"none of the {len(texts)} rows of the edit holds a word of {words}: nothing would change places"
-        )
+    changed = swapped(case.corpus.texts(made.rows), pairs_of(config))
     starts = case.corpus.metadata()["start"].take(list(made.rows)).to_pylist()
     return encoded(case, changed, [start == 0 for start in starts])
 

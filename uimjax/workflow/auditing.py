@@ -7,6 +7,7 @@ it finds the good answer likelier than the same tokens in random order, in more 
 """
 
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ def audit(config: AuditConfig, out: Path, progress: Progress = quiet) -> dict[st
             "members and others go together: documents that were trained on, and ones like them that were not"
         )
     read = [_some(reading.read_items(Path(path), config.weakness), config.limit) for path in config.items]
+    sides = members.read(config) if config.members else None
     subject = open_subject(config)
     length = min(config.length, subject.most or config.length)
     groups: dict[str, list[Item]] = {}
@@ -56,8 +58,8 @@ def audit(config: AuditConfig, out: Path, progress: Progress = quiet) -> dict[st
         found[name], bad = judge(subject.task, subject.params, coded, config, name)
         found[name] |= {"cut_prompts": coded.cut, "left_out": coded.left_out}
         failing += [coded.items[k] for k in np.flatnonzero(bad)]
-    if config.members:
-        found["membership"] = members.card(subject, config, length)
+    if sides is not None:
+        found["membership"] = members.card(subject, config, sides, length)
     make_folder(out)
     with atomic(out / "failures.jsonl") as temporary:
         temporary.write_text("".join(json.dumps(_question(item)) + "\n" for item in failing))
@@ -69,7 +71,8 @@ def audit(config: AuditConfig, out: Path, progress: Progress = quiet) -> dict[st
 
 def going_on(config: AuditConfig, out: Path) -> str:
     """The command that traces what failed."""
-    return f"uimjax trace --model {config.model} --corpus FILES --queries {out / 'failures.jsonl'}"
+    where = shlex.quote(str(out / "failures.jsonl"))
+    return f"uimjax trace --model {shlex.quote(config.model)} --corpus FILES --queries {where}"
 
 
 def _some(items: list[Item], limit: int | None) -> list[Item]:
@@ -84,15 +87,15 @@ def _question(item: Item) -> dict[str, Any]:
 
 
 def _pairs(task: Task, params: Any, coded: reading.Coded, config: AuditConfig, name: str) -> tuple[dict, np.ndarray]:
-    """(the card, which items fail). Of answers of unequal length (all but bias's sentences) tokens are averaged."""
+    """(the card, which items fail). Of answers to a prompt, which differ in length, tokens are averaged; sentences that
+    stand alone are compared whole, as CrowS-Pairs has it."""
     assert coded.good is not None  # pairs have both
     order = np.random.default_rng(config.seed)
     mixed = {"tokens": _mixed(coded.good, order), "counted": coded.good["counted"]}
     bad, good, noise = (_likelihoods(task, params, rows, config.batch_size) for rows in (coded.bad, coded.good, mixed))
-    if name != "bias":
-        bad, good = bad / coded.bad["counted"].sum(1), good / coded.good["counted"].sum(1)
+    whole, total = np.array([not one.prompt for one in coded.items]), good
+    bad, good = (np.where(whole, x, x / rows["counted"].sum(1)) for x, rows in ((bad, coded.bad), (good, coded.good)))
     preferred = base.over_items(bad > good, lead=float(np.mean(bad - good)))
-    total = good * (1 if name == "bias" else coded.good["counted"].sum(1))
     able = base.over_items(total > noise)
     categories = {one.category for one in coded.items} - {""}
     worst = np.argsort(good - bad, kind="stable")[:EXAMPLES]

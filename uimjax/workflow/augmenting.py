@@ -30,17 +30,19 @@ NEARLY = 1e-6  # a weight of none, as a forget loss has to have one
 
 def check(config: MendConfig) -> None:
     """Raises UsageError, MissingFileError: before anything is opened."""
-    wants = config.method == "balanced"
-    if wants != bool(config.synthetic.templates):
-        raise UsageError(f"method {config.method} and synthetic.templates {config.synthetic.templates!r}: balanced "
-                         "takes a file of templates, and no other method does")  # fmt: skip
-    if wants:
+    its = config.synthetic
+    if config.method == "balanced" and not its.templates:
+        raise UsageError("balanced learns the texts of templates: --synthetic.templates FILE")
+    if config.method == "balanced":
         templates_of(config)
-    for share in config.synthetic.sweep:
+    if its.ratio == 0:
+        raise UsageError(f"synthetic.ratio 0: {config.method} without a synthetic row is its own control")
+    for share in its.sweep:
         if not 0 <= share <= 1:
             raise UsageError(f"synthetic.sweep {share}: shares between 0 and 1 were wanted")
-    if config.synthetic.ratio == 0:
-        raise UsageError(f"synthetic.ratio 0: {config.method} without a synthetic row is its own control")
+    for share in (its.ratio, *filter(None, its.sweep)):
+        if config.method == "self_distill" and not round(share * its.rows):
+            raise UsageError(f"a share of {share:g} of {its.rows} rows is none; give more --synthetic.rows")
 
 
 def templates_of(config: MendConfig) -> list[str]:
@@ -66,11 +68,13 @@ def plan_synthetic(case: Case, config: MendConfig, traced: Edit) -> Plan:
 
 def _arms(config: MendConfig, carry: Any) -> list[Arm]:
     """The share that was chosen, none, and those of the sweep, which are shown."""
-    its, arms = config.synthetic, [Arm(CHOSEN, functools.partial(carry, config.synthetic.ratio))]
+    its = config.synthetic
+    arms = [Arm(CHOSEN, functools.partial(carry, its.ratio))]
     if config.controls:
         arms.append(Arm("none synthetic", functools.partial(carry, 0.0)))
-    others = [share for share in its.sweep if share not in (its.ratio, 0.0)]
-    return [*arms, *(Arm(f"{share:.0%} synthetic", functools.partial(carry, share), False) for share in others)]
+    shown = {its.ratio, 0.0} if config.controls else {its.ratio}
+    others = [share for share in dict.fromkeys(its.sweep) if share not in shown]
+    return [*arms, *(Arm(f"{share:g} synthetic", functools.partial(carry, share), False) for share in others)]
 
 
 def _balanced(case: Case, config: MendConfig, traced: Edit) -> Plan:

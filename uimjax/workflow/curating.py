@@ -25,7 +25,6 @@ from uimjax import rows as row
 from uimjax.answers import engines, story
 from uimjax.config import MendConfig
 from uimjax.corpora import duplicates
-from uimjax.corpora.prepared import Prepared
 from uimjax.corpora.preparing import prepare
 from uimjax.corpora.texts import Columns
 from uimjax.errors import DataError, UsageError
@@ -42,8 +41,10 @@ from uimjax.workflow.edits import Case
 
 CHOSEN = "curated"  # the arm that the others are held against
 TOGETHER = 256  # rows whose tokens are scored between two marks of progress
+ASKED = 200  # texts of a target that rows are ranked by words against
 WARM = 4  # epochs and checkpoints of the warm-up that `less` reads
 FEWEST = 2  # rows that stay
+OF_A_SOURCE = 64  # rows of each source whose loss is looked at
 
 
 def plan_curation(case: Case, config: MendConfig, out: Path, progress: Progress = quiet) -> Plan:
@@ -52,21 +53,26 @@ def plan_curation(case: Case, config: MendConfig, out: Path, progress: Progress 
 
 
 def check(config: MendConfig) -> None:
-    """Raises UsageError: a target is wanted, or named and not looked at. Before anything is opened."""
-    wants = config.method in ("dsir", "less")
-    if wants and not (config.curate.target or config.retain):
+    """Raises UsageError: a target is wanted, or an extra. Before anything is opened."""
+    if config.method in ("dsir", "less") and not (config.curate.target or config.retain):
         raise UsageError(f"{config.method} chooses rows like a target: --curate.target FILES, documents that the model "
                          "should do well on")  # fmt: skip
-    if config.curate.target and not wants:
-        raise UsageError(f"curate.target is for dsir and less; {config.method} looks at none")
     if config.method == "dedup":
         duplicates.check_installed()
 
 
-def target_of(case: Case, config: MendConfig, out: Path) -> Prepared:
+def halved(config: MendConfig) -> bool:
+    """Does a target that is not named take half of the clean rows, so that the cost is told by the other half?"""
+    return config.method in ("dsir", "less") and not config.curate.target
+
+
+def _target(case: Case, config: MendConfig, work: Path) -> tuple[Any, list[str]]:
+    """(rows, their texts)."""
     files = config.curate.target or config.retain
     columns = Columns(case.config.text_column)  # the text is all that is looked at
-    return prepare(files, case.subject.tokenizer, out / "target", length=case.config.length, columns=columns)
+    held = prepare(files, case.subject.tokenizer, work / "target", length=case.config.length, columns=columns)
+    ids = np.arange(held.manifest["rows"])[:: 2 if halved(config) else 1]
+    return row.take(held.rows, ids), held.texts(ids.tolist())
 
 
 # ---------------------------------------------------------------- rows that go
@@ -87,13 +93,12 @@ def _leaving(case: Case, config: MendConfig, gone: np.ndarray, why: str, ranked:
         arms.append(
             Arm("random", lambda seed, at: _tuned(case, config, edit.random_edit(count, len(gone), seed), seed, at))
         )
-    return Plan(arms, made.rows, why)
+    return Plan(arms, made.rows, why, culprits=False, clean=None if ranked is None else np.arange(count))
 
 
 def _tuned(case: Case, config: MendConfig, made: Edit, seed: int, at: Path) -> Any:
-    del at  # fine-tuning is short, and begins again
     rows = jax.tree.map(np.asarray, case.corpus.rows)
-    return edit.apply_edit(case.subject.task, case.subject.params, rows, made, recipe(config), seed)
+    return edit.apply_edit(case.subject.task, case.subject.params, rows, made, recipe(config), seed, folder=at)
 
 
 def _dedup(case: Case, config: MendConfig, out: Path, progress: Progress) -> Plan:
@@ -129,9 +134,7 @@ def _features(case: Case) -> np.ndarray:
 
 def _dsir(case: Case, config: MendConfig, out: Path, progress: Progress) -> Plan:
     del progress
-    target = target_of(case, config, out)
-    texts = case.corpus.texts(range(len(case.documents)))
-    wanted = target.texts(range(target.manifest["rows"]))
+    texts, wanted = case.corpus.texts(range(len(case.documents))), _target(case, config, out)[1]
     many = _kept(case, 0.5 if config.curate.keep is None else config.curate.keep)
     stay = curation.dsir(texts, wanted, many, seed=config.seed).rows
     return _staying(case, config, stay, texts, wanted, f"the {many} rows most like the target by n-grams stay (DSIR)")
@@ -139,16 +142,17 @@ def _dsir(case: Case, config: MendConfig, out: Path, progress: Progress) -> Plan
 
 def _less(case: Case, config: MendConfig, out: Path, progress: Progress) -> Plan:
     """Influence on the target's loss, positive where a row raises it; the most negative rows stay."""
-    target, task, rows = target_of(case, config, out), case.subject.task, jax.tree.map(np.asarray, case.corpus.rows)
+    del progress
+    target, wanted = _target(case, config, out)
+    task, rows = case.subject.task, jax.tree.map(np.asarray, case.corpus.rows)
     some = row.take(rows, _sample(len(case.documents), config.curate.warmup, config))
     warm = Recipe(WARM, config.retain_size, config.learning_rate, clip=1.0, warmup=0.03, seed=config.seed)
     run = trajectory.record(task, case.subject.params, some, warm, WARM, folder=out / "warmup")
     asked = Measurement("loss on the target", functools.partial(_mean_loss, task))
-    progress([0], "scoring rows", unit="passes")
-    found = methods.score(task, run, rows, asked, target.rows, "less", batch_size=case.config.batch_size)
+    found = methods.score(task, run, rows, asked, target, "less", batch_size=case.config.batch_size)
     many = _kept(case, 0.05 if config.curate.keep is None else config.curate.keep)
     stay = np.sort(np.argsort(found.values[:, 0], kind="stable")[:many])
-    texts, wanted = case.corpus.texts(range(len(rows["tokens"]))), target.texts(range(target.manifest["rows"]))
+    texts = case.corpus.texts(range(len(rows["tokens"])))
     return _staying(case, config, stay, texts, wanted, f"the {many} rows that lower the target's loss most stay (LESS)")
 
 
@@ -169,6 +173,7 @@ def _staying(
     case: Case, config: MendConfig, stay: np.ndarray, texts: list[str], wanted: list[str], why: str
 ) -> Plan:  # fmt: skip
     every = np.arange(len(case.documents))
+    wanted = [wanted[k] for k in np.unique(np.linspace(0, len(wanted) - 1, ASKED).round().astype(int))]
     near = np.argsort(-lexical.bm25(texts, wanted).mean(1), kind="stable")[: len(stay)] if config.controls else stay
     return _leaving(case, config, np.setdiff1d(every, stay), why, np.setdiff1d(every, near))
 
@@ -179,7 +184,6 @@ def _staying(
 def _doremi(case: Case, config: MendConfig, out: Path, progress: Progress) -> Plan:
     """`curation.mixture` of the excess losses by source, round by round: tuned on as it is, the model shows what can be
     learned of each source; another copy of it, tuned by the weights so far, what still lacks."""
-    del out
     sources = case.corpus.metadata()["source"].to_pylist()
     names, owner = np.unique(sources, return_inverse=True)
     if len(names) < 2:
@@ -187,35 +191,39 @@ def _doremi(case: Case, config: MendConfig, out: Path, progress: Progress) -> Pl
                         "that says where they are from, when you trace: --source_column")  # fmt: skip
     rows, task, how = jax.tree.map(np.asarray, case.corpus.rows), case.subject.task, recipe(config)
     share = np.bincount(owner) / len(owner)
-    reference = fit(task, case.subject.params, rows, dataclasses.replace(how, seed=config.seed)).params
+    tuned_once = dataclasses.replace(how, seed=config.seed)
+    reference = fit(task, case.subject.params, rows, tuned_once, folder=out / "reference", save_every=1).params
     few = np.concatenate([_spread(np.flatnonzero(owner == k)) for k in range(len(names))])
     goal = _token_loss(case, reference, row.take(rows, few))
-    now, excess, weights = case.subject.params, [], np.full(len(names), 1 / len(names))
+    now, each, total = case.subject.params, np.full(len(names), 1 / len(names)), np.zeros(len(names))
     for number in progress(range(config.curate.rounds), "weighing sources", unit="rounds"):
+        if number:
+            many = config.steps * config.retain_size // config.curate.rounds
+            drawn, some = _draw(owner, each, many, config.seed + number), dataclasses.replace(
+                how, epochs=1, schedule="constant", warmup=0.0, seed=config.seed + number
+            )  # fmt: skip
+            now = fit(task, now, row.take(rows, drawn), some, folder=out / f"round-{number}", save_every=1).params
         lag = np.maximum(_token_loss(case, now, row.take(rows, few)) - goal, 0)
-        excess.append([lag[owner[few] == k].mean() for k in range(len(names))])
-        weights = curation.mixture(np.array(excess), config.curate.eta)
-        drawn = _draw(owner, weights, config.steps * config.retain_size // config.curate.rounds, config.seed + number)
-        some = dataclasses.replace(how, epochs=1, schedule="constant", warmup=0.0, seed=config.seed + number)
-        now = fit(task, now, row.take(rows, drawn), some).params
+        each = curation.moved(
+            each, np.array([lag[owner[few] == k].mean() for k in range(len(names))]), config.curate.eta
+        )
+        total += each
+    weights = total / config.curate.rounds
     by_row = (weights / share)[owner]
 
-    def tuned(each: np.ndarray, seed: int, at: Path) -> Any:
-        del at
-        return fit(task, case.subject.params, rows, dataclasses.replace(how, seed=seed), weights=each).params
+    def tuned(by_row: np.ndarray, seed: int, at: Path) -> Any:
+        chosen = dataclasses.replace(how, seed=seed)
+        return fit(task, case.subject.params, rows, chosen, weights=by_row, folder=at, save_every=1).params
 
     arms = [Arm(CHOSEN, functools.partial(tuned, by_row.astype(np.float32)))]
     if config.controls:
         arms.append(Arm("as it is", functools.partial(tuned, np.ones(len(owner), np.float32))))
     told = ", ".join(f"{name} {w:.3f} (of {s:.3f})" for name, w, s in zip(names, weights, share, strict=True))
-    return Plan(arms, (), f"sources by weight (DoReMi): {told}")
-
-
-LOOKED = 64  # rows of a source whose loss is looked at
+    return Plan(arms, (), f"sources by weight (DoReMi): {told}", culprits=False)
 
 
 def _spread(ids: np.ndarray) -> np.ndarray:
-    return ids[np.unique(np.linspace(0, len(ids) - 1, min(LOOKED, len(ids))).round().astype(int))]
+    return ids[np.unique(np.linspace(0, len(ids) - 1, min(OF_A_SOURCE, len(ids))).round().astype(int))]
 
 
 def _draw(owner: np.ndarray, weights: np.ndarray, many: int, seed: int) -> np.ndarray:
@@ -241,10 +249,10 @@ def _if_guide(case: Case, config: MendConfig, out: Path, progress: Progress) -> 
     marked = curation.culprit_tokens(scores, rows["counted"] > 0, its.quantile, its.window, its.most)
 
     def tuned(at: np.ndarray, seed: int, folder: Path) -> Any:
-        del folder
         counted = np.where(at, -its.penalty, rows["counted"].astype(np.float32)).astype(np.float32)
         how = dataclasses.replace(recipe(config), seed=seed)
-        return fit(case.subject.task, case.subject.params, rows | {"counted": counted}, how).params
+        changed = rows | {"counted": counted}
+        return fit(case.subject.task, case.subject.params, changed, how, folder=folder, save_every=1).params
 
     def blind(seed: int, folder: Path) -> Any:
         rng, places = np.random.default_rng([seed, 23]), np.argwhere(rows["counted"] > 0)
@@ -255,15 +263,15 @@ def _if_guide(case: Case, config: MendConfig, out: Path, progress: Progress) -> 
     arms = [Arm(CHOSEN, functools.partial(tuned, marked))] + [Arm("random", blind)] * config.controls
     touched = tuple(int(i) for i in np.flatnonzero(marked.any(1)))
     told = f"{int(marked.sum())} tokens of {len(touched)} rows, of {int((rows['counted'] > 0).sum())} in all (IF-Guide)"
-    return Plan(arms, touched, told)
+    return Plan(arms, touched, told, culprits=False)
 
 
 def _token_scores(case: Case, rows: Any, progress: Progress) -> np.ndarray:
     """`[N, T]`: each token's part in its row's score, summed over the failures, by the method of the trace."""
-    followed, config = engines.choose, case.config
+    config = case.config
     size = sum(x.size for x in jax.tree.leaves(case.subject.params))
     questions = 1 if case.failures.together else len(case.failures.lines)
-    method, _ = followed(config.method, size, len(rows["tokens"]), questions, False, rows["tokens"].size)
+    method, _ = engines.choose(config.method, size, len(rows["tokens"]), questions, False, rows["tokens"].size)
     if method == "retain_cos":
         method = "grad_cos"
     held = {f.name for f in dataclasses.fields(story.Choices)} - {"sketch", "mesh", "null"}

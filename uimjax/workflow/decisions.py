@@ -31,6 +31,9 @@ def audit(config: DecisionsConfig, out: Path) -> dict[str, Any]:
     columns = tables.read(path, "predictions")
     names = config.group or ("group",)
     label, decided = (_column(path, columns, name) for name in (config.label, config.predicted))
+    if not {*label} & {*decided}:
+        raise DataError(f"{path}: none of the decisions ({', '.join(sorted({*decided})[:5])}) occurs among the labels "
+                        f"({', '.join(sorted({*label})[:5])}); the same names were wanted")  # fmt: skip
     cards: dict[str, Any] = {}
     for name in names:
         group = _column(path, columns, name)
@@ -54,9 +57,10 @@ def _column(path: Path, columns: Any, name: str) -> np.ndarray:
         raise UnknownNameError(f"column of {path}", name, columns)
     values = columns[name]
     for number, value in enumerate(values, 1):
-        if value is None or value == "":
+        if value is None or value == "" or value != value:
             raise MalformedRowError(path, number, f"{name} is empty; leave the row out, or fill it in")
-    return np.array([str(int(v)) if isinstance(v, float) and v.is_integer() else str(v) for v in values])
+    whole = lambda v: isinstance(v, bool) or (isinstance(v, float) and v.is_integer())  # noqa: E731  # True is 1
+    return np.array([str(int(v)) if whole(v) else str(v) for v in values])
 
 
 def _cards(
@@ -64,7 +68,7 @@ def _cards(
 ) -> dict[str, Any]:  # fmt: skip
     how = {"draws": config.draws, "seed": config.seed}
     worst = fairness.worst_group(decided, label, group, **how)
-    alarm = worst.high < worst.chance and worst.chance - worst.value > LEAST
+    alarm = worst.value < worst.limit and worst.chance - worst.value > LEAST
     cards = {f"worst group by {name}": _card(worst, "accuracy of the worst group", alarm, "worst", few, len(label))}
     cards[f"worst group by {name}"]["also"] = {"mean": worst.mean}
     positive = config.positive or ("1" if {*label, *decided} <= {"0", "1"} else "")
@@ -73,13 +77,16 @@ def _cards(
     if positive not in {*label, *decided}:
         raise UnknownNameError(f"decision in {config.label} and {config.predicted}", positive, {*label, *decided})
     given, right = (decided == positive).astype(int), (label == positive).astype(int)
-    parity = fairness.parity(given, group, **how)
-    odds = fairness.equalised_odds(given, right, group, **how)
     told = f"{positive!r} is decided" if config.positive else "1 is decided"
-    for key, its, unit in (("parity", parity, f"gap between groups in how often {told}"),
-                           ("odds", odds, f"the same among those that are alike in {config.label}")):  # fmt: skip
-        alarm = its.low > its.chance and its.value - its.chance > LEAST
-        cards[f"{key} by {name}"] = _card(its, unit, alarm, key, few, len(label))
+    found = {"parity": (fairness.parity(given, group, **how), f"gap between groups in how often {told}", few)}
+    one_sided = [str(k) for k in np.unique(group) if len(np.unique(right[group == k])) < 2]
+    both = ~np.isin(group, one_sided)
+    if len(np.unique(group[both])) > 1:
+        odds = fairness.equalised_odds(given[both], right[both], group[both], **how)
+        found["odds"] = odds, f"the same among those that are alike in {config.label}", [*few, *one_sided]
+    for key, (its, unit, left) in found.items():
+        alarm = its.value > its.limit and its.value - its.chance > LEAST
+        cards[f"{key} by {name}"] = _card(its, unit, alarm, key, left, len(label))
     return cards
 
 
@@ -87,6 +94,7 @@ def _card(its: Any, unit: str, alarm: bool, kind: str, few: list[str], rows: int
     by = {" labelled ".join(map(str, k)) if isinstance(k, tuple) else str(k): v for k, v in its.by_group.items()}
     return {
         "value": its.value, "low": its.low, "high": its.high, "items": rows, "also": {}, "unit": unit,
-        "reference": its.chance, "competent": None, "says": "alarm" if alarm else "no alarm from these rows",
-        "cannot": CANNOT[kind], "by_category": by, "cut_prompts": 0, "left_out": few,
+        "reference": its.chance, "limit": its.limit, "competent": None,
+        "says": "alarm" if alarm else "no alarm from these rows", "cannot": CANNOT[kind], "by_category": by,
+        "worse": "low" if kind == "worst" else "high", "cut_prompts": 0, "left_out": few,
     }  # fmt: skip

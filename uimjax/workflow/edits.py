@@ -111,9 +111,9 @@ def read_edit(path: Path, case: Case) -> Edit:
     return Edit("traced", tuple(int(i) for i in rows), str(found.get("why", "")))
 
 
-def ranked_edit(case: Case, size: int) -> Edit:
-    """As many rows, by the best BM25 of any failure's words: what a search would have named."""
-    texts = case.corpus.texts(range(len(case.documents)))
+def ranked_edit(case: Case, size: int, pool: np.ndarray) -> Edit:
+    """As many rows of the pool, by the best BM25 of any failure's words: what a search would have named."""
+    texts = case.corpus.texts(pool.tolist())
     scores = lexical.bm25(texts, [line["prompt"] + line["bad"] for line in case.failures.lines]).max(1)
     order = np.argsort(-scores, kind="stable")[:size]
-    return Edit("ranked", tuple(int(i) for i in order), f"the {size} rows nearest by BM25")
+    return Edit("ranked", tuple(int(pool[i]) for i in order), f"the {size} rows nearest by BM25")

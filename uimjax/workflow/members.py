@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,18 +28,43 @@ CANNOT = (
 )
 
 
-def card(subject: Subject, config: AuditConfig, length: int) -> dict[str, Any]:
-    """Area under the ROC curve of every score, with a bootstrap interval over members and over others.
+class Sides(NamedTuple):
+    """`texts` of both sides, `member` `[N]` of which they are, and the `places` they came from."""
+
+    texts: list[str]
+    member: np.ndarray
+    places: list[str]
+
+
+def read(config: AuditConfig) -> Sides:
+    """Both sides, before any model is opened.
 
     Raises: as `read_texts`; DataError: fewer than two documents of a side.
     """
-    sides = [_documents(files, config) for files in (config.members, config.others)]
-    for name, texts in zip(("members", "others"), sides, strict=True):
-        if len(texts) < 2:
-            raise DataError(f"{name}: {len(texts)} documents with text; two at least were wanted")
-    texts = [*sides[0], *sides[1]]
-    member = np.arange(len(texts)) < len(sides[0])
-    found = _scores(subject, _rows(subject, texts, length), texts, config.batch_size)
+    sides = {name: _documents(getattr(config, name), config) for name in ("members", "others")}
+    for name, its in sides.items():
+        if len(its) < 2:
+            raise DataError(f"{name}: {len(its)} documents with text; two at least were wanted")
+    both = [*sides["members"], *sides["others"]]
+    member = np.arange(len(both)) < len(sides["members"])
+    return Sides([text for _, text in both], member, [place for place, _ in both])
+
+
+def card(subject: Subject, config: AuditConfig, sides: Sides, length: int) -> dict[str, Any]:
+    """Area under the ROC curve of every score, with a bootstrap interval over members and over others. Of a document
+    the first `length` tokens are looked at; one of fewer than two is left out, and named.
+
+    Raises: DataError: fewer than two documents of a side are left.
+    """
+    codes = [subject.tokenizer.encode(text) for text in sides.texts]
+    kept = np.array([len(code.ids) > 1 for code in codes])
+    member = sides.member[kept]
+    if min(member.sum(), (~member).sum()) < 2:
+        raise DataError("fewer than two documents of a side have two tokens; give longer ones")
+    codes = [code for code, fits in zip(codes, kept, strict=True) if fits]
+    texts = [text for text, fits in zip(sides.texts, kept, strict=True) if fits]
+    seen = [text[: code.offsets[:length][-1][1]] or text for text, code in zip(texts, codes, strict=True)]
+    found = _scores(subject, _rows(codes, length), seen, config.batch_size)
     draws = _draws(member, config.seed)
     told = {name: _told(values, member, draws) for name, values in found.items()}
     its = told[HEADLINE]
@@ -51,31 +76,30 @@ def card(subject: Subject, config: AuditConfig, length: int) -> dict[str, Any]:
         },
         "unit": "how often a member's Min-K% is above another's (area under the curve)", "reference": CHANCE,
         "competent": None, "says": "alarm" if alarm else "no alarm from these documents", "cannot": CANNOT,
-        "cut_prompts": 0, "left_out": [],
+        "cut_prompts": 0, "left_out": [sides.places[k] for k in np.flatnonzero(~kept)],
     }  # fmt: skip
 
 
-def _documents(files: Sequence[str], config: AuditConfig) -> list[str]:
-    texts = []
+def _documents(files: Sequence[str], config: AuditConfig) -> list[tuple[str, str]]:
+    """(place, text) of each document."""
+    found = []
     for file in files:
         blocks = read_texts([Path(file)], Columns(config.text_column), lambda _: None)
-        its = [document.text for block in blocks for document in block if document.text.strip()]
+        its = [(document.id, document.text) for block in blocks for document in block if document.text.strip()]
         if config.limit is not None and len(its) > config.limit:
             its = [its[k] for k in np.linspace(0, len(its) - 1, config.limit).round().astype(int)]
-        texts += its
-    return texts
+        found += its
+    return found
 
 
-def _rows(subject: Subject, texts: Sequence[str], length: int) -> dict[str, np.ndarray]:
+def _rows(codes: Sequence[Any], length: int) -> dict[str, np.ndarray]:
     """The beginnings of documents."""
-    rows = {
-        name: np.zeros((len(texts), length), kind) for name, kind in (("tokens", np.int32), ("counted", np.float32))
-    }
-    for k, text in enumerate(texts):
-        ids = subject.tokenizer.encode(text).ids[:length]
+    longest = min(length, max(len(code.ids) for code in codes))
+    shape = len(codes), longest
+    rows = {"tokens": np.zeros(shape, np.int32), "counted": np.zeros(shape, np.float32)}
+    for k, code in enumerate(codes):
+        ids = code.ids[:length]
         rows["tokens"][k, : len(ids)], rows["counted"][k, : len(ids)] = ids, 1
-        if len(ids) < 2:
-            raise DataError(f"document {k + 1} ({text[:40]!r}) is of {len(ids)} token; two at least have a likelihood")
     return rows
 
 

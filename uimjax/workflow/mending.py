@@ -19,10 +19,11 @@ from uimjax import checkpoint, pretrained, store
 from uimjax import rows as row
 from uimjax.answers.story import measured
 from uimjax.config import MendConfig
-from uimjax.corpora.preparing import prepare
+from uimjax.corpora.preparing import corpus_files, prepare
 from uimjax.corpora.texts import Columns
-from uimjax.errors import UnknownNameError
+from uimjax.errors import OutputError, UnknownNameError, UsageError
 from uimjax.mitigate import forgetting
+from uimjax.mitigate.edit import Edit
 from uimjax.mitigate.relearning import Relearning, relearn
 from uimjax.progress import Progress, quiet
 from uimjax.store.base import make_folder
@@ -31,46 +32,97 @@ from uimjax.workflow import acting, augmenting, base, curating
 from uimjax.workflow.acting import Arm, Plan
 from uimjax.workflow.edits import EDIT, Case, open_case, read_edit
 
-DONE = "mended.json"
-CLEARED = ("model", "steps", "retain", "target", "warmup")  # what a mitigation of other choices makes anew
+DONE, PLANS = "mended.json", "plans"
+CLEARED = ("model", "steps")  # what a mitigation of other choices makes anew
 LOOKED = 200  # clean rows whose loss is the cost
 BACK = 0.5  # of what a mitigation moved, beyond which it is told that it comes back
 METHODS = (*acting.TUNED, *forgetting.LOSSES, *curating.CURATIONS, *augmenting.NAMES)
+READ_BY: dict[str, tuple[str, ...]] = {  # settings that some methods alone look at
+    "swap": acting.WITH_OTHERS, "instead": ("dpo",), "weight": ("downweight",), "epsilon": ("private",),
+    "clip": ("private",), "share": ("newton",), "curate.target": ("dsir", "less"), "curate.keep": ("dsir", "less"),
+    "curate.near": ("dedup", "semdedup"), "curate.warmup": ("less",), "curate.rounds": ("doremi",),
+    "curate.eta": ("doremi",), "curate.quantile": ("if_guide",), "curate.window": ("if_guide",),
+    "curate.most": ("if_guide",), "curate.penalty": ("if_guide",), "synthetic.templates": ("balanced",),
+    "synthetic.ratio": augmenting.NAMES, "synthetic.sweep": augmenting.NAMES, "synthetic.rows": ("self_distill",),
+    "synthetic.temperature": ("self_distill",), "synthetic.prompt": ("self_distill",),
+    "synthetic.loss": ("self_distill",), "edit": (*acting.TUNED, *forgetting.LOSSES, *augmenting.NAMES),
+    "gamma": (*forgetting.LOSSES, "self_distill"),
+}  # fmt: skip
 
 
-def check(config: MendConfig) -> None:
+def check(config: MendConfig, out: Path) -> None:
     """Raises UnknownNameError, UsageError, MissingFileError: before anything is opened."""
     if config.method not in METHODS:
         raise UnknownNameError("method", config.method, METHODS)
-    if config.method in curating.CURATIONS or config.method in augmenting.NAMES:
-        acting.refuse_others(config)
+    for name, methods in READ_BY.items():
+        part, _, field = name.rpartition(".")
+        its = getattr(config, part) if part else config
+        if config.method not in methods and getattr(its, field) != type(its).model_fields[field].default:
+            raise UsageError(f"{name} is for {', '.join(methods)}; {config.method} does not look at it: leave it out")
+    for path in (*config.curate.target, *config.retain, config.synthetic.templates, config.edit, config.reworded):
+        inside = [name for name in (*CLEARED, PLANS) if path and (out / name).resolve() in Path(path).resolve().parents]
+        if inside:
+            raise OutputError(f"{path} lies in {out / inside[0]}, which a run clears; keep it elsewhere")
+    for files in (config.curate.target, config.retain):
+        if files:
+            corpus_files(files)
+    if config.method in curating.CURATIONS:
+        curating.check(config)
+    elif config.method in augmenting.NAMES:
+        augmenting.check(config)
     else:
         acting.choice(config)
-    curating.check(config)
-    augmenting.check(config)
 
 
 def mend(config: MendConfig, out: Path, progress: Progress = quiet) -> dict[str, Any]:
-    """The whole: each arm with every seed, measured; the first arm's first parameters saved under `out/model`.
+    """The whole: each arm with every seed, measured; the first arm's first parameters saved under `out/model`. What was
+    there before of other choices is removed once the new ones are known to be possible.
 
     Raises: as `check`, `open_case`, `read_edit`, `unlearn`, `fit`, `newton.remove` and the functions of curation.
     OutputError: `out` is not ours.
     """
-    check(config)
+    check(config, out)
     case = open_case(Path(config.run), out, config.reworded)
-    curated = config.method in curating.CURATIONS
-    traced = None if curated else read_edit(Path(config.edit) if config.edit else Path(config.run) / EDIT, case)
-    base.check_ours(out, CLEARED)
+    edited = config.method not in curating.CURATIONS
+    traced = read_edit(Path(config.edit) if config.edit else Path(config.run) / EDIT, case) if edited else None
+    base.check_ours(out, (*CLEARED, PLANS))
     make_folder(out)
-    made_of = store.digest_tree(case.subject.params), traced and traced.rows, config.model_dump(exclude={"run", "edit"})
-    base.keep_or_clear(out, store.stage_key(*made_of, base.versions()), CLEARED, (DONE,))
+    key = _key(config, case, traced)
+    work = out / PLANS / key
+    if not (out / base.MARK).exists():
+        store.write_json(out / base.MARK, "begun")
     if traced is None:
-        plan = curating.plan_curation(case, config, out, progress)
+        plan = curating.plan_curation(case, config, work, progress)
     elif config.method in augmenting.NAMES:
         plan = augmenting.plan_synthetic(case, config, traced)
     else:
         plan = acting.plan_edit(case, config, traced)
-    clean = _clean(config, case, out, plan)
+    clean = _clean(config, case, work, plan)
+    base.keep_or_clear(out, key, CLEARED, (DONE,))
+    for other in (out / PLANS).glob("*"):
+        if other != work:
+            shutil.rmtree(other)
+    document = _carried_out(config, case, plan, clean, out, progress)
+    store.write_json(out / DONE, document | {"config": config.model_dump(mode="json")})
+    return document
+
+
+def _key(config: MendConfig, case: Case, traced: Edit | None) -> str:
+    """Of everything that the outcome follows from."""
+    files = [*config.curate.target, *(config.retain or case.config.retain), config.synthetic.templates]
+    digests = [store.digest_file(path) for name in files if name and (path := Path(name)).is_file()]
+    others = None if case.reworded is None else store.digest_tree(case.reworded.rows)
+    return store.stage_key(
+        store.digest_tree(case.subject.params), store.digest_tree(case.failures.rows), others, case.corpus.manifest,
+        case.config.model_dump(mode="json"), config.model_dump(mode="json", exclude={"run", "edit"}),
+        traced and traced.rows, digests, base.versions(),
+    )  # fmt: skip
+
+
+def _carried_out(
+    config: MendConfig, case: Case, plan: Plan, clean: Any, out: Path, progress: Progress
+) -> dict[str, Any]:  # fmt: skip
+    """Every arm with every seed, and what may be said of it."""
     before = _measured(case, case.subject.params, clean)
     jobs = [(arm, number) for arm in plan.arms for number in range(config.seeds)]
     found: dict[str, list[dict[str, Any]]] = {}
@@ -87,18 +139,18 @@ def mend(config: MendConfig, out: Path, progress: Progress = quiet) -> dict[str,
     document["says"] += remarks(before, found[own], again)
     if (spent := out / "steps" / f"{own}-0.privacy.json").exists():  # of each release; whoever gives several adds up
         document["privacy"] = store.read_json(spent)
-    store.write_json(out / DONE, document | {"config": config.model_dump(mode="json")})
     return document
 
 
-def _clean(config: MendConfig, case: Case, out: Path, plan: Plan) -> Any:
-    """Rows whose loss tells the cost: held-out ones, or without any some of the corpus that are not acted on."""
+def _clean(config: MendConfig, case: Case, work: Path, plan: Plan) -> Any:
+    """Rows whose loss tells the cost: held-out ones, or without any those of the corpus that the plan names."""
     files = config.retain or case.config.retain
     if files:
         columns = Columns(case.config.text_column, case.config.id_column, case.config.source_column)
-        held = prepare(files, case.subject.tokenizer, out / "retain", length=case.config.length, columns=columns)
-        return row.spread(held.rows, LOOKED)
-    rest = np.setdiff1d(np.arange(len(case.documents)), plan.rows)
+        held = prepare(files, case.subject.tokenizer, work / "retain", length=case.config.length, columns=columns)
+        rows = jax.tree.map(lambda x: x[1::2], held.rows) if curating.halved(config) else held.rows
+        return row.spread(rows, LOOKED)
+    rest = np.setdiff1d(np.arange(len(case.documents)), plan.rows) if plan.clean is None else np.asarray(plan.clean)
     rest = rest if len(rest) else np.arange(len(case.documents))
     return row.take(case.corpus.rows, rest[np.linspace(0, len(rest) - 1, min(LOOKED, len(rest))).round().astype(int)])
 
@@ -115,20 +167,18 @@ def _measured(case: Case, params: Any, clean: Any) -> dict[str, Any]:
 
 
 def _relearned(case: Case, params: Any, plan: Plan, config: MendConfig) -> dict[str, Any]:
-    """The failures once the mended model has had a few steps on half of the rows that were acted on, and on as many
-    others (at least one batch)."""
-    if not config.relearn:
+    """The failures once the mended model has had a few steps on half of the rows of the edit, and on as many others; {}
+    where it is not by an edit of culprits that was mended: culprits are then among the others too."""
+    if not config.relearn or not plan.culprits:
         return {}
     how = Relearning(config.relearn, config.batch_size, config.learning_rate)
     rows, half = jax.tree.map(np.asarray, case.corpus.rows), plan.rows[::2]
     rest = np.setdiff1d(np.arange(len(case.documents)), plan.rows)
-    many = min(len(half) or config.batch_size, len(rest))
-    others = np.random.default_rng([config.seed, 13]).choice(rest, many, replace=False)
+    others = np.random.default_rng([config.seed, 13]).choice(rest, min(len(half), len(rest)), replace=False)
     found = {}
     for name, ids in (("edited", half), ("others", others)):
-        if len(ids):
-            after = relearn(case.subject.task, params, rows, ids, how, config.seed)
-            found[name] = measured(after, case.failures, case.config.batch_size).tolist()
+        after = relearn(case.subject.task, params, rows, ids, how, config.seed)
+        found[name] = measured(after, case.failures, case.config.batch_size).tolist()
     return {"steps": config.relearn, "failures": found}
 
 
@@ -138,10 +188,10 @@ def remarks(before: dict[str, Any], traced: Sequence[dict[str, Any]], again: dic
     told = ""
     if again and end < start:
         back = {name: (float(np.mean(values)) - end) / (start - end) for name, values in again["failures"].items()}
-        if back.get("others", 0) > BACK:
+        if back["others"] > BACK:
             told += (f"; hidden, not removed: {back['others']:.0%} of it comes back after {again['steps']} steps on "
                      "rows that have nothing to do with it")  # fmt: skip
-        elif back.get("edited", 0) > BACK:
+        elif back["edited"] > BACK:
             told += f"; {again['steps']} steps on half of the edited rows bring {back['edited']:.0%} of it back"
     if "reworded" in before:
         moved = float(np.mean([np.mean(one["reworded"]) for one in traced]) - np.mean(before["reworded"]))
