@@ -8,8 +8,9 @@ labels say nothing. And *groups*: income by `tab_adult`'s columns (UIMJAX_DATA),
 written there.
 
 Claims: adjusted, dfr, relabel, temperature, cmaes, thresholds and erase are better at what they are for than their
-control, by more than the interval over test rows. Of the others it says what these rows show: on features of so small a
-network NMTune and SKD do as a plain MLP does, and group DRO, JTT and D3M move the worst group by less than its interval.
+control, by more than the interval over test rows. Of the others it says what these rows show: on features of so small
+a network NMTune and SKD do as a plain MLP does, and group DRO, JTT and D3M move the worst group by less than its
+interval.
 
 Run: UIMJAX_DATA=... python -m benchmarks.frozen_tuning --json
 """

@@ -84,8 +84,8 @@ INSIDE = {
         "figures_representation", "figures_scaling", "understood", "page", "answers", "mistakes", "audits",
     ],
     "uimjax.audit": [
-        "base", "backdoor", "behaviour", "leak", "membership", "fairness", "bias", "generalization", "deterioration",
-        "values", "memorization", "dynamics", "weaknesses", "pictures", "scorecard",
+        "base", "backdoor", "behaviour", "leak", "membership", "fairness", "robustness", "bias", "generalization",
+        "deterioration", "values", "memorization", "dynamics", "weaknesses", "pictures", "scorecard",
     ],
     "uimjax.sketch": ["base", "kronecker", "dense", "sparse", "truncated", "unsketched"],
     "uimjax.curvature": [
@@ -99,7 +99,7 @@ INSIDE = {
     ],
     "uimjax.workflow": [
         "base", "vision", "text", "reopening", "recording", "noise", "seeded", "suite_text", "suite_vision", "suite",
-        "edits", "acting", "curating", "augmenting", "mending", "members", "auditing", "decisions",
+        "edits", "acting", "curating", "augmenting", "mending", "members", "auditing", "decisions", "examining",
         "tuning",
     ],
     "uimjax.understand.dynamics": [

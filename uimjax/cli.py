@@ -86,6 +86,7 @@ def _stage(stage: argparse.ArgumentParser, name: str, argv: Sequence[str]) -> No
             stage.add_argument("target", nargs="?", help="a YAML config, or the folder of a run; or instead:")
         stage.add_argument("--model", help="a checkpoint folder, or pkg.module:function returning a Flax module")
         stage.add_argument("--predictions", help="or a table of label, predicted and group; nothing else is opened")
+        stage.add_argument("--examples", nargs="+", help="of a classifier: labelled pictures or texts")
         stage.add_argument("--items", nargs="+", help="files of items: bad and good answers (`uimjax help audit`)")
     else:
         stage.add_argument("target", help="a YAML config, or the folder of a run")

@@ -1,6 +1,7 @@
 """`uimjax audit --model DIR --items FILES`, `--predictions FILE`: a scorecard, and questions for a trace."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,16 @@ from uimjax.errors import UsageError
 
 
 def audit(args: argparse.Namespace, rest: list[str]) -> int:
-    from uimjax.config import AuditConfig, DecisionsConfig
+    from uimjax.config import AuditConfig, DecisionsConfig, ExaminedConfig
     from uimjax.progress import quiet, shown
-    from uimjax.workflow import auditing, base
+    from uimjax.workflow import auditing, base, decisions, examining
 
     values = _values(args)
     out = Path(args.out or (args.target if args.target and Path(args.target).is_dir() else "runs/audit"))
     if values["kind"] == "decisions":
-        return _decisions(override(DecisionsConfig, values, rest), args.json, out)
+        return _judged(decisions.audit, override(DecisionsConfig, values, rest), args.json, out)
+    if values["kind"] == "examined":
+        return _judged(examining.audit, override(ExaminedConfig, values, rest), args.json, out)
     config = override(AuditConfig, values, rest)
     document = auditing.audit(config, out, quiet if args.json else shown)
     base.write_lock(out, config, {})
@@ -37,30 +40,39 @@ def _values(args: argparse.Namespace) -> dict[str, Any]:
     from uimjax.config import LOCK, read_yaml
 
     if args.target:
-        if args.model or args.items or args.predictions:
-            raise UsageError(f"--model, --items and --predictions take the place of a config, and {args.target} is one")
+        if args.model or args.items or args.examples or args.predictions:
+            raise UsageError(
+                f"--model, --items, --examples and --predictions stand for a config, and {args.target} is one"
+            )
         target = Path(args.target)
         return read_yaml(target) if target.is_file() else read_yaml(target / LOCK)["config"]
     if args.predictions:
-        if args.model or args.items:
-            raise UsageError("--predictions is of decisions alone; leave --model and --items out")
+        if args.model or args.items or args.examples:
+            raise UsageError("--predictions is of decisions alone; leave --model, --items and --examples out")
         return {"kind": "decisions", "predictions": args.predictions}
     if not args.model:
-        raise UsageError("--model FOLDER with --items or --members FILES, or --predictions FILE, is wanted (or a "
-                         "config, or the folder of a run)")  # fmt: skip
+        raise UsageError("--model FOLDER with --items, --members or --examples FILES, or --predictions FILE, is wanted "
+                         "(or a config, or the folder of a run)")  # fmt: skip
+    if args.examples and args.items:
+        raise UsageError("--items are of a language model, --examples of a classifier; one of them was wanted")
+    if args.examples:
+        return {"kind": "examined", "model": args.model, "examples": args.examples}
     return {"kind": "audit", "model": args.model} | ({"items": args.items} if args.items else {})
 
 
-def _decisions(config: Any, as_object: bool, out: Path) -> int:
-    """Of a table, the model unopened."""
-    from uimjax.workflow import auditing, base, decisions
+def _judged(audit: Callable[[Any, Path], dict[str, Any]], config: Any, as_object: bool, out: Path) -> int:
+    """Of a table of decisions, or of a classifier on labelled examples."""
+    from uimjax.workflow import auditing, base
 
-    document = decisions.audit(config, out)
+    document = audit(config, out)
     base.write_lock(out, config, {})
     if as_object:
         print(as_json(document | {"out": str(out)}))
         return 0
-    heads = ["probe", "rows", "value", "95%", "by chance", "verdict"]
+    heads = ["probe", "rows", "value", "95%", "reference", "verdict"]
     print("\n".join(columns(heads, auditing.lines(document))))
+    if document["failures"]:
+        print(f"{document['failures']} mistakes are in {out / 'failures.jsonl'}. Where do they come from?")
+        print(f"  {document['on']}")
     print(f"A page: {out / 'report.html'}")
     return 0

@@ -8,6 +8,7 @@ from uimjax.config.own import (
     CheckConfig,
     ClassifiedConfig,
     DecisionsConfig,
+    ExaminedConfig,
     FailuresConfig,
     IndexConfig,
     TraceConfig,
@@ -19,7 +20,7 @@ from uimjax.config.tunings import TuneConfig
 
 __all__ = [
     "KINDS", "LOCK", "OWN", "STORIES", "AuditConfig", "CheckConfig", "ClassifiedConfig", "DecisionsConfig",
-    "DemoConfig", "FailuresConfig", "IndexConfig", "MendConfig", "MitigateChoice", "NoiseConfig", "Plan", "RunConfig",
-    "SuiteConfig", "SweepConfig", "TextConfig", "TraceChoice", "TraceConfig", "TrainChoice", "TuneConfig",
-    "VisionSuiteChoice", "commented", "kind_of", "parse", "quick", "read_yaml",
+    "DemoConfig", "ExaminedConfig", "FailuresConfig", "IndexConfig", "MendConfig", "MitigateChoice", "NoiseConfig",
+    "Plan", "RunConfig", "SuiteConfig", "SweepConfig", "TextConfig", "TraceChoice", "TraceConfig", "TrainChoice",
+    "TuneConfig", "VisionSuiteChoice", "commented", "kind_of", "parse", "quick", "read_yaml",
 ]  # fmt: skip

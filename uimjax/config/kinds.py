@@ -13,6 +13,7 @@ from uimjax.config.own import (
     CheckConfig,
     ClassifiedConfig,
     DecisionsConfig,
+    ExaminedConfig,
     FailuresConfig,
     IndexConfig,
     TraceConfig,
@@ -27,6 +28,7 @@ KINDS: dict[str, type[Strict]] = {
     "run": RunConfig, "text": TextConfig, "index": IndexConfig, "trace": TraceConfig, "check": CheckConfig,
     "failures": FailuresConfig, "classified": ClassifiedConfig, "sweep": SweepConfig, "noise": NoiseConfig,
     "suite": SuiteConfig, "mend": MendConfig, "tune": TuneConfig, "audit": AuditConfig, "decisions": DecisionsConfig,
+    "examined": ExaminedConfig,
 }  # fmt: skip
 COMMANDS = {
     "index": "index build",
@@ -40,12 +42,15 @@ COMMANDS = {
     "tune": "mitigate",
     "audit": "audit",
     "decisions": "audit",
+    "examined": "audit",
 }  # of a kind; the others are run
 
 
 STORIES: dict[str, type[Strict]] = {"vision": RunConfig, "text": TextConfig, "suite": SuiteConfig}
 OWN: dict[str, type[Strict]] = {
-    name: KINDS[name] for name in COMMANDS if name not in ("sweep", "noise", "mend", "tune", "audit", "decisions")
+    name: KINDS[name]
+    for name in COMMANDS
+    if name not in ("sweep", "noise", "mend", "tune", "audit", "decisions", "examined")
 }  # of the reader's own model
 
 

@@ -207,6 +207,46 @@ class AuditConfig(Strict):
     exclude = include
 
 
+class ExaminedConfig(Strict):
+    """A classifier of pictures, texts or features, judged on labelled examples: its groups, and small changes."""
+
+    kind: Literal["examined"] = "examined"
+    model: str = Field(
+        description="a folder as save_pretrained writes it, or pkg.module:function -> nnx.Module of images"
+    )
+    examples: tuple[str, ...] = Field(description="folders of pictures by class, or tables (`uimjax help corpora`)")
+    checkpoint: str = Field("", description="Orbax checkpoint, or steps of a run, whose parameters it gets")
+    step: int | None = Field(None, ge=0, description="of the run; none: the newest")
+    tokenizer: str = Field("", description="tokenizer.json; none: the folder's")
+    task: str = Field("", description="pkg.module:function(module) -> uimjax.Task; none: cross-entropy of its logits")
+    classes: tuple[str, ...] = Field((), description="names of the model's outputs, in order; none: its config's")
+    column: str = Field("", description="that holds the value; none: image, text or features")
+    label_column: str = Field("label", description="that holds the class, by name or number")
+    id_column: str = Field("", description="their names; none: FILE:ROW")
+    group_column: str = Field("", description="groups that are compared; none: a column `source`, or the file's name")
+    side: int = Field(0, ge=0, description="pictures for your own module are resized to; 0: they stay as they are")
+    channels: Literal[1, 3] = Field(3, description="of those")
+    length: int = Field(128, ge=2, description="tokens of a text; of a longer one the beginning")
+    epsilon: tuple[float, ...] = Field(
+        (2.0, 8.0), description="pictures: largest change of a pixel of 0 to 255, by an adversary (PGD)"
+    )
+    attack_steps: int = Field(10, ge=1)
+    batch_size: int = Field(32, ge=1, description="rows at once")
+    least: int = Field(10, ge=1, description="rows of a group, below which it is left out and named")
+    draws: int = Field(1000, ge=100, description="resamples for the intervals")
+    seed: int = Field(0, ge=0)
+    scanned: bool = Field(False, description="layers stacked and compiled once: for deep models")
+    remat: bool = Field(False, description="activations computed again on the way back: less memory, more time")
+    decay: float = Field(1e-3, description="of a head that is fitted to features, which is not examined here")
+
+    @property
+    def include(self) -> tuple[str, ...]:
+        """Nothing is attributed here."""
+        return ()
+
+    exclude = include
+
+
 class DecisionsConfig(Strict):
     """What a model of any kind decided, by group: a table of predictions, the model unopened."""
 

@@ -37,13 +37,10 @@ def audit(config: DecisionsConfig, out: Path) -> dict[str, Any]:
     cards: dict[str, Any] = {}
     for name in names:
         group = _column(path, columns, name)
-        kinds, counts = np.unique(group, return_counts=True)
-        few = [str(k) for k, n in zip(kinds, counts, strict=True) if n < config.least]
-        here = ~np.isin(group, few)
-        if len(kinds) - len(few) < 2:
-            raise DataError(f"{path}: {name} has {len(kinds) - len(few)} groups of {config.least} rows and more; two "
-                            "at least were wanted (--least)")  # fmt: skip
-        cards |= _cards(label[here], decided[here], group[here], name, few, config)
+        here, few = kept(group, config.least, f"{path}: {name}")
+        some = label[here], decided[here], group[here]
+        cards[f"worst group by {name}"] = worst(*some, few, config)
+        cards |= {f"{key} by {name}": card for key, card in _gaps(*some, few, config).items()}
     document = {"model": path.name, "rows": len(label), "weaknesses": cards, "failures": None}
     make_folder(out)
     store.write_json(out / "audit.json", document | {"config": config.model_dump(mode="json")})
@@ -63,30 +60,50 @@ def _column(path: Path, columns: Any, name: str) -> np.ndarray:
     return np.array([str(int(v)) if whole(v) else str(v) for v in values])
 
 
-def _cards(
-    label: np.ndarray, decided: np.ndarray, group: np.ndarray, name: str, few: list[str], config: DecisionsConfig
+def kept(group: np.ndarray, least: int, where: str) -> tuple[np.ndarray, list[str]]:
+    """(which rows `[N]` are of groups of `least` rows, the names of the other groups).
+
+    Raises:
+        DataError: fewer than two groups are left.
+    """
+    kinds, counts = np.unique(group, return_counts=True)
+    few = [str(k) for k, n in zip(kinds, counts, strict=True) if n < least]
+    if len(kinds) - len(few) < 2:
+        raise DataError(f"{where} has {len(kinds) - len(few)} groups of {least} rows and more; two at least were "
+                        "wanted (--least)")  # fmt: skip
+    return ~np.isin(group, few), few
+
+
+def worst(label: np.ndarray, decided: np.ndarray, group: np.ndarray, few: list[str], config: Any) -> dict[str, Any]:
+    """The card of the group that is wrong most often; `config`: its `draws` and `seed`."""
+    its = fairness.worst_group(decided, label, group, draws=config.draws, seed=config.seed)
+    alarm = its.value < its.limit and its.chance - its.value > LEAST
+    made = _card(its, "accuracy of the worst group", alarm, "worst", few, len(label))
+    return made | {"also": {"mean": its.mean}}
+
+
+def _gaps(
+    label: np.ndarray, decided: np.ndarray, group: np.ndarray, few: list[str], config: DecisionsConfig
 ) -> dict[str, Any]:  # fmt: skip
+    """Cards of parity and odds, where one decision is the one to be given."""
     how = {"draws": config.draws, "seed": config.seed}
-    worst = fairness.worst_group(decided, label, group, **how)
-    alarm = worst.value < worst.limit and worst.chance - worst.value > LEAST
-    cards = {f"worst group by {name}": _card(worst, "accuracy of the worst group", alarm, "worst", few, len(label))}
-    cards[f"worst group by {name}"]["also"] = {"mean": worst.mean}
     positive = config.positive or ("1" if {*label, *decided} <= {"0", "1"} else "")
     if not positive:
-        return cards
+        return {}
     if positive not in {*label, *decided}:
         raise UnknownNameError(f"decision in {config.label} and {config.predicted}", positive, {*label, *decided})
     given, right = (decided == positive).astype(int), (label == positive).astype(int)
-    told = f"{positive!r} is decided" if config.positive else "1 is decided"
-    found = {"parity": (fairness.parity(given, group, **how), f"gap between groups in how often {told}", few)}
+    unit = f"gap between groups in how often {positive!r} is decided"
+    found = {"parity": (fairness.parity(given, group, **how), unit, few)}
     one_sided = [str(k) for k in np.unique(group) if len(np.unique(right[group == k])) < 2]
     both = ~np.isin(group, one_sided)
     if len(np.unique(group[both])) > 1:
         odds = fairness.equalised_odds(given[both], right[both], group[both], **how)
         found["odds"] = odds, f"the same among those that are alike in {config.label}", [*few, *one_sided]
-    for key, (its, unit, left) in found.items():
+    cards = {}
+    for key, (its, what, left) in found.items():
         alarm = its.value > its.limit and its.value - its.chance > LEAST
-        cards[f"{key} by {name}"] = _card(its, unit, alarm, key, left, len(label))
+        cards[key] = _card(its, what, alarm, key, left, len(label))
     return cards
 
 
