@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.answers.test_audit import call
-from tests.answers.test_mistakes import ask, lines, texts  # noqa: F401  # a fixture
+from tests.answers.test_mistakes import ask, lines, pictures, texts  # noqa: F401  # a fixture
 from uimjax.audit.robustness import attacked
 from uimjax.config import ExaminedConfig
 from uimjax.errors import UsageError
@@ -98,3 +98,21 @@ def test_a_classifier_of_texts_is_judged_and_its_mistakes_are_traced(texts, tmp_
     capsys.readouterr()
     queries = tmp_path / "out" / "failures.jsonl"
     assert ask(tmp_path / "trace", model=folder / "model", corpus=corpus, queries=queries, length=16) == 0
+
+
+def test_a_classifier_of_pictures_is_attacked_and_its_mistakes_are_pictures(pictures, tmp_path, capsys):  # noqa: F811
+    folder, _ = pictures
+    (tmp_path / "asked" / "blue").mkdir(parents=True)
+    for path in (folder / "corpus" / "red").glob("odd*.png"):  # green ones, which it learned to call red
+        (tmp_path / "asked" / "blue" / path.name).write_bytes(path.read_bytes())
+    flags = ("--model", folder / "model", "--examples", folder / "corpus", tmp_path / "asked", "--epsilon", "2", "200")
+    assert call(*flags, "--out", tmp_path / "out", "--least", "3", "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    cards = told["weaknesses"]
+    assert cards["accuracy"]["value"] < 1
+    assert cards["adversary, 200 of 255"]["value"] < cards["adversary, 2 of 255"]["value"] <= cards["accuracy"]["value"]
+    queries = tmp_path / "out" / "failures.jsonl"
+    assert told["failures"] == 3
+    assert ask(tmp_path / "trace", "--json", model=folder / "model", corpus=folder / "corpus", queries=queries) == 0
+    answers = json.loads(capsys.readouterr().out)["failures"]
+    assert all("odd" in one["proponents"][0]["id"] for one in answers)

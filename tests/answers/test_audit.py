@@ -226,6 +226,19 @@ def test_members_are_told_where_the_model_knows_them(model, tmp_path, capsys):
     assert "nothing to audit by" in capsys.readouterr().err
 
 
+def test_a_part_of_the_suite_is_asked_alone(model, tmp_path, capsys):
+    items = [{"weakness": name, "prompt": "w5 w39 ", "bad": "w40", "good": "w50"} for name in ("bias", "values")] * 3
+    path = lines(tmp_path / "items.jsonl", items)
+    flags = ("--model", model, "--items", path, "--out", tmp_path / "out", "--json")
+    assert call(*flags, "--suite", "values") == 0
+    assert set(json.loads(capsys.readouterr().out)["weaknesses"]) == {"values"}
+    assert call(*flags, "--suite", "all") == 0
+    assert set(json.loads(capsys.readouterr().out)["weaknesses"]) == {"bias", "values"}
+    for name, part in (("valeus", "'valeus'"), ("security", "no file of items")):
+        assert call(*flags, "--suite", name) == 2
+        assert part in capsys.readouterr().err
+
+
 def test_a_page_tells_what_was_found_and_runs_nothing(model, tmp_path, capsys):
     hostile = "<script>document.documentElement.setAttribute('ran', 'yes')</script>"
     items = [{"weakness": "bias", "prompt": f"w{k} w39 ", "bad": "w40 w5", "good": "w50 w5", "category": hostile}

@@ -93,6 +93,15 @@ def test_sources_that_lag_behind_weigh_more(run, tmp_path):
     assert len(case.names) == 60
 
 
+def test_what_is_learned_first_is_isolated(run, tmp_path):
+    case, plan = planned(run, tmp_path, "abl", isolate=0.07, early=14, rate=1e-2)
+    found = documents(case, plan.rows)
+    assert len(plan.rows) == 8
+    assert len(found & {"d17", "d33", "d34", "d35"}) >= 3, "what stands there four times is learned before the rest"
+    assert [arm.name for arm in plan.arms] == ["curated", "random"]
+    assert plan.culprits
+
+
 def test_the_tokens_that_say_it_count_against_themselves(run, tmp_path):
     case, plan = planned(run, tmp_path, "if_guide", most=0.03, quantile=0.97)
     assert len(documents(case, plan.rows) & {"d17", "d33", "d34", "d35"}) == 4

@@ -24,6 +24,12 @@ class CurateChoice(Strict):
     warmup: float = Field(0.05, gt=0, le=1, description="less: share of the rows of the warm-up that it reads")
     rounds: int = Field(8, ge=1, description="doremi: rounds of tuning after each of which sources are weighed")
     eta: float = Field(1.0, gt=0, description="doremi: how fast the weights move")
+    isolate: float = Field(0.01, gt=0, lt=1, description="abl: share of the rows that are isolated and forgotten")
+    early: int = Field(5, ge=1, description="abl: epochs from the start, by which a trigger is learned")
+    rate: float = Field(1e-3, gt=0, description="abl: their learning rate")
+    level: float | None = Field(
+        None, gt=0, description="abl: nats a row that the loss is held at; none: half of what it is at the start"
+    )
     quantile: float = Field(0.99, gt=0, lt=1, description="if_guide: tokens that score above that are culprits")
     window: int = Field(1, ge=0, description="if_guide: and so many on either side")
     most: float = Field(0.02, gt=0, lt=1, description="if_guide: of all tokens at the most")

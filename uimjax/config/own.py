@@ -181,6 +181,7 @@ class AuditConfig(Strict):
     members: tuple[str, ...] = Field((), description="documents that the model was trained on: can that be told?")
     others: tuple[str, ...] = Field((), description="and documents like them that it was not trained on")
     weakness: str = Field("", description="of items that do not say theirs")
+    suite: tuple[str, ...] = Field(("all",), description="weaknesses whose items are asked: bias values ...")
     checkpoint: str = Field("", description="Orbax checkpoint, or steps of a run, whose parameters it gets")
     adapter: str = Field("", description="folder of a LoRA adapter (peft)")
     step: int | None = Field(None, ge=0, description="of the run; none: the newest")

@@ -20,7 +20,7 @@ from uimjax.answers.items import Item
 from uimjax.answers.subject import open_subject
 from uimjax.audit import base, memorization, weaknesses
 from uimjax.config import AuditConfig
-from uimjax.errors import UsageError
+from uimjax.errors import UnknownNameError, UsageError
 from uimjax.progress import Progress, quiet
 from uimjax.report import audits
 from uimjax.store.base import atomic, make_folder
@@ -49,8 +49,9 @@ def audit(config: AuditConfig, out: Path, progress: Progress = quiet) -> dict[st
     subject = open_subject(config)
     length = min(config.length, subject.most or config.length)
     groups: dict[str, list[Item]] = {}
-    for item in (item for items in read for item in items):
+    for item in (item for items in read for item in items if config.suite == ("all",) or item.weakness in config.suite):
         groups.setdefault(item.weakness, []).append(item)
+    _check_suite(config, groups)
     found, failing = {}, []
     for name, its in progress(list(groups.items()), "auditing", unit="weaknesses"):
         coded = reading.coded(its, subject.tokenizer, length)
@@ -73,6 +74,15 @@ def going_on(config: AuditConfig, out: Path) -> str:
     """The command that traces what failed."""
     where = shlex.quote(str(out / "failures.jsonl"))
     return f"uimjax trace --model {shlex.quote(config.model)} --corpus FILES --queries {where}"
+
+
+def _check_suite(config: AuditConfig, groups: dict[str, list[Item]]) -> None:
+    """Raises UnknownNameError: no such weakness. UsageError: no item of one that was asked for."""
+    for name in () if config.suite == ("all",) else config.suite:
+        if name not in (*reading.PAIRED, *reading.ALONE):
+            raise UnknownNameError("weakness of the suite", name, ("all", *reading.PAIRED, *reading.ALONE))
+        if name not in groups:
+            raise UsageError(f"--suite {name}, and no file of items asks for it")
 
 
 def _some(items: list[Item], limit: int | None) -> list[Item]:

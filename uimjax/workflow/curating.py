@@ -5,6 +5,7 @@
     dsir      rows whose n-grams are like the target's stay (Xie et al. 2023, arXiv 2302.03169)
     less      rows that lower the target's loss stay, by the metric of Adam in a warm-up (Xia et al. 2024, 2402.04333)
     doremi    sources weigh more where the model lags behind one that was tuned before (Xie et al. 2023, 2305.10429)
+    abl       rows that a training from the start learns before all others are forgotten (Li et al. 2021, 2110.11571)
     if_guide  the tokens that caused the failures count against themselves (Coalson et al. 2025)
 
 Each is held against the same tuning on as many rows, or tokens, drawn blindly; `dsir` and `less` against the rows that
@@ -29,20 +30,24 @@ from uimjax.corpora.preparing import prepare
 from uimjax.corpora.texts import Columns
 from uimjax.errors import DataError, UsageError
 from uimjax.interpret import lexical, methods, trajectory
-from uimjax.mitigate import curation, edit
+from uimjax.mitigate import curation, edit, isolation
 from uimjax.mitigate.edit import Edit
+from uimjax.models.own import language_model
+from uimjax.pretrained.loading import initial
 from uimjax.progress import Progress, quiet
+from uimjax.references import call
 from uimjax.sketch import Sketch
 from uimjax.steps import Recipe
 from uimjax.task import Measurement, Task
 from uimjax.training import fit
-from uimjax.workflow.acting import Arm, Plan, recipe
+from uimjax.workflow.acting import Arm, Plan, recipe, unlearning
 from uimjax.workflow.edits import Case
 
 CHOSEN = "curated"  # the arm that the others are held against
 TOGETHER = 256  # rows whose tokens are scored between two marks of progress
 ASKED = 200  # texts of a target that rows are ranked by words against
 WARM = 4  # epochs and checkpoints of the warm-up that `less` reads
+LEVEL = 0.5  # of the loss at the start, that isolation holds
 FEWEST = 2  # rows that stay
 OF_A_SOURCE = 64  # rows of each source whose loss is looked at
 
@@ -239,6 +244,50 @@ def _token_loss(case: Case, params: Any, rows: Any) -> np.ndarray:
     return np.concatenate([np.asarray(x, np.float64) for x in found])
 
 
+# ---------------------------------------------------------------- what is learned first
+
+
+def _abl(case: Case, config: MendConfig, out: Path, progress: Progress) -> Plan:
+    """Isolate by a training of a fresh model of the same shape, held at a loss; the finished one forgets these rows."""
+    del out
+    begin, task, its = _fresh(case, config), case.subject.task, config.curate
+    rows, count = jax.tree.map(np.asarray, case.corpus.rows), len(case.documents)
+    sample = row.spread(rows, ASKED)
+    each = _token_loss(case, begin, sample) * np.maximum(np.asarray(sample["counted"])[:, 1:].sum(1), 1)
+    level = its.level or LEVEL * float(each.mean())
+    how = Recipe(its.early, config.retain_size, its.rate, clip=1.0, schedule="constant", seed=config.seed)
+    found = isolation.isolate(task, begin, rows, how, its.isolate, level, progress=progress).rows
+    made = Edit(CHOSEN, tuple(int(i) for i in found), f"the {len(found)} rows that are learned first (ABL)")
+    choice = unlearning(config, "grad_diff")
+
+    def forgotten(one: Edit, seed: int, at: Path) -> Any:
+        return edit.apply_edit(task, case.subject.params, rows, one, choice, seed, folder=at)
+
+    arms = [Arm(CHOSEN, functools.partial(forgotten, made))]
+    if config.controls:
+        arms.append(Arm("random", lambda seed, at: forgotten(edit.random_edit(count, len(found), seed), seed, at)))
+    return Plan(arms, made.rows, made.why)
+
+
+def _fresh(case: Case, config: MendConfig) -> Any:
+    """Parameters of the model's shape that have learned nothing.
+
+    Raises:
+        UsageError: it is a Linen module, or its function returns parameters that were trained.
+    """
+    subject = case.subject
+    if subject.folder is not None:
+        held = initial(subject.folder.folder, config.seed, scanned=case.config.scanned, remat=case.config.remat).params
+    elif not case.config.checkpoint:
+        raise UsageError("abl trains from the start, and what the model's function returns was trained; have it return "
+                         "a fresh module, and name its parameters by the trace's --checkpoint")  # fmt: skip
+    else:
+        held = language_model(call(case.config.model))[1]
+    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(held)):
+        raise UsageError("abl trains from the start, and a Linen module has no parameters of its own")
+    return held
+
+
 # ---------------------------------------------------------------- tokens
 
 
@@ -290,5 +339,6 @@ def _token_scores(case: Case, rows: Any, progress: Progress) -> np.ndarray:
 
 
 CURATIONS: dict[str, Callable[[Case, MendConfig, Path, Progress], Plan]] = {
-    "dedup": _dedup, "semdedup": _semdedup, "dsir": _dsir, "less": _less, "doremi": _doremi, "if_guide": _if_guide,
+    "dedup": _dedup, "semdedup": _semdedup, "dsir": _dsir, "less": _less, "doremi": _doremi, "abl": _abl,
+    "if_guide": _if_guide,
 }  # fmt: skip

@@ -41,12 +41,13 @@ READ_BY: dict[str, tuple[str, ...]] = {  # settings that some methods alone look
     "swap": acting.WITH_OTHERS, "instead": ("dpo",), "weight": ("downweight",), "epsilon": ("private",),
     "clip": ("private",), "share": ("newton",), "curate.target": ("dsir", "less"), "curate.keep": ("dsir", "less"),
     "curate.near": ("dedup", "semdedup"), "curate.warmup": ("less",), "curate.rounds": ("doremi",),
-    "curate.eta": ("doremi",), "curate.quantile": ("if_guide",), "curate.window": ("if_guide",),
+    "curate.eta": ("doremi",), "curate.isolate": ("abl",), "curate.early": ("abl",), "curate.rate": ("abl",),
+    "curate.level": ("abl",), "curate.quantile": ("if_guide",), "curate.window": ("if_guide",),
     "curate.most": ("if_guide",), "curate.penalty": ("if_guide",), "synthetic.templates": ("balanced",),
     "synthetic.ratio": augmenting.NAMES, "synthetic.sweep": augmenting.NAMES, "synthetic.rows": ("self_distill",),
     "synthetic.temperature": ("self_distill",), "synthetic.prompt": ("self_distill",),
     "synthetic.loss": ("self_distill",), "edit": (*acting.TUNED, *forgetting.LOSSES, *augmenting.NAMES),
-    "gamma": (*forgetting.LOSSES, "self_distill"),
+    "gamma": (*forgetting.LOSSES, "self_distill", "abl"),
 }  # fmt: skip
 
 
