@@ -123,7 +123,9 @@ def test_each_is_carried_out_and_held_against_its_controls(run, tmp_path, capsys
     (tmp_path / "t.txt").write_text("w41 w42 w43 {w44|w5|w10} {w45|w9}\n\n")
     more = [str(tmp_path / "t.txt") if word == "TEMPLATES" else word for word in more]
     capsys.readouterr()
-    assert call("mitigate", run, "--method", method, "--out", tmp_path / "out", *FLAGS, *more) == 0
+    seeds = 3 if method == "if_guide" else 1  # fewer than three give no verdict
+    flags = ("--method", method, "--out", tmp_path / "out", "--seeds", seeds, *FLAGS, *more)
+    assert call("mitigate", run, *flags) == 0
     told = json.loads(capsys.readouterr().out)
     change = {arm: np.mean(values) for arm, values in told["change"].items()}
     first = next(iter(change))
@@ -134,7 +136,8 @@ def test_each_is_carried_out_and_held_against_its_controls(run, tmp_path, capsys
         "dpo": {"traced", "ranked", "random"},
     }  # fmt: skip
     assert set(change) == wanted[method]
-    assert all(len(each) == 3 for each in told["after"].values())
+    assert all(len(each) == seeds for each in told["after"].values())
+    assert ("no verdict without" in told["says"]) == (seeds == 1)
     if method == "doremi":
         assert change[first] != change["as it is"]
     if method in ("if_guide", "balanced", "dpo", "self_distill"):
