@@ -93,6 +93,8 @@ def test_a_classifier_of_texts_is_judged_and_its_mistakes_are_traced(texts, tmp_
     page = (tmp_path / "out" / "report.html").read_text()
     assert "told, not judged" in page
     assert "uimjax trace --model" in page
+    assert call(*flags, "--least", "50", "--out", tmp_path / "few", "--json") == 0
+    assert set(json.loads(capsys.readouterr().out)["weaknesses"]) == {"accuracy"}, "no two groups are large enough"
     assert call("--model", folder / "model", "--examples", asked, "--items", asked) == 2
     assert call("--model", "head", "--examples", asked) == 2
     capsys.readouterr()

@@ -1,7 +1,6 @@
 """`uimjax audit --model DIR --items FILES`, `--predictions FILE`: a scorecard, and questions for a trace."""
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from uimjax.errors import UsageError
 
 
 def audit(args: argparse.Namespace, rest: list[str]) -> int:
+    """By items, of a table of decisions, or of a classifier on labelled examples."""
     from uimjax.config import AuditConfig, DecisionsConfig, ExaminedConfig
     from uimjax.progress import quiet, shown
     from uimjax.workflow import auditing, base, decisions, examining
@@ -17,20 +17,23 @@ def audit(args: argparse.Namespace, rest: list[str]) -> int:
     values = _values(args)
     out = Path(args.out or (args.target if args.target and Path(args.target).is_dir() else "runs/audit"))
     if values["kind"] == "decisions":
-        return _judged(decisions.audit, override(DecisionsConfig, values, rest), args.json, out)
-    if values["kind"] == "examined":
-        return _judged(examining.audit, override(ExaminedConfig, values, rest), args.json, out)
-    config = override(AuditConfig, values, rest)
-    document = auditing.audit(config, out, quiet if args.json else shown)
+        config: Any = override(DecisionsConfig, values, rest)
+        document = decisions.audit(config, out)
+    elif values["kind"] == "examined":
+        config = override(ExaminedConfig, values, rest)
+        document = examining.audit(config, out)
+    else:
+        config = override(AuditConfig, values, rest)
+        document = auditing.audit(config, out, quiet if args.json else shown)
     base.write_lock(out, config, {})
     if args.json:
         print(as_json(document | {"out": str(out)}))
         return 0
-    heads = ["weakness", "items", "value", "95%", "reference", "verdict"]
+    heads = ["probe", "items", "value", "95%", "reference", "verdict"]
     print("\n".join(columns(heads, auditing.lines(document))))
     if document["failures"]:
         print(f"{document['failures']} failing items are in {out / 'failures.jsonl'}. Where do they come from?")
-        print(f"  {auditing.going_on(config, out)}")
+        print(f"  {auditing.going_on(config.model, out)}")
     print(f"A page: {out / 'report.html'}")
     return 0
 
@@ -58,21 +61,3 @@ def _values(args: argparse.Namespace) -> dict[str, Any]:
     if args.examples:
         return {"kind": "examined", "model": args.model, "examples": args.examples}
     return {"kind": "audit", "model": args.model} | ({"items": args.items} if args.items else {})
-
-
-def _judged(audit: Callable[[Any, Path], dict[str, Any]], config: Any, as_object: bool, out: Path) -> int:
-    """Of a table of decisions, or of a classifier on labelled examples."""
-    from uimjax.workflow import auditing, base
-
-    document = audit(config, out)
-    base.write_lock(out, config, {})
-    if as_object:
-        print(as_json(document | {"out": str(out)}))
-        return 0
-    heads = ["probe", "rows", "value", "95%", "reference", "verdict"]
-    print("\n".join(columns(heads, auditing.lines(document))))
-    if document["failures"]:
-        print(f"{document['failures']} mistakes are in {out / 'failures.jsonl'}. Where do they come from?")
-        print(f"  {document['on']}")
-    print(f"A page: {out / 'report.html'}")
-    return 0

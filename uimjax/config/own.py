@@ -172,7 +172,17 @@ class CheckConfig(Strict):
     batch_size: int = Field(256, ge=1, description="rows scored at once")
 
 
-class AuditConfig(Strict):
+class Unattributed(Strict):
+    """A config by which a model is opened, and no gradient taken."""
+
+    @property
+    def include(self) -> tuple[str, ...]:
+        return ()
+
+    exclude = include
+
+
+class AuditConfig(Unattributed):
     """Weaknesses of the reader's own language model, measured by items that they or public sets give."""
 
     kind: Literal["audit"] = "audit"
@@ -201,14 +211,8 @@ class AuditConfig(Strict):
         """Nothing is differentiated here."""
         return False
 
-    @property
-    def include(self) -> tuple[str, ...]:
-        return ()
 
-    exclude = include
-
-
-class ExaminedConfig(Strict):
+class ExaminedConfig(Unattributed):
     """A classifier of pictures, texts or features, judged on labelled examples: its groups, and small changes."""
 
     kind: Literal["examined"] = "examined"
@@ -239,13 +243,6 @@ class ExaminedConfig(Strict):
     scanned: bool = Field(False, description="layers stacked and compiled once: for deep models")
     remat: bool = Field(False, description="activations computed again on the way back: less memory, more time")
     decay: float = Field(1e-3, description="of a head that is fitted to features, which is not examined here")
-
-    @property
-    def include(self) -> tuple[str, ...]:
-        """Nothing is attributed here."""
-        return ()
-
-    exclude = include
 
 
 class DecisionsConfig(Strict):

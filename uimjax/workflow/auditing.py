@@ -66,14 +66,14 @@ def audit(config: AuditConfig, out: Path, progress: Progress = quiet) -> dict[st
         temporary.write_text("".join(json.dumps(_question(item)) + "\n" for item in failing))
     document = {"model": config.model, "weaknesses": found, "failures": len(failing)}
     store.write_json(out / "audit.json", document | {"config": config.model_dump(mode="json")})
-    audits.write_page(document, out / "report.html", going_on(config, out) if failing else "")
+    audits.write_page(document, out / "report.html", going_on(config.model, out) if failing else "")
     return document
 
 
-def going_on(config: AuditConfig, out: Path) -> str:
+def going_on(model: str, out: Path) -> str:
     """The command that traces what failed."""
     where = shlex.quote(str(out / "failures.jsonl"))
-    return f"uimjax trace --model {shlex.quote(config.model)} --corpus FILES --queries {where}"
+    return f"uimjax trace --model {shlex.quote(model)} --corpus FILES --queries {where}"
 
 
 def _check_suite(config: AuditConfig, groups: dict[str, list[Item]]) -> None:

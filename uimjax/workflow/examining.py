@@ -3,7 +3,6 @@ mistake as a question for a trace.
 """
 
 import json
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from uimjax.report import audits
 from uimjax.store.base import atomic, make_folder
 from uimjax.task import Task
 from uimjax.workflow import decisions
+from uimjax.workflow.auditing import going_on
 
 BYTES = 255.0
 CANNOT = (
@@ -48,22 +48,21 @@ def audit(config: ExaminedConfig, out: Path) -> dict[str, Any]:
     names = np.array([str(name) for name in classes])
     cards = {"accuracy": _accuracy(said == label)}
     for name, group in (("class", names[label]), ("group", np.array(table["source"].to_pylist()).astype(str))):
-        if len(np.unique(group)) > 1:
+        if np.sum(np.unique(group, return_counts=True)[1] >= config.least) > 1:  # else there is nothing to compare
             here, few = decisions.kept(group, config.least, f"the examples by {name}")
             cards[f"worst {name}"] = decisions.worst(names[label][here], names[said][here], group[here], few, config)
     if model.kind == "image":
         for epsilon in config.epsilon:
             cards[f"adversary, {epsilon:g} of 255"] = _attacked(task, params, rows, said == label, epsilon, config)
     wrong = np.flatnonzero(said != label)
-    document = {"model": config.model, "rows": len(label), "weaknesses": cards, "failures": len(wrong),
-                "on": _on(config, out)}  # fmt: skip
+    document = {"model": config.model, "rows": len(label), "weaknesses": cards, "failures": len(wrong)}
     make_folder(out)
     with atomic(out / "failures.jsonl") as temporary:
         temporary.write_text(
             "".join(json.dumps(its) + "\n" for its in _mistakes(held, model.kind, wrong, said, names, out))
         )
     store.write_json(out / "audit.json", document | {"config": config.model_dump(mode="json")})
-    audits.write_page(document, out / "report.html", document["on"] if len(wrong) else "")
+    audits.write_page(document, out / "report.html", going_on(config.model, out) if len(wrong) else "")
     return document
 
 
@@ -118,9 +117,3 @@ def _save(path: Path, pixels: np.ndarray) -> None:
 
     make_folder(path.parent)
     Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(path)
-
-
-def _on(config: ExaminedConfig, out: Path) -> str:
-    """The command that traces the mistakes."""
-    where = shlex.quote(str(out / "failures.jsonl"))
-    return f"uimjax trace --model {shlex.quote(config.model)} --corpus FILES --queries {where}"
