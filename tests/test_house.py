@@ -93,9 +93,9 @@ INSIDE = {
         "kronecker", "products", "lanczos", "operator", "harmonic", "adam",
     ],
     "uimjax.commands": [
-        "base", "names", "sources", "logs", "ask", "auditing", "checkpoints", "curvature", "curves", "dynamics",
-        "failures", "index", "judge", "mending", "plan", "readings", "representation", "scaling", "tuning", "story",
-        "understand",
+        "base", "names", "flags", "flags_studies", "parsing", "sources", "logs", "ask", "auditing", "checkpoints",
+        "curvature", "curves", "dynamics", "failures", "index", "judge", "mending", "plan", "readings",
+        "representation", "scaling", "tuning", "story", "understand",
     ],
     "uimjax.workflow": [
         "base", "vision", "text", "reopening", "recording", "noise", "seeded", "suite_text", "suite_vision", "suite",
