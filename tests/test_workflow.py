@@ -99,6 +99,25 @@ def test_stopped_by_a_signal_it_says_how_to_continue_and_does(tmp_path):
     assert "run the same command again to continue" in err
 
 
+def test_stopped_the_interpreter_is_not_taken_apart_below_running_programs(monkeypatch, capsys):
+    """Once in twenty stops it ended with a segmentation fault in the place of exit code 75."""
+    left = []
+
+    def leave(code):
+        left.append(code)
+        raise SystemExit(99)
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os._exit", leave)
+    monkeypatch.setattr("uimjax.cli._command_of", lambda _name: stopped)
+    with pytest.raises(SystemExit, match="99"):
+        cli.main(["doctor"])
+    assert left == [75]
+    assert "run the same command again" in capsys.readouterr().err
+
+
 def test_unknown_keys_methods_and_values_are_refused_with_the_nearest(tmp_path):
     with pytest.raises(ConfigError, match=r"unknown key 'trian'; did you mean 'train'\?"):
         parse(RunConfig, {"trian": {}}, "c.yaml")

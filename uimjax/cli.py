@@ -1,9 +1,11 @@
 """The command line: parse, call, print. Heavy imports happen inside the commands, so `--help` is instant."""
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
@@ -34,8 +36,17 @@ def main(argv: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         signal.alarm(0)
         print("uimjax: stopped. What was finished is kept; run the same command again to continue.", file=sys.stderr)
-        code = 75
+        _leave(75)
     sys.exit(code)
+
+
+def _leave(code: int) -> None:
+    """Now: a program of XLA may still run on its own threads, and the interpreter that was taken apart below it ended,
+    once in twenty times, with a segmentation fault in the place of the exit code."""
+    with suppress(OSError):  # nobody may read them any more
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
 
 
 def _stopped(*_: object) -> None:
