@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from scipy.sparse.csgraph import connected_components
 
-from uimjax.corpora.duplicates import near_duplicates, shingles
+from uimjax.corpora import duplicates
+from uimjax.corpora.duplicates import near_duplicates, shingles, signatures
+from uimjax.corpora.wording import words_of
 from uimjax.errors import UsageError
 
 
@@ -54,13 +56,29 @@ def test_what_is_asked_wrongly(monkeypatch):
     plain = builtins.__import__
 
     def without(name, *more):
-        if name == "datasketch":
+        if name == "rensa":
             raise ImportError(name)
         return plain(name, *more)
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(UsageError, match=r"pip install 'uimjax\[text\]'"):
         near_duplicates(["a"])
+
+
+def test_the_estimate_is_the_share_of_common_shingles(rng):
+    """Mean and spread of 128 hashes: unbiased, standard error sqrt(J (1 - J) / 128)."""
+    for kept in (0.95, 0.8, 0.4):
+        errors = []
+        for _ in range(100):
+            words = [f"w{n}" for n in rng.integers(10**6, size=300)]
+            cut = int(300 * kept)
+            one, two = " ".join(words), " ".join(words[:cut] + [f"x{n}" for n in rng.integers(10**6, size=300 - cut)])
+            made = signatures(words_of([one, two]))
+            a, b = shingles(one), shingles(two)
+            true = len(a & b) / len(a | b)
+            errors.append(((made[0] == made[1]).mean() - true) / np.sqrt(true * (1 - true) / 128))
+        assert abs(np.mean(errors)) < 0.35
+        assert 0.7 < np.std(errors) < 1.3
 
 
 def test_pairs_just_above_the_threshold_are_found(rng):
@@ -70,14 +88,23 @@ def test_pairs_just_above_the_threshold_are_found(rng):
         words = [f"w{n}" for n in rng.integers(10**6, size=300)]
         changed = words[: 300 - 33] + [f"x{n}" for n in rng.integers(10**6, size=33)]
         one, two = " ".join(words), " ".join(changed)
-        from datasketch import MinHash
-
-        made = [MinHash(num_perm=128, seed=1) for _ in range(2)]
-        for its, text in zip(made, (one, two), strict=True):
-            parts = text.split()
-            its.update_batch(["\x1f".join(parts[k : k + 5]).encode() for k in range(len(parts) - 4)])
-        if made[0].jaccard(made[1]) >= 0.8:
+        made = signatures(words_of([one, two]))
+        if (made[0] == made[1]).mean() >= 0.8:
             joined = near_duplicates([one, two], 0.8).tolist() == [0, 0]
             found, lost = found + joined, lost + (not joined)
     assert found > 10
     assert lost <= 1
+
+
+@pytest.mark.parametrize("limits", [{"AT_ONCE": 7}, {"BLOCK": 50}, {"NEAR": 2}])
+def test_groups_do_not_depend_on_what_is_held_at_once(rng, monkeypatch, limits):
+    made = texts(rng)
+    want = near_duplicates(made, 0.7)
+    for name, value in limits.items():
+        monkeypatch.setattr(duplicates, name, value)
+    np.testing.assert_array_equal(near_duplicates(made, 0.7), want)
+
+
+def test_many_copies_of_one_text_are_one_group():
+    text = " ".join(f"w{k}" for k in range(60))
+    assert near_duplicates([text, "another one entirely"] * 40, 0.9).tolist() == [0, 1] * 40

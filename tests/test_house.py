@@ -66,7 +66,7 @@ INSIDE = {
     "uimjax.corpora": [
         "base", "truth", "handwritten", "files", "plants", "tokenizer", "documents", "library", "text_plants",
         "suite_lines", "suite_questions", "text_suite", "picture_suite", "texts", "pieces", "pretokenised", "hub",
-        "prepared", "duplicates", "arrays",
+        "prepared", "wording", "duplicates", "arrays",
         "preparing", "examples", "labelled", "features",
     ],
     "uimjax.models": ["attention", "blocks", "decoder", "own", "encoders", "classifiers", "resnets"],
