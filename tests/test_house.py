@@ -43,7 +43,7 @@ FLOORS = [
     ["uimjax.training", "uimjax.pretrained"],
     ["uimjax.understand.representation", "uimjax.understand.scaling"],
     ["uimjax.interpret"],
-    ["uimjax.answers"],
+    ["uimjax.answers", "uimjax.census"],
     ["uimjax.mitigate", "uimjax.audit"],
     ["uimjax.report"],
     ["uimjax.workflow", "uimjax.doctor"],
@@ -69,6 +69,9 @@ INSIDE = {
         "prepared", "wording", "duplicates", "arrays",
         "preparing", "examples", "labelled", "features",
     ],
+    "uimjax.census": [
+        "personal", "together", "contamination", "sampling", "tongues", "wordy", "counting", "pool", "card",
+    ],
     "uimjax.models": ["attention", "blocks", "decoder", "own", "encoders", "classifiers", "resnets"],
     "uimjax.pretrained": [
         "base", "decoders", "encoders", "folder", "words", "adapters", "loading", "pictures", "saving",
@@ -82,6 +85,7 @@ INSIDE = {
     "uimjax.report": [
         "tables", "summary", "judgements", "markup", "rendering", "suite", "charts", "figures", "figures_dynamics",
         "figures_representation", "figures_scaling", "understood", "page", "answers", "mistakes", "audits",
+        "census", "datacard",
     ],
     "uimjax.audit": [
         "base", "backdoor", "behaviour", "leak", "membership", "fairness", "robustness", "bias", "generalization",
@@ -100,7 +104,7 @@ INSIDE = {
     "uimjax.workflow": [
         "base", "vision", "text", "reopening", "recording", "noise", "seeded", "suite_text", "suite_vision", "suite",
         "edits", "acting", "curating", "augmenting", "mending", "members", "auditing", "decisions", "examining",
-        "tuning",
+        "beside", "surveying", "tuning",
     ],
     "uimjax.understand.dynamics": [
         "signals", "collector", "gradients", "stepping", "scoring", "table", "averaging", "logs", "elsewhere", "labels",

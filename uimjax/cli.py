@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
+from typing import NoReturn
 
 from uimjax.commands.names import STAGES
 from uimjax.commands.parsing import parser
@@ -40,7 +41,7 @@ def main(argv: list[str] | None = None) -> None:
     sys.exit(code)
 
 
-def _leave(code: int) -> None:
+def _leave(code: int) -> NoReturn:
     """Now: a program of XLA may still run on its own threads, and the interpreter that was taken apart below it ended,
     once in twenty times, with a segmentation fault in the place of the exit code."""
     with suppress(OSError):  # nobody may read them any more

@@ -1,4 +1,4 @@
-"""`uimjax audit --model DIR --items FILES`, `--predictions FILE`: a scorecard, and questions for a trace."""
+"""`uimjax audit --model DIR --items FILES`, `--predictions FILE`, `--data FILES`: scorecards and a corpus card."""
 
 import argparse
 from pathlib import Path
@@ -15,6 +15,8 @@ def audit(args: argparse.Namespace, rest: list[str]) -> int:
     from uimjax.workflow import auditing, base, decisions, examining
 
     values = _values(args)
+    if values["kind"] == "census":
+        return _census(args, values, rest)
     out = Path(args.out or (args.target if args.target and Path(args.target).is_dir() else "runs/audit"))
     if values["kind"] == "decisions":
         config: Any = override(DecisionsConfig, values, rest)
@@ -38,24 +40,46 @@ def audit(args: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
+def _census(args: argparse.Namespace, values: dict[str, Any], rest: list[str]) -> int:
+    """A corpus card."""
+    from uimjax.config import CensusConfig
+    from uimjax.progress import quiet, shown
+    from uimjax.report import census
+    from uimjax.workflow import base, surveying
+
+    out = Path(args.out or (args.target if args.target and Path(args.target).is_dir() else "runs/census"))
+    config = override(CensusConfig, values, rest)
+    document = surveying.survey(config, out, quiet if args.json else shown)
+    base.write_lock(out, config, {})
+    if args.json:
+        print(as_json(document | {"out": str(out)}))
+        return 0
+    print("\n".join(f"  {line}" for line in census.facts(document)))
+    print(f"A page: {out / 'report.html'}; a dataset card: {out / 'README.md'}; rows: {out}/*.parquet")
+    return 0
+
+
 def _values(args: argparse.Namespace) -> dict[str, Any]:
     """What was given, by flags, by a config or by the folder of an audit."""
     from uimjax.config import LOCK, read_yaml
 
     if args.target:
-        if args.model or args.items or args.examples or args.predictions:
-            raise UsageError(
-                f"--model, --items, --examples and --predictions stand for a config, and {args.target} is one"
-            )
+        if args.model or args.items or args.examples or args.predictions or args.data:
+            raise UsageError(f"--model, --items, --examples, --predictions and --data stand for a config, and "
+                             f"{args.target} is one")  # fmt: skip
         target = Path(args.target)
         return read_yaml(target) if target.is_file() else read_yaml(target / LOCK)["config"]
+    if args.data:
+        if args.model or args.items or args.examples or args.predictions:
+            raise UsageError("--data is of a corpus alone; leave --model, --items, --examples and --predictions out")
+        return {"kind": "census", "data": args.data}
     if args.predictions:
         if args.model or args.items or args.examples:
             raise UsageError("--predictions is of decisions alone; leave --model, --items and --examples out")
         return {"kind": "decisions", "predictions": args.predictions}
     if not args.model:
-        raise UsageError("--model FOLDER with --items, --members or --examples FILES, or --predictions FILE, is wanted "
-                         "(or a config, or the folder of a run)")  # fmt: skip
+        raise UsageError("--model FOLDER with --items, --members or --examples FILES, --predictions FILE, or --data "
+                         "FILES, is wanted (or a config, or the folder of a run)")  # fmt: skip
     if args.examples and args.items:
         raise UsageError("--items are of a language model, --examples of a classifier; one of them was wanted")
     if args.examples:

@@ -61,7 +61,9 @@ def parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
                            "in a folder of its name in --out (runs/understand); without any, the digits")  # fmt: skip
     new = commands.add_parser("new", help="write a commented config into this folder")
     new.add_argument(
-        "kind", help="run, text, index, trace, check, failures, classified, sweep, noise, suite, mend or tune"
+        "kind",
+        help="run, text, index, trace, check, failures, classified, sweep, noise, suite, mend, tune, audit, "
+        "decisions, examined or census",
     )
     topic = commands.add_parser("help", help="print a page of the shipped docs")
     topic.add_argument("topic", nargs="?", help="the page; without it, the list")
@@ -81,6 +83,7 @@ def _stage(stage: argparse.ArgumentParser, name: str, argv: Sequence[str]) -> No
         if not _begins_with_flags(argv):
             stage.add_argument("target", nargs="?", help="a YAML config, or the folder of a run; or instead:")
         stage.add_argument("--model", help="a checkpoint folder, or pkg.module:function returning a Flax module")
+        stage.add_argument("--data", nargs="+", help="or a corpus, without any model: files of documents, or folders")
         stage.add_argument("--predictions", help="or a table of label, predicted and group; nothing else is opened")
         stage.add_argument("--examples", nargs="+", help="of a classifier: labelled pictures or texts")
         stage.add_argument("--items", nargs="+", help="files of items: bad and good answers (`uimjax help audit`)")
@@ -136,5 +139,5 @@ def _begins_with_flags(argv: Sequence[str]) -> bool:
     return (
         len(argv) > 1
         and argv[1].startswith("-")
-        and bool(given & {"--model", "--corpus", "--queries", "--items", "--predictions"})
+        and bool(given & {"--model", "--corpus", "--queries", "--items", "--predictions", "--data"})
     )

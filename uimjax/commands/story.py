@@ -76,8 +76,8 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
 
 def _of_own_audit(args: argparse.Namespace) -> bool:
     """And no stage of a story: by flags, or by a config of that kind."""
-    given = args.model or args.items or args.examples or args.predictions or not args.target
-    return bool(given) or _kind(Path(args.target)) in ("audit", "decisions", "examined")
+    given = args.model or args.items or args.examples or args.predictions or args.data or not args.target
+    return bool(given) or _kind(Path(args.target)) in ("audit", "decisions", "examined", "census")
 
 
 def _kind(target: Path) -> str | None:

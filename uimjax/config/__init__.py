@@ -5,6 +5,7 @@ from uimjax.config.kinds import KINDS, OWN, STORIES, commented, kind_of
 from uimjax.config.mends import MendConfig
 from uimjax.config.own import (
     AuditConfig,
+    CensusConfig,
     CheckConfig,
     ClassifiedConfig,
     DecisionsConfig,
@@ -19,8 +20,9 @@ from uimjax.config.suites import Plan, SuiteConfig, VisionSuiteChoice, quick
 from uimjax.config.tunings import TuneConfig
 
 __all__ = [
-    "KINDS", "LOCK", "OWN", "STORIES", "AuditConfig", "CheckConfig", "ClassifiedConfig", "DecisionsConfig",
-    "DemoConfig", "ExaminedConfig", "FailuresConfig", "IndexConfig", "MendConfig", "MitigateChoice", "NoiseConfig",
+    "KINDS", "LOCK", "OWN", "STORIES", "AuditConfig", "CensusConfig", "CheckConfig", "ClassifiedConfig",
+    "DecisionsConfig", "DemoConfig", "ExaminedConfig", "FailuresConfig", "IndexConfig", "MendConfig", "MitigateChoice",
+    "NoiseConfig",
     "Plan", "RunConfig", "SuiteConfig", "SweepConfig", "TextConfig", "TraceChoice", "TraceConfig", "TrainChoice",
     "TuneConfig", "VisionSuiteChoice", "commented", "kind_of", "parse", "quick", "read_yaml",
 ]  # fmt: skip

@@ -10,6 +10,7 @@ from uimjax.config.base import Strict
 from uimjax.config.mends import MendConfig
 from uimjax.config.own import (
     AuditConfig,
+    CensusConfig,
     CheckConfig,
     ClassifiedConfig,
     DecisionsConfig,
@@ -28,7 +29,7 @@ KINDS: dict[str, type[Strict]] = {
     "run": RunConfig, "text": TextConfig, "index": IndexConfig, "trace": TraceConfig, "check": CheckConfig,
     "failures": FailuresConfig, "classified": ClassifiedConfig, "sweep": SweepConfig, "noise": NoiseConfig,
     "suite": SuiteConfig, "mend": MendConfig, "tune": TuneConfig, "audit": AuditConfig, "decisions": DecisionsConfig,
-    "examined": ExaminedConfig,
+    "examined": ExaminedConfig, "census": CensusConfig,
 }  # fmt: skip
 COMMANDS = {
     "index": "index build",
@@ -43,6 +44,7 @@ COMMANDS = {
     "audit": "audit",
     "decisions": "audit",
     "examined": "audit",
+    "census": "audit",
 }  # of a kind; the others are run
 
 
@@ -50,7 +52,7 @@ STORIES: dict[str, type[Strict]] = {"vision": RunConfig, "text": TextConfig, "su
 OWN: dict[str, type[Strict]] = {
     name: KINDS[name]
     for name in COMMANDS
-    if name not in ("sweep", "noise", "mend", "tune", "audit", "decisions", "examined")
+    if name not in ("sweep", "noise", "mend", "tune", "audit", "decisions", "examined", "census")
 }  # of the reader's own model
 
 

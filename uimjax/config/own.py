@@ -212,6 +212,31 @@ class AuditConfig(Unattributed):
         return False
 
 
+class CensusConfig(Strict):
+    """What a corpus holds, before any model: a card of its sources, copies, languages, people, personal data."""
+
+    kind: Literal["census"] = "census"
+    data: tuple[str, ...] = Field(description="files of documents, or folders of them (`uimjax help corpora`)")
+    text_column: str = Field("text", description="column that holds the text")
+    id_column: str = Field("", description="names of the documents; none: FILE:ROW")
+    source_column: str = Field("", description="where they are from; none: a column `source`, or the file's name")
+    label_column: str = Field("", description="classes, whose wrong labels are estimated; none: there are none")
+    near: float = Field(0.8, ge=0, lt=1, description="documents as alike as that are near copies; 0: not looked for")
+    languages: bool = Field(True, description="of the sample, told by py3langid")
+    terms: str = Field("", description="YAML of groups and attributes; none: the lists that are shipped")
+    toxicity: str = Field("", description="labelled texts that a classifier of toxic ones is trained on; none: none is")
+    toxicity_text: str = Field("text", description="its column of texts")
+    toxicity_label: str = Field("label", description="its column of labels")
+    toxic: tuple[str, ...] = Field((), description="the labels that mean toxic; none: 1, of labels 0 and 1")
+    evaluation: tuple[str, ...] = Field((), description="evaluation sets: do their items stand in the corpus?")
+    evaluation_column: str = Field("text", description="their column of texts")
+    sample: int = Field(20_000, ge=100, description="documents that languages, toxicity and labels are told by")
+    workers: int = Field(0, ge=0, description="processes; 0: as many as the machine has cores")
+    seed: int = Field(0, ge=0, description="of the sample and of the classifiers' folds")
+    name: str = Field("", description="of the dataset, on its card; none: that of the first file")
+    licence: str = Field("", description="of the dataset, on its card")
+
+
 class ExaminedConfig(Unattributed):
     """A classifier of pictures, texts or features, judged on labelled examples: its groups, and small changes."""
 

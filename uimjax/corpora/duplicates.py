@@ -83,7 +83,7 @@ def check_threshold(threshold: float) -> None:
 
 def signatures(words: Words) -> np.ndarray:
     """`[D, 128]` uint32: the smallest hash of each text's shingles, by 128 hash functions (rensa)."""
-    from rensa import RMinHash
+    from rensa import RMinHash  # pyright: ignore[reportAttributeAccessIssue]  # a compiled module
 
     runs = runs_of(words, GRAM)
     if len(words.starts) == 1:

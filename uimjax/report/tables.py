@@ -1,6 +1,6 @@
 """Readable tables of a run: scores and loss dynamics as Parquet with checked pages."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,3 +46,9 @@ def write_documents(path: Path, documents: Sequence[Document]) -> None:
     """The training corpus as it is, plants included: `row_id`, `path`, `line`, `column`, `text`."""
     columns = {name: [getattr(d, name) for d in documents] for name in ("path", "line", "column", "text")}
     _write(path, {"row_id": np.arange(len(documents))} | columns)
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
+    """A Parquet file of rows that have these columns, of none too. Raises OutputError."""
+    with atomic(path) as temporary:
+        pq.write_table(pa.table({name: [row[name] for row in rows] for name in names}), temporary)
