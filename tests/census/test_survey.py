@@ -138,7 +138,7 @@ def test_toxicity_and_labels(tmp_path, rng):
     wrong = {f"c.jsonl:{k}" for k, (one, foul_words) in pairs if (one["kind"] == "bad") != foul_words}
     assert found["labels"]["wrong"] == pytest.approx(len(wrong), abs=8)
     named = {row["id"] for row in pq.read_table(tmp_path / "o" / "labels.parquet").to_pylist()}
-    assert len(named & wrong) > 0.9 * len(wrong)
+    assert len(named & wrong) > 0.8 * len(wrong)
     assert len(named & wrong) > 0.8 * len(named)
     other = written(tmp_path / "u.jsonl", [one | {"text": f"elsewhere {one['text']}"} for one in labelled])
     unlike = survey(CensusConfig(data=(data,), toxicity=other, languages=False), tmp_path / "u")["toxicity"]
