@@ -139,7 +139,7 @@ def test_toxicity_and_labels(tmp_path, rng):
     assert found["labels"]["wrong"] == pytest.approx(len(wrong), abs=8)
     named = {row["id"] for row in pq.read_table(tmp_path / "o" / "labels.parquet").to_pylist()}
     assert len(named & wrong) > 0.8 * len(wrong)
-    assert len(named & wrong) > 0.8 * len(named)
+    assert len(named & wrong) > 0.75 * len(named), "of documents drawn blindly 12%"
     other = written(tmp_path / "u.jsonl", [one | {"text": f"elsewhere {one['text']}"} for one in labelled])
     unlike = survey(CensusConfig(data=(data,), toxicity=other, languages=False), tmp_path / "u")["toxicity"]
     assert unlike["unlike"] > 0.95

@@ -29,8 +29,12 @@ class Learned(NamedTuple):
     classes: list[str]
 
 
-def learn(texts: Sequence[str], labels: Sequence[str], seed: int) -> Learned:
-    """Raises DataError: fewer than two classes, or one of fewer than five texts."""
+def learn(texts: Sequence[str], labels: Sequence[str], seed: int, balanced: bool = False) -> Learned:
+    """`balanced`: rows of rare classes count more, so that a probability is no share of what is there.
+
+    Raises
+        DataError: fewer than two classes, or one of fewer than five texts.
+    """
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
     classes, y = np.unique(np.asarray(labels), return_inverse=True)
@@ -39,18 +43,20 @@ def learn(texts: Sequence[str], labels: Sequence[str], seed: int) -> Learned:
         raise DataError(f"labels {dict(zip(classes.tolist(), counts.tolist(), strict=True))}: two classes of {FOLDS} "
                         "texts and more were wanted")  # fmt: skip
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
-    held_out = cross_val_predict(_made(), list(texts), y, cv=folds, method="predict_proba")
-    return Learned(_made().fit(list(texts), y), np.asarray(held_out), classes.tolist())
+    held_out = cross_val_predict(_made(balanced), list(texts), y, cv=folds, method="predict_proba")
+    return Learned(_made(balanced).fit(list(texts), y), np.asarray(held_out), classes.tolist())
 
 
-def _made() -> Any:
+def _made(balanced: bool) -> Any:
     from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
 
     words = HashingVectorizer(ngram_range=(1, 2), alternate_sign=False, n_features=1 << 18)
     return make_pipeline(
-        words, TfidfTransformer(sublinear_tf=True), LogisticRegression(C=10.0, max_iter=300, class_weight="balanced")
+        words,
+        TfidfTransformer(sublinear_tf=True),
+        LogisticRegression(C=10.0, max_iter=300, class_weight="balanced" if balanced else None),
     )
 
 

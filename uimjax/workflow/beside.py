@@ -67,7 +67,7 @@ def toxicity(config: CensusConfig) -> Toxic:
         raise UsageError(f"{config.toxicity}: labels {', '.join(sorted(labels)[:10])}; which of them are toxic? "
                          f"--toxic {' '.join(sorted(labels - {'0'})[:1])} ...")  # fmt: skip
     truth = np.array([label in toxic for _, label in rows])
-    learned = wordy.learn([t for t, _ in rows], [str(int(y)) for y in truth], config.seed)
+    learned = wordy.learn([t for t, _ in rows], [str(int(y)) for y in truth], config.seed, balanced=True)
     return Toxic(learned, truth, [t for t, _ in rows], int(np.median([len(t) for t, _ in rows])))
 
 
