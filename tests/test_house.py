@@ -43,7 +43,7 @@ FLOORS = [
     ["uimjax.training", "uimjax.pretrained"],
     ["uimjax.understand.representation", "uimjax.understand.scaling"],
     ["uimjax.interpret"],
-    ["uimjax.answers", "uimjax.census"],
+    ["uimjax.answers", "uimjax.census", "uimjax.study"],
     ["uimjax.mitigate", "uimjax.audit"],
     ["uimjax.report"],
     ["uimjax.workflow", "uimjax.doctor"],
@@ -69,6 +69,7 @@ INSIDE = {
         "prepared", "wording", "duplicates", "arrays",
         "preparing", "examples", "labelled", "features",
     ],
+    "uimjax.study": ["outputs", "sheets", "agreement", "effect", "power", "judging"],
     "uimjax.census": [
         "personal", "together", "contamination", "sampling", "tongues", "wordy", "counting", "pool", "card",
     ],
@@ -85,7 +86,7 @@ INSIDE = {
     "uimjax.report": [
         "tables", "summary", "judgements", "markup", "rendering", "suite", "charts", "figures", "figures_dynamics",
         "figures_representation", "figures_scaling", "understood", "page", "answers", "mistakes", "audits",
-        "census", "datacard",
+        "census", "datacard", "form", "studied",
     ],
     "uimjax.audit": [
         "base", "backdoor", "behaviour", "leak", "membership", "fairness", "robustness", "bias", "generalization",
@@ -97,14 +98,14 @@ INSIDE = {
         "kronecker", "products", "lanczos", "operator", "harmonic", "adam",
     ],
     "uimjax.commands": [
-        "base", "names", "flags", "flags_studies", "parsing", "sources", "logs", "ask", "auditing", "checkpoints",
-        "curvature", "curves", "dynamics", "failures", "index", "judge", "mending", "plan", "readings",
-        "representation", "scaling", "tuning", "story", "understand",
+        "base", "names", "flags", "flags_studies", "flags_people", "parsing", "sources", "logs", "ask", "auditing",
+        "checkpoints", "curvature", "curves", "dynamics", "failures", "index", "judge", "mending", "plan", "readings",
+        "representation", "scaling", "tuning", "story", "study", "understand",
     ],
     "uimjax.workflow": [
         "base", "vision", "text", "reopening", "recording", "noise", "seeded", "suite_text", "suite_vision", "suite",
         "edits", "acting", "curating", "augmenting", "mending", "members", "auditing", "decisions", "examining",
-        "beside", "surveying", "tuning",
+        "beside", "surveying", "studying", "tuning",
     ],
     "uimjax.understand.dynamics": [
         "signals", "collector", "gradients", "stepping", "scoring", "table", "averaging", "logs", "elsewhere", "labels",

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from uimjax import __version__
+from uimjax.commands import flags_people
 from uimjax.commands.flags import actions_of, command, of_several
 from uimjax.commands.flags_studies import dynamics, representation, scaling
 from uimjax.commands.names import PARTS, STAGES
@@ -59,6 +60,7 @@ def parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
     if argv[1:2] and not argv[1].startswith("-"):  # a value of a flag would be taken for it
         study.add_argument("targets", nargs="*", help="YAML configs (`uimjax new noise`); of several one page, each "
                            "in a folder of its name in --out (runs/understand); without any, the digits")  # fmt: skip
+    flags_people.study(commands)
     new = commands.add_parser("new", help="write a commented config into this folder")
     new.add_argument(
         "kind",
