@@ -103,8 +103,8 @@ INSIDE = {
         "representation", "scaling", "tuning", "story", "study", "understand",
     ],
     "uimjax.workflow": [
-        "base", "vision", "text", "reopening", "recording", "noise", "seeded", "suite_text", "suite_vision", "suite",
-        "edits", "acting", "curating", "augmenting", "mending", "members", "auditing", "decisions", "examining",
+        "saying", "base", "vision", "text", "reopening", "recording", "noise", "seeded", "suite_text", "suite_vision",
+        "suite", "edits", "acting", "curating", "augmenting", "mending", "members", "auditing", "decisions", "examining",
         "beside", "surveying", "studying", "tuning",
     ],
     "uimjax.understand.dynamics": [

@@ -81,16 +81,41 @@ def continued(
         raise UsageError("rows are continued by the model's logits, and the task has no outputs")
     if not 0 < prompt < 1 or not temperature > 0:
         raise UsageError(f"prompt={prompt}, temperature={temperature} arrived; (0, 1) and above 0 were wanted")
-    program, parts, size = _writer(task, temperature), [], min(batch_size, row.count(rows))
-    for number, batch in enumerate(row.batches(rows, size)):
-        counted = np.asarray(batch.rows["counted"]) > 0
-        starts = np.maximum(1, np.floor(prompt * counted.sum(1))).astype(np.int32)
-        keys = jax.vmap(lambda k: jax.random.fold_in(jax.random.key(seed), k))(number * size + np.arange(size))
-        made = program(params, batch.rows, starts, counted.sum(1).max(), keys)  # a key of its own for each row
-        parts.append(np.asarray(made)[: int(batch.mask.sum())])
-    tokens = np.concatenate(parts)
     given, counted = np.asarray(rows["tokens"]), np.asarray(rows["counted"])
+    many = (counted > 0).sum(1)
+    starts = np.maximum(1, np.floor(prompt * many)).astype(np.int32)
+    tokens = _written(task, params, rows, starts, many, temperature, seed, batch_size)
     return {"tokens": np.where(counted > 0, tokens, given).astype(given.dtype), "counted": counted.copy()}
+
+
+def answered(task: Task, params: Any, rows: Any, tokens: int, batch_size: int = 8) -> list[np.ndarray]:
+    """What the model says by greedy decoding from the first counted token of each row on, ids of at most so many tokens
+    (a row ends at its length).
+
+    Raises:
+        UsageError: the task has no outputs (logits `[T, V]`).
+    """
+    if task.outputs is None:
+        raise UsageError("an answer is decoded from the model's logits, and the task has no outputs")
+    starts = np.maximum(1, np.asarray(rows["counted"]).argmax(1)).astype(np.int32)
+    stops = np.minimum(starts + tokens, np.asarray(rows["tokens"]).shape[1])
+    made = _written(task, params, rows, starts, stops, 0.0, 0, batch_size)
+    return [line[a:b] for line, a, b in zip(made, starts, stops, strict=True)]
+
+
+def _written(
+    task: Task, params: Any, rows: Any, starts: np.ndarray, stops: np.ndarray, temperature: float, seed: int,
+    batch_size: int,
+) -> np.ndarray:  # fmt: skip
+    """Tokens `[N, T]`, those from `starts` to `stops` `[N]` as the model says; a key of its own for each row."""
+    program, parts, size = _writer(task, temperature), [], min(batch_size, row.count(rows))
+    places = {"rows": rows, "starts": starts, "stops": np.asarray(stops)}
+    for number, batch in enumerate(row.batches(places, size)):
+        keys = jax.vmap(lambda k: jax.random.fold_in(jax.random.key(seed), k))(number * size + np.arange(size))
+        last = np.asarray(batch.rows["stops"]).max()
+        made = program(params, batch.rows["rows"], batch.rows["starts"], last, keys)
+        parts.append(np.asarray(made)[: int(batch.mask.sum())])
+    return np.concatenate(parts)
 
 
 @functools.lru_cache(maxsize=4)
@@ -103,9 +128,11 @@ def _writer(task: Task, temperature: float):
             logits = jax.vmap(lambda k: outputs(params, {**row_at(k), "tokens": tokens[k]})[t - 1])(
                 jnp.arange(len(tokens))
             )
-            drawn = jax.vmap(lambda key, z: jax.random.categorical(jax.random.fold_in(key, t), z))(
-                keys, logits.astype(jnp.float32) / temperature
-            )
+            drawn = jnp.argmax(logits, -1)
+            if temperature:
+                drawn = jax.vmap(lambda key, z: jax.random.categorical(jax.random.fold_in(key, t), z))(
+                    keys, logits.astype(jnp.float32) / temperature
+                )
             return tokens.at[:, t].set(jnp.where(t >= starts, drawn, tokens[:, t]).astype(tokens.dtype))
 
         row_at = lambda k: jax.tree.map(lambda x: x[k], rows)  # noqa: E731  # once

@@ -31,18 +31,22 @@ from uimjax.progress import Progress
 from uimjax.references import call
 from uimjax.report import tables
 from uimjax.store.base import atomic
+from uimjax.study.outputs import BEFORE, write_outputs
+from uimjax.study.outputs import FILE as OUTPUTS
 from uimjax.task import SIGN, Task
+from uimjax.workflow.saying import Voice
 
 STAGES = ("train", "audit", "trace", "mitigate")
 TRACED = ("scores.parquet", "null.parquet", "trace.json", "edit-traced.json")
-MITIGATED = ("outcomes.json", "causal.json", "scorecard.json", "edit-oracle.json")
+MITIGATED = (OUTPUTS, "outcomes.json", "causal.json", "scorecard.json", "edit-oracle.json")
 
 
 @dataclass(frozen=True)
 class Failure:
     """One planted failure on its way through the loop: where its files are, and what measures and mends it.
 
-    `data` are the training rows; `outcome` measures new parameters; `seeds` repeat every edit.
+    `data` are the training rows; `outcome` measures new parameters, `voice` lets them speak; `seeds` repeat every
+    edit.
     """
 
     folder: Path
@@ -53,6 +57,7 @@ class Failure:
     train: TrainChoice
     seeds: tuple[int, ...]
     outcome: Callable[[Any], proof.Outcome]
+    voice: Voice
 
     @property
     def truth(self) -> Path:
@@ -228,11 +233,15 @@ def carry_out(failure: Failure, params: Any, causal: Callable[[Edit], proof.Outc
     count = len(next(iter(scores.values())))
     edit.write_edit(folder / "edit-oracle.json", planted)
     outcomes: dict[str, dict[str, list[Any]]] = {}
+    said = {BEFORE: failure.voice.says(params)}
     for name, seed in progress(_jobs(choice, failure.seeds), "mitigating", unit="edits"):
         for made in (traced, planted, edit.random_edit(count, len(traced.rows), seed)):
             how = fix(choice, failure.train, name)
-            after = failure.outcome(edit.apply_edit(failure.task, params, failure.data, made, how, seed))
-            outcomes.setdefault(name, {}).setdefault(made.arm, []).append(after._asdict())
+            after = edit.apply_edit(failure.task, params, failure.data, made, how, seed)
+            outcomes.setdefault(name, {}).setdefault(made.arm, []).append(failure.outcome(after)._asdict())
+            if (name, seed) == (choice.method, failure.seeds[0]):
+                said[made.arm] = failure.voice.says(after)
+    write_outputs(folder / OUTPUTS, failure.voice.outputs(said))
     store.write_json(folder / "outcomes.json", outcomes)
     store.write_json(folder / "causal.json", causal(planted)._asdict())
     base_rate, found = scorecard.scorecard(failure.truth, failure.decided, scores)

@@ -27,8 +27,10 @@ from uimjax.mitigate.edit import Edit
 from uimjax.mitigate.relearning import Relearning, relearn
 from uimjax.progress import Progress, quiet
 from uimjax.store.base import make_folder
+from uimjax.study.outputs import AFTER, BEFORE, write_outputs
+from uimjax.study.outputs import FILE as OUTPUTS
 from uimjax.task import Task
-from uimjax.workflow import acting, augmenting, base, curating
+from uimjax.workflow import acting, augmenting, base, curating, saying
 from uimjax.workflow.acting import Arm, Plan
 from uimjax.workflow.edits import EDIT, Case, open_case, read_edit
 
@@ -99,7 +101,7 @@ def mend(config: MendConfig, out: Path, progress: Progress = quiet) -> dict[str,
     else:
         plan = acting.plan_edit(case, config, traced)
     clean = _clean(config, case, work, plan)
-    base.keep_or_clear(out, key, CLEARED, (DONE,))
+    base.keep_or_clear(out, key, CLEARED, (DONE, OUTPUTS))
     for other in (out / PLANS).glob("*"):
         if other != work:
             shutil.rmtree(other)
@@ -128,11 +130,16 @@ def _carried_out(
     jobs = [(arm, number) for arm in plan.arms for number in range(config.seeds)]
     found: dict[str, list[dict[str, Any]]] = {}
     saved, again, own = "", {}, plan.arms[0].name
+    voice = saying.of_failures(case.subject.task, case.failures, case.subject.tokenizer)
+    said = {BEFORE: voice.says(case.subject.params)}
     for arm, number in progress(jobs, "mitigating", unit="edits"):
         params = arm.carry(config.seed + number, out / "steps" / f"{arm.name}-{number}")
         found.setdefault(arm.name, []).append(_measured(case, params, clean))
+        if number == 0:
+            said[AFTER if arm.name == own else arm.name] = voice.says(params)
         if arm.name == own and number == 0:
             saved, again = _save(case, params, out), _relearned(case, params, plan, config)
+    write_outputs(out / OUTPUTS, voice.outputs(said))
     document = {
         "method": config.method, "edit": {"rows": len(plan.rows), "why": plan.why}, "model": saved,
         "before": before, "after": found, "relearned": again, **_verdict(before, found, plan.arms),

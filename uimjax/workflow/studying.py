@@ -102,7 +102,8 @@ def collect(study: Path, filled: Sequence[Path], key: Path | None = None, attach
     if not (study / STUDY).is_file():
         raise MissingFileError(f"{study / STUDY} is not there; `uimjax study export RUN --out {study}` begins a study")
     held = store.read_json(study / STUDY)
-    design = Design(**{k: tuple(v) if isinstance(v, list) else v for k, v in held["design"].items()})
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in held["design"].items()}
+    design = Design(**values)
     secret = store.read_json(key or study / "key" / KEY)
     if secret["study"] != held["study"]:
         raise CorruptError(f"{key or study / 'key' / KEY} is the key of study {secret['study']}, and {study} is "

@@ -40,7 +40,7 @@ from uimjax.sketch import Sketch
 from uimjax.store.base import make_folder
 from uimjax.taps import Sites
 from uimjax.task import Measurement, Task
-from uimjax.workflow import base
+from uimjax.workflow import base, saying
 from uimjax.workflow.base import STAGES, Failure
 
 CASES = ("secret", "behaviour")
@@ -84,7 +84,13 @@ class Loop:
         seeds = tuple(config.seed + k for k in range(config.mitigate.seeds))
         choices = (config.trace, config.mitigate, config.train)
         at, data = self.folder / name, self.planted.train
-        return Failure(at, self.task, data, *choices, seeds, lambda params: self.outcome(name, params))
+        return Failure(
+            at, self.task, data, *choices, seeds, lambda params: self.outcome(name, params), self.voice(name)
+        )
+
+    def voice(self, name: str) -> saying.Voice:
+        rows = self.planted.cases[name].probe  # of the secret, those that follow are other secrets
+        return saying.of_texts(self.task, take(rows, np.arange(1)) if name == "secret" else rows, self.corpus.tokenizer)
 
     def measurement(self, name: str) -> Measurement:
         return (leak if name == "secret" else behaviour).measurement(self.task)

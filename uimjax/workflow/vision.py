@@ -33,7 +33,7 @@ from uimjax.sketch import Sketch
 from uimjax.store.base import make_folder
 from uimjax.taps import sites
 from uimjax.task import Task
-from uimjax.workflow import base
+from uimjax.workflow import base, saying
 from uimjax.workflow.base import STAGES
 
 CLEARED = ("train", "twin", "tensorboard", "index")  # folders of a draw that other choices make anew
@@ -57,7 +57,7 @@ class Draw:
     def failure(self) -> base.Failure:
         seeds = tuple(1000 * self.number + k + self.config.seed for k in range(self.config.mitigate.seeds))
         choices = (self.config.trace, self.config.mitigate, self.config.train)
-        return base.Failure(self.folder, self.task, self.planted.train, *choices, seeds, self.outcome)
+        return base.Failure(self.folder, self.task, self.planted.train, *choices, seeds, self.outcome, self.voice)
 
     def fitted(self, which: str) -> training.Fitted:
         """The trained model ("train") or its clean twin ("twin"), from its checkpoint."""
@@ -65,6 +65,10 @@ class Draw:
             rows = self.planted.train if which == "train" else self.planted.twin
             self.read[which] = training.fit(self.task, self.initial, rows, self.recipe, folder=self.folder / which)
         return self.read[which]
+
+    @property
+    def voice(self) -> saying.Voice:
+        return saying.of_pictures(self.task, self.planted.probe)
 
     def outcome(self, params: Any) -> proof.Outcome:
         probe = backdoor.attack_success(self.task, params, self.planted.probe, self.config.plant.target)
