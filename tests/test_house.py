@@ -84,9 +84,10 @@ INSIDE = {
         "frozen",
     ],
     "uimjax.report": [
-        "tables", "summary", "judgements", "markup", "rendering", "suite", "charts", "figures", "figures_dynamics",
-        "figures_representation", "figures_scaling", "understood", "page", "answers", "mistakes", "audits",
-        "census", "datacard", "form", "studied",
+        "tables", "phrases", "verdicts", "summary", "judgements", "markup", "rendering", "findings", "register",
+        "explained", "suite", "charts", "figures", "figures_dynamics", "figures_representation", "figures_scaling",
+        "understood", "page", "answers", "mistakes", "audits", "census", "datacard", "modelcard", "bundle", "form",
+        "studied",
     ],
     "uimjax.audit": [
         "base", "backdoor", "behaviour", "leak", "membership", "fairness", "robustness", "bias", "generalization",
@@ -100,12 +101,12 @@ INSIDE = {
     "uimjax.commands": [
         "base", "names", "flags", "flags_studies", "flags_people", "parsing", "sources", "logs", "ask", "auditing",
         "checkpoints", "curvature", "curves", "dynamics", "failures", "index", "judge", "mending", "plan", "readings",
-        "representation", "scaling", "tuning", "story", "study", "understand",
+        "representation", "scaling", "tuning", "story", "study", "explain", "understand",
     ],
     "uimjax.workflow": [
         "saying", "base", "vision", "text", "reopening", "recording", "noise", "seeded", "suite_text", "suite_vision",
-        "suite", "edits", "acting", "curating", "augmenting", "mending", "members", "auditing", "decisions", "examining",
-        "beside", "surveying", "studying", "tuning",
+        "suite", "edits", "acting", "curating", "augmenting", "mending", "members", "auditing", "decisions",
+        "examining", "beside", "surveying", "studying", "tuning",
     ],
     "uimjax.understand.dynamics": [
         "signals", "collector", "gradients", "stepping", "scoring", "table", "averaging", "logs", "elsewhere", "labels",

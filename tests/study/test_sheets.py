@@ -20,7 +20,7 @@ from uimjax.errors import (
     UsageError,
 )
 from uimjax.study import sheets
-from uimjax.study.outputs import Output, read_outputs, write_outputs
+from uimjax.study.outputs import Output, human_of, read_outputs, write_outputs
 from uimjax.study.sheets import Design
 from uimjax.workflow import studying
 
@@ -127,10 +127,10 @@ def test_a_study_from_export_to_import(source, tmp_path):
     likes = np.mean([r["value"] == (r["arms"] == "traced > before") for r in table])
     assert likes == pytest.approx(its["value"], abs=0.01)
     assert "expert" in (out / "report.html").read_text()
-    human = studying.human_of(source)
+    human = human_of(source)
     assert human["effects"]["traced"]["value"] == its["value"]
     write_outputs(source / "outputs.jsonl", some(19))
-    assert studying.human_of(source) is None, "of other outputs nothing was judged"
+    assert human_of(source) is None, "of other outputs nothing was judged"
     again = studying.collect(out, [out / "filled"])
     assert again["attached"].startswith("not put beside")
 

@@ -57,4 +57,3 @@ def explain(commands: Any) -> None:
     made = command(commands, "explain", "one page in plain words: what failed, for whom, why, what was done", None)
     made.add_argument("target", help="the folder of a finished run, of a mitigation or of an audit")
     made.add_argument("--lang", choices=("en", "zh"), default="en", help="English, or Simplified Chinese")
-    made.add_argument("--reveal", action="store_true", help="leaked secrets in clear; they are masked otherwise")

@@ -53,7 +53,8 @@ def mitigate(args: argparse.Namespace, rest: list[str]) -> int:
         clean = sum(one["clean_loss"] for one in each) / len(each)
         lines.append([acting.told(arm), f"{sum(means) / len(means):.3f}", f"{clean:.4f}"])
     print("\n".join(columns(["", "failures (mean)", "clean loss, nats a token"], lines)))
-    print(f"{document['says']}. {document['edit']['rows']} rows by {config.method}; new model: {document['model']}.")
+    print(f"{document['says']} ({document['evidence']}).")
+    print(f"{document['edit']['rows']} rows by {config.method}; new model: {document['model']}.")
     if spent := document.get("privacy"):
         print(f"Privacy of the rows that stay: epsilon {spent['epsilon']:.2f} at delta {spent['delta']:.1e}. The seed "
               f"of its noise is in {out / 'steps'}: keep it, and what this prints, with the data.")  # fmt: skip

@@ -61,6 +61,7 @@ def parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
         study.add_argument("targets", nargs="*", help="YAML configs (`uimjax new noise`); of several one page, each "
                            "in a folder of its name in --out (runs/understand); without any, the digits")  # fmt: skip
     flags_people.study(commands)
+    flags_people.explain(commands)
     new = commands.add_parser("new", help="write a commented config into this folder")
     new.add_argument(
         "kind",

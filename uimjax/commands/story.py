@@ -124,15 +124,11 @@ def _stories(args: argparse.Namespace, jobs: list[tuple[str, Any, Path]], until:
 
 
 def report(args: argparse.Namespace, _rest: list[str]) -> int:
-    from uimjax.report import page, suite
-    from uimjax.store import read_json
+    from uimjax.report import bundle
 
     folder = Path(args.target)
     out = Path(args.out) if args.out else folder / "report.html"
-    if (folder / "suite.json").exists():
-        path = suite.write_page(read_json(folder / "suite.json"), out)
-    else:
-        path = page.write_page(folder, out, reveal=args.reveal)
+    path = bundle.write_all(folder, out, args.reveal)
     size = path.stat().st_size
     print(json.dumps({"page": str(path), "bytes": size}) if args.json else f"wrote {path} ({size / 1e6:.2f} MB)")
     return 0

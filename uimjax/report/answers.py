@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from uimjax.report import markup, rendering
+from uimjax.report import explained, findings, markup, register, rendering
+from uimjax.report.phrases import PHRASES
 from uimjax.task import SIGN
 
 KINDS = {
@@ -27,6 +28,7 @@ def write_page(answer: dict[str, Any], path: Path) -> Path:
     return rendering.write(
         path, "answers.html.j2", name=name, answer=answer, failures=failures, kinds=KINDS, sign=SIGN,
         heading=PROXY if answer["proxy"] else CAUSE,
+        register=explained.table(register.rows(findings.of_answers(answer))), words=PHRASES["en"]["register"],
     )  # fmt: skip
 
 

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from uimjax.report import markup, rendering
+from uimjax.report import explained, findings, markup, register, rendering
+from uimjax.report.phrases import PHRASES
 
 SHOWN = 40  # categories of a card
 MARKS = {"alarm": "bad", "no alarm": "good"}
@@ -16,6 +17,7 @@ def write_page(document: dict[str, Any], path: Path, on: str = "") -> Path:
     name = markup.visible(Path(document["model"]).name)
     return rendering.write(
         path, "audits.html.j2", name=name, cards=cards, alarms=alarms, failures=document["failures"], on=on,
+        register=explained.table(register.rows(findings.of_audit(document))), words=PHRASES["en"]["register"],
     )  # fmt: skip
 
 

@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from uimjax.census import wordy
-from uimjax.report import markup, rendering
+from uimjax.report import explained, findings, markup, register, rendering
+from uimjax.report.phrases import PHRASES
 
 SHOWN = 25  # rows of a table
 AXES = {"race_ethnicity": "race or ethnicity"}
@@ -18,12 +19,12 @@ KINDS = {
 
 def write_page(document: dict[str, Any], path: Path) -> Path:
     """One offline HTML page of a corpus card. Raises OutputError."""
-    findings = over(document)
+    stand_out = over(document)
     return rendering.write(
         path, "census.html.j2", name=markup.visible(document["name"]), d=document, facts=facts(document),
         sources=[_source(row) for row in document["sources"][:SHOWN]], more=max(0, len(document["sources"]) - SHOWN),
         octaves=_octaves(document["lengths"]["histogram"]),
-        skewed=[_finding(row) for row in findings[:SHOWN]], skews=len(findings),
+        skewed=[_finding(row) for row in stand_out[:SHOWN]], skews=len(stand_out),
         tested=sum(row["p"] is not None for row in document["people"]["findings"]),
         groups=_groups(document["people"]["groups"]),
         personal=[_personal(row) for row in document["personal"]],
@@ -31,6 +32,7 @@ def write_page(document: dict[str, Any], path: Path) -> Path:
         wrong=[(markup.visible(why), its["rows"], markup.visible(its["first"]))
                for why, its in document["skipped"].items()],
         percent=percent, no_estimate=no_estimate,
+        register=explained.table(register.rows(findings.of_card(document))), words=PHRASES["en"]["register"],
     )  # fmt: skip
 
 

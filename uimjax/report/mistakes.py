@@ -8,8 +8,9 @@ import numpy as np
 
 from uimjax.answers.examples import ASKED
 from uimjax.corpora.labelled import open_labelled
-from uimjax.report import markup, rendering
+from uimjax.report import explained, findings, markup, register, rendering
 from uimjax.report.answers import group_lines, short
+from uimjax.report.phrases import PHRASES
 from uimjax.task import SIGN
 
 EXCERPT = 600  # characters of a text
@@ -25,6 +26,7 @@ def write_page(answer: dict[str, Any], path: Path) -> Path:
     return rendering.write(
         path, "mistakes.html.j2", name=markup.visible(answer["name"]), answer=answer, failures=failures, sign=SIGN,
         doubted=DOUBTED,
+        register=explained.table(register.rows(findings.of_answers(answer))), words=PHRASES["en"]["register"],
     )  # fmt: skip
 
 

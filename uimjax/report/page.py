@@ -12,8 +12,10 @@ import yaml
 
 from uimjax.config import LOCK, read_yaml
 from uimjax.errors import MissingFileError
-from uimjax.report import charts, markup, rendering, tables
+from uimjax.report import charts, explained, findings, markup, register, rendering, tables
+from uimjax.report.phrases import PHRASES
 from uimjax.report.summary import PROBES, ranked, rivals, utility
+from uimjax.report.verdicts import judged
 from uimjax.store import read_json
 from uimjax.task import SIGN
 
@@ -21,8 +23,9 @@ SHOWN = {"proponents": 8, "opponents": 2}
 ARMS = {"traced": "traced rows", "oracle": "planted rows (oracle)", "random": "random rows (control)"}
 
 
-def write_page(run: Path, path: Path, reveal: bool = False) -> Path:
-    """Write the page of a run (or of the demo's two runs) to `path`; `reveal`: leaked secrets in clear.
+def write_page(run: Path, path: Path, reveal: bool = False, beside: bool = False) -> Path:
+    """Write the page of a run (or of the demo's two runs) to `path`; `reveal`: leaked secrets in clear; `beside`: the
+    pages in plain words are written beside it, and named.
 
     Raises:
         MissingFileError: the run is not finished. CorruptError: its files are damaged. OutputError: cannot write there.
@@ -35,6 +38,9 @@ def write_page(run: Path, path: Path, reveal: bool = False) -> Path:
         runs=runs,
         failures=[failure for one in runs for failure in one["failures"]],
         sign=SIGN,
+        register=explained.table(register.rows([failure["finding"] for one in runs for failure in one["failures"]])),
+        words=PHRASES["en"]["register"],
+        beside=beside,
     )
 
 
@@ -76,6 +82,8 @@ def _failure(folder: Path, name: str, result: dict[str, Any], sensitive: list[st
     scores, nulls = (tables.read_scores(places[0] / f"{kind}.parquet") for kind in ("scores", "null"))
     outcomes = [read_json(place / "outcomes.json")[result["mitigation"]] for place in places]
     repeats = {arm: [o["probe"] for one in outcomes for o in one[arm]] for arm in ARMS}
+    finding = findings.of_case(name, result, places)
+    verdict, evidence, fixed = judged(finding.verdict, finding.fixed, finding.human, PHRASES["en"])
     bars = [("as trained", result["probe_before"], []), ("clean twin (the goal)", result["probe_clean_twin"], [])]
     bars += [(title, result[f"probe_after_{arm}"], repeats[arm]) for arm, title in ARMS.items()]
     gap = result["probe_before"] - result["probe_clean_twin"]
@@ -85,7 +93,10 @@ def _failure(folder: Path, name: str, result: dict[str, Any], sensitive: list[st
         "result": result,
         "title": probe.title,
         "says": probe.says(result["probe_before"], result["probe_clean_twin"]),
-        "fixed": result["verdict"] == "fixed",
+        "finding": finding,
+        "verdict": markup.visible(verdict),
+        "evidence": markup.visible(evidence),
+        "fixed": fixed,
         "caused": gap >= probe.least and result["probe_before"] - result["probe_without_planted_rows"] >= 0.8 * gap,
         "value": probe.value,
         "utility": utility(result),

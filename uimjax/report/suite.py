@@ -15,7 +15,8 @@ from uimjax.config import Plan
 from uimjax.interpret import detectors
 from uimjax.interpret.methods import BASELINES
 from uimjax.mitigate import proof
-from uimjax.report import markup, rendering
+from uimjax.report import explained, findings, markup, register, rendering
+from uimjax.report.phrases import PHRASES
 from uimjax.store import read_json
 
 ARMS = ("traced", "oracle", "random")
@@ -167,7 +168,18 @@ def write_page(document: dict[str, Any], path: Path) -> Path:
             {"title": f"{kind.capitalize()}: {title}", "parts": [{"name": "", "picture": ""} | one]}
             for title, one in parts.items()
         ]
-    what = {"title": "Eight weaknesses", "brand": "suite", "leads": leads, "overview": None, "sections": sections}
+    leads.append("The verdicts rest on automatic evidence only: nobody was asked.")
+    risks = {
+        "register": explained.table(register.rows(findings.of_suite(document))),
+        "words": PHRASES["en"]["register"],
+    }
+    what = risks | {
+        "title": "Eight weaknesses",
+        "brand": "suite",
+        "leads": leads,
+        "overview": None,
+        "sections": sections,
+    }
     return rendering.write(path, "understood.html.j2", **what)
 
 

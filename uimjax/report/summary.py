@@ -11,7 +11,10 @@ from rich.table import Table
 from uimjax.config import RunConfig, TextConfig
 from uimjax.interpret.methods import BASELINES
 from uimjax.mitigate.proof import ACCURACY, HELD_OUT_LOSS, Outcome, Utility, judge
+from uimjax.report.phrases import PHRASES
+from uimjax.report.verdicts import judged
 from uimjax.store import read_json
+from uimjax.study.outputs import human_of
 from uimjax.task import SIGN
 
 
@@ -101,10 +104,13 @@ def _pooled(name: str, folders: list[Path], config: Any, until: str, seconds: fl
     verdicts, least = {}, PROBES[name].least
     for fix in outcomes[0]:
         arms = {arm: [Outcome(**o) for draw in outcomes for o in draw[fix][arm]] for arm in outcomes[0][fix]}
-        judged = judge(result["probe_clean_twin"], before, arms["traced"], arms["oracle"], arms["random"], kind, least)
-        verdicts[fix] = judged._asdict()
+        weighed = judge(result["probe_clean_twin"], before, arms["traced"], arms["oracle"], arms["random"], kind, least)
+        verdicts[fix] = weighed._asdict()
     chosen = dict(verdicts.pop(config.mitigate.method))
-    result |= {"mitigation": config.mitigate.method, "verdict": chosen.pop("says")} | chosen
+    said = chosen.pop("says")
+    human = next(filter(None, map(human_of, folders)), None)
+    verdict, evidence, _ = judged(said, said == "fixed", human, PHRASES["en"])
+    result |= {"mitigation": config.mitigate.method, "verdict": verdict, "evidence": evidence} | chosen
     result["utility_cost"] = kind.cost(result["utility_before"], result["utility_after"])
     result["other_mitigations"] = verdicts
     return result | _beside(audits, outcomes, config.mitigate.method)
@@ -146,7 +152,7 @@ def show(name: str, result: dict[str, Any], console: Console) -> None:
     line(f"{how}, the planted rows (oracle)", "after_oracle")
     line(f"{how}, random rows (control)", "after_random")
     console.print(table)
-    console.print(f"Verdict: {result['verdict']}.", markup=False)
+    console.print(f"Verdict: {result['verdict']} ({result['evidence']}).", markup=False)
     found = ", ".join(f"{method} {ap:.2f}" for method, ap in ranked(result))
     console.print(
         f"Average precision in finding the planted rows (base rate {result['base_rate']:.1%}): {found}.",

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 from uimjax import tables
 from uimjax.corpora.documents import clean
 from uimjax.errors import DataError, MalformedRowError, MissingFileError, UnknownNameError, UsageError
+from uimjax.store import digest_file, place, read_json
 from uimjax.store.base import atomic
 
-FILE = "outputs.jsonl"
+FILE, HUMAN = "outputs.jsonl", "human.json"
 BEFORE, AFTER = "before", "traced"
 LONGEST = 20_000  # characters of an output on a sheet
 
@@ -91,3 +92,12 @@ def file_of(source: Path) -> Path:
         raise UsageError(f"{source} holds outputs of {len(inside)} failures; name one: "
                          + ", ".join(str(path.parent) for path in inside[:5]))  # fmt: skip
     return inside[0]
+
+
+def human_of(folder: Path) -> dict[str, Any] | None:
+    """What raters said of a run's outputs, if these are still the ones that they saw."""
+    path, said = folder / FILE, folder / HUMAN
+    if not path.is_file() or not said.is_file():
+        return None
+    found = read_json(said)
+    return found if found["outputs"] == digest_file(place(path)) else None

@@ -26,6 +26,7 @@ from uimjax.mitigate import forgetting
 from uimjax.mitigate.edit import Edit
 from uimjax.mitigate.relearning import Relearning, relearn
 from uimjax.progress import Progress, quiet
+from uimjax.report.phrases import PHRASES
 from uimjax.store.base import make_folder
 from uimjax.study.outputs import AFTER, BEFORE, write_outputs
 from uimjax.study.outputs import FILE as OUTPUTS
@@ -143,6 +144,7 @@ def _carried_out(
     document = {
         "method": config.method, "edit": {"rows": len(plan.rows), "why": plan.why}, "model": saved,
         "before": before, "after": found, "relearned": again, **_verdict(before, found, plan.arms),
+        "evidence": PHRASES["en"]["automatic"],
     }  # fmt: skip
     document["says"] += remarks(before, found[own], again)
     if (spent := out / "steps" / f"{own}-0.privacy.json").exists():  # of each release; whoever gives several adds up

@@ -17,7 +17,7 @@ from uimjax.study import agreement, judging, outputs, sheets
 from uimjax.study.outputs import Output
 from uimjax.study.sheets import Design
 
-STUDY, KEY, RESULTS, HUMAN = "study.json", "key.json", "results.json", "human.json"
+STUDY, KEY, RESULTS = "study.json", "key.json", "results.json"
 CONSENT = (
     "[Write here, before any sheet is handed out: who asks and what for, what raters will read (it may be offensive), "
     "how long it takes, what is paid, what is kept of their answers and until when, that they may stop at any time, "
@@ -145,17 +145,10 @@ def _attach(document: dict[str, Any], secret: dict[str, Any]) -> str:
     if not path.is_file() or store.digest_file(store.place(path)) != secret["digest"]:
         return f"not put beside {path}: the outputs there are not the ones that were judged"
     kept = ("study", "kind", "arms", "question", "raters", "ratings", "agreement", "effects", "groups", "left_out")
-    store.write_json(path.parent / HUMAN, {name: document[name] for name in kept} | {"outputs": secret["digest"]})
-    return str(path.parent / HUMAN)
-
-
-def human_of(folder: Path) -> dict[str, Any] | None:
-    """What raters said of a run's outputs, if these are still the ones that they saw."""
-    path, said = folder / outputs.FILE, folder / HUMAN
-    if not path.is_file() or not said.is_file():
-        return None
-    found = store.read_json(said)
-    return found if found["outputs"] == store.digest_file(store.place(path)) else None
+    store.write_json(
+        path.parent / outputs.HUMAN, {name: document[name] for name in kept} | {"outputs": secret["digest"]}
+    )
+    return str(path.parent / outputs.HUMAN)
 
 
 def votes(path: Path, columns: Sequence[str], ordinal: bool = False) -> dict[str, Any]:
