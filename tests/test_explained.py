@@ -15,6 +15,7 @@ from uimjax.errors import MissingFileError, UnknownNameError
 from uimjax.report import bundle, explained, findings, modelcard, register
 from uimjax.report.findings import WEAKNESSES, Finding
 from uimjax.report.phrases import PHRASES
+from uimjax.report.verdicts import judged
 from uimjax.store import digest_file, place
 from uimjax.study.outputs import Output, write_outputs
 
@@ -65,7 +66,14 @@ def human(says, value, folder):
     write_outputs(path, [Output("q", "?", "", {"before": "a", "traced": "b"})])
     its = {"value": value, "low": value - 0.1, "high": value + 0.1, "raters": 7, "says": says}
     (folder / "human.json").write_text(
-        json.dumps({"kind": "pairwise", "effects": {"traced": its}, "outputs": digest_file(place(path))})
+        json.dumps(
+            {
+                "kind": "pairwise",
+                "arms": ["before", "traced"],
+                "effects": {"traced": its},
+                "outputs": digest_file(place(path)),
+            }
+        )
     )
 
 
@@ -146,7 +154,10 @@ FOLDERS = {
         "method": "npo", "edit": {"rows": 4}, "before": {"failures": [3.0, 1.0]}, "cost": 0.01, "says": "mended: x",
         "after": {"traced": [{"failures": [-1.0, -1.0]}], "random": [{"failures": [2.0, 2.0]}]},
     },
-    "answers.json": {"failures": [1, 2]},
+    "answers.json": {
+        "method": "ekfac",
+        "failures": [{"proponents": [{"id": "a"}, {"id": "b"}]}, {"proponents": [{"id": "a"}]}],
+    },
     "card.json": {
         "documents": 10, "personal": [{"documents": 2}], "copies": {"repeat": 1}, "people": {"findings": []},
         "contamination": [{"contaminated": 3, "items": 4}], "labels": None,
@@ -155,7 +166,7 @@ FOLDERS = {
 TITLES = {
     "audit.json": ["bias", "parity by sex"],
     "mended.json": ["The failures that were traced"],
-    "answers.json": ["2 failures of the reader's own"],
+    "answers.json": ["Failures of the reader's own"],
     "card.json": ["Personal data in the corpus", "Near copies in the corpus", "Evaluation items in the corpus"],
 }
 
@@ -166,17 +177,61 @@ def test_of_other_folders(tmp_path):
         at.mkdir()
         (at / name).write_text(json.dumps(document))
         assert [one.title for one in findings.of_folder(at)] == TITLES[name]
+        assert "What was found, in plain words" in bundle.write_all(at, at / "r.html").read_text()
         for lang in PHRASES:
             text = explained.write_page(at, at / "e.html", lang).read_text()
             assert "{" not in Parsed(text).text[-1]
     (bias, parity) = findings.of_folder(tmp_path / "audi")
     assert (bias.weakness, bias.alarm, parity.weakness, parity.alarm) == ("bias", True, "bias", False)
+    assert (bias.p, parity.p) == (0.7, None), "a gap is no rate"
+    assert len(register.rows([bias, parity])) == 1, "what found nothing is no risk"
+    text = (tmp_path / "audi" / "e.html").read_text()
+    assert "parity by sex" in text
+    (trace,) = findings.of_folder(tmp_path / "answ")
+    assert (trace.rows, trace.method) == (2, "ekfac")
+    explained.write_page(tmp_path / "card", tmp_path / "c.html")
+    text = (tmp_path / "c.html").read_text()
+    assert "No model was looked at" in text
+    assert "The model gives away" not in text
+    assert all(row["likelihood"] == "not measured" for row in register.rows(findings.of_folder(tmp_path / "card")))
     (own,) = findings.of_folder(tmp_path / "mend")
     assert (own.before, own.after, own.random, own.fixed) == ("2.00", "-1.00", "2.00", True)
     with pytest.raises(MissingFileError, match="holds no finished run, mitigation, audit"):
         explained.write_page(tmp_path, tmp_path / "x.html")
     with pytest.raises(UnknownNameError, match="unknown language 'de'"):
         explained.write_page(tmp_path / "mend", tmp_path / "x.html", "de")
+
+
+def test_which_answers_people_compared_matters():
+    its = {"value": 0.2, "low": 0.1, "high": 0.3, "raters": 7, "says": "worse"}
+    said = lambda arms, arm, its=its: judged(  # noqa: E731  # one line, used thrice
+        "fixed", True, {"kind": "pairwise", "arms": arms, "effects": {arm: its}}, PHRASES["en"]
+    )
+    assert said(["before", "traced"], "traced")[2] is False
+    verdict, rests, fixed = said(["traced", "before"], "before")
+    assert (verdict, fixed) == ("fixed", True), "that before is worse than now is praise"
+    assert "better than before (80%, 70% to 90%)" in rests
+    assert said(["oracle", "traced"], "traced") == ("fixed", "automatic evidence only", True), "before was not shown"
+
+
+def test_a_secret_that_is_hardly_exposed_is_no_certain_leak(tmp_path):
+    run = made_run(tmp_path / "run", ["calm"] * 10)
+    (one,) = findings.of_folder(run)
+    assert one.p == pytest.approx(1.0), "9 bits of 512 candidates"
+    assert one.p_after == pytest.approx(2 ** (1.2 - 9))
+    result = json.loads((run / "text.json").read_text())
+    result["secret"]["probe_before"] = 2.0
+    (run / "text.json").write_text(json.dumps(result))
+    (one,) = findings.of_folder(run)
+    assert one.p == pytest.approx(2 ** (2.0 - 9))
+
+
+def test_an_accuracy_is_turned_round():
+    worst = CARD | {"value": 0.98, "worse": "low"}
+    (one,) = findings.of_audit({"weaknesses": {"worst group by sex": worst}})
+    assert one.p == pytest.approx(0.02)
+    (area,) = findings.of_audit({"weaknesses": {"membership": CARD}})
+    assert area.p is None
 
 
 def test_hostile_names_run_nothing(tmp_path, browse):  # noqa: F811  # the fixture

@@ -73,7 +73,8 @@ def test_places_are_those_of_the_text_with_signs_beyond_ascii():
 
 
 @pytest.mark.parametrize("text", ["1 " * 50_000, "a@" * 50_000, "-" * 100_000, "1.1.1.1." * 20_000, "+1 (2) " * 20_000,
-                                  "DE89 " * 20_000, "password=" * 10_000, "A" * 100_000, "a:b:" * 30_000])  # fmt: skip
+                                  "DE89 " * 20_000, "password=" * 10_000, "A" * 100_000, "a:b:" * 30_000,
+                                  "ann@example.org " * 20_000])  # fmt: skip
 def test_no_text_takes_long(text):
     start = time.perf_counter()
     spans(text)

@@ -17,7 +17,7 @@ from tests.test_page import HOSTILE
 from uimjax import cli
 from uimjax.census import counting, wordy
 from uimjax.config import CensusConfig
-from uimjax.errors import DataError, MissingFileError, UnknownNameError, UsageError
+from uimjax.errors import DataError, MissingFileError, OutputError, UnknownNameError, UsageError
 from uimjax.workflow import surveying
 from uimjax.workflow.surveying import survey
 
@@ -147,6 +147,63 @@ def test_toxicity_and_labels(tmp_path, rng):
     config = CensusConfig(data=(data,), toxicity=data, toxicity_label="kind", languages=False)
     with pytest.raises(UsageError, match="labels bad, good; which of them are toxic"):
         survey(config, tmp_path / "p")
+
+
+def test_nothing_of_others_is_removed_or_written_over(tmp_path, rng):
+    folder = tmp_path / "data"
+    (folder / "parts").mkdir(parents=True)
+    path = written(folder / "parts" / "a.jsonl", rows(rng))
+    with pytest.raises(OutputError, match="which is read; choose another folder"):
+        survey(CensusConfig(data=(path,)), folder)
+    out = tmp_path / "out"
+    (out / "parts").mkdir(parents=True)
+    (out / "parts" / "mine").write_text("x")
+    survey(CensusConfig(data=(path,)), out)
+    assert (out / "parts" / "mine").read_text() == "x"
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "README.md").write_text("mine")
+    with pytest.raises(OutputError, match="that is not a card's"):
+        survey(CensusConfig(data=(path,)), other)
+    assert (other / "README.md").read_text() == "mine"
+
+
+def test_a_changed_evaluation_set_is_looked_at_again(corpus, tmp_path):
+    (tmp_path / "ev").mkdir()
+    lines = [json.loads(line) for line in Path(corpus).read_text().splitlines() if line.startswith('{"id": "d')]
+    config = CensusConfig(data=(corpus,), id_column="id", evaluation=(str(tmp_path / "ev"),))
+    written(tmp_path / "ev" / "a.jsonl", [{"text": "of quite another kind it is here " * 3}])
+    assert survey(config, tmp_path / "o")["contamination"][0]["contaminated"] == 0
+    written(tmp_path / "ev" / "a.jsonl", [{"text": lines[1]["text"]}])
+    assert survey(config, tmp_path / "o")["contamination"][0]["contaminated"] == 1
+
+
+def test_a_card_without_its_page_is_made_again(corpus, tmp_path, monkeypatch):
+    config = CensusConfig(data=(corpus,), id_column="id")
+
+    def fails(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(surveying.datacard, "write", fails)
+        with pytest.raises(KeyboardInterrupt):
+            survey(config, tmp_path / "o")
+    survey(config, tmp_path / "o")
+    assert {"report.html", "README.md", "card.json"} <= {path.name for path in (tmp_path / "o").iterdir()}
+
+
+def test_rare_classes_and_blank_labels(tmp_path, rng):
+    words = {"a": ["red", "green"], "b": ["one", "two"], "c": ["x"]}
+    lines = [{"text": " ".join(rng.choice(words[kind], size=4)) + f" w{k}", "kind": kind}
+             for kind, n in (("a", 40), ("b", 40), ("c", 3)) for k in range(n)]  # fmt: skip
+    lines += [{"text": f"blank {k}", "kind": value} for k, value in enumerate(["", " ", None])]
+    config = CensusConfig(data=(written(tmp_path / "c.jsonl", lines),), label_column="kind", languages=False, near=0)
+    found = survey(config, tmp_path / "o")["labels"]
+    assert found["classes"] == {"a": 40, "b": 40}
+    assert found["rare"] == ["c"]
+    one = CensusConfig(data=(written(tmp_path / "d.jsonl", lines[:40]),), label_column="kind", languages=False, near=0)
+    assert "two at least were wanted" in survey(one, tmp_path / "p")["labels"]["why"]
+    assert "Not told: 1 classes" in (tmp_path / "p" / "report.html").read_text()
 
 
 def test_hostile_text_stays_text(tmp_path):

@@ -80,6 +80,9 @@ def test_findings_by_hand(terms):
     assert math.isclose(nurse["p"], fisher(30, 3, 8, 32), rel_tol=1e-9)
     assert nurse["skewed"]
     assert nurse["low"] < 30 / 33 < nurse["high"]
+    both = findings(count(words_of(["she nurse he"] * 20), terms), terms)
+    assert {(r["group"], r["documents"], r["of"]) for r in both if r["axis"] == "gender"} == {
+        ("female", 20, 20), ("male", 20, 20)}, "documents, each once"  # fmt: skip
     assert found["pilot", "age", "old"]["p"] is None, "too few documents for a test"
     assert not found["pilot", "age", "old"]["skewed"]
 
@@ -99,6 +102,24 @@ def test_a_fair_corpus_alarms_seldom(rng):
     assert alarms <= 6, "a false discovery in at most 5% of them, and chance"
 
 
+def test_a_part_of_a_longer_term_does_not_count_where_it_should_not(tmp_path):
+    path = tmp_path / "terms.yaml"
+    path.write_text("""
+whole: [nationality]
+groups: {race: {black: [african american]}, nationality: {african: [african], american: [american]}, age: {old: [old
+man]},
+  gender: {male: [man]}}
+""")
+    terms = read_terms(path)
+    found = count(words_of(["an african american", "an african", "an old man", "american"]), terms).of_groups
+    assert dict(zip(terms.groups, found.tolist(), strict=True)) == {
+        ("race", "black"): 1, ("nationality", "african"): 1, ("nationality", "american"): 1, ("age", "old"): 1,
+        ("gender", "male"): 1}  # fmt: skip
+    path.write_text("whole: [x]\ngroups: {a: {b: [c]}}")
+    with pytest.raises(ConfigError, match="whole: x; axes of the groups were wanted"):
+        read_terms(path)
+
+
 def test_the_shipped_lists_are_read():
     terms = read_terms()
     assert {axis for axis, _ in terms.groups} == {"gender", "race_ethnicity", "religion", "nationality", "age"}
@@ -108,7 +129,7 @@ def test_the_shipped_lists_are_read():
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("[]", "a mapping of window, groups and attributes"),
+        ("[]", "a mapping of window, whole, groups and attributes"),
         ("groups: {a: {b: [c]}}\nother: 1", "a mapping of window"),
         ("groups: {a: [b]}", "groups.a: names with lists of terms"),
         ("groups: {a: {b: [yes]}}", "groups.a.b: a list of terms"),

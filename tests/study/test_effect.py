@@ -10,6 +10,7 @@ from uimjax.errors import DataError, UsageError
 from uimjax.study import judging
 from uimjax.study.effect import Mixed, mean_effect, mixed_model, strengths
 from uimjax.study.power import World, designs, power, ratings
+from uimjax.study.sheets import Design
 
 NIGHTLY = bool(os.environ.get("UIMJAX_NIGHTLY"))
 
@@ -117,9 +118,45 @@ def test_worlds_that_cannot_be_are_refused():
 
 
 def test_where_all_say_the_same_the_interval_is_not_a_point():
-    from uimjax.study.sheets import Design
-
     rows = [judging.Rating(f"r{r}", "", f"i{i}", ("before", "traced"), 0.0) for r in range(6) for i in range(9)]
     its = judging.judge(Design(), rows, {})["effects"]["traced"]
     assert its["value"] == its["high"] == 1.0
     assert 0.5 < its["low"] < 0.7, "six raters"
+    for side, points in (("before", 3.0), ("traced", 4.0)):
+        rows += [judging.Rating(f"r{r}", "", f"i{i}", (side,), points) for r in range(2) for i in range(2)]
+    scale = judging.judge(Design("likert"), [row for row in rows if len(row.arms) == 1], {})["effects"]["traced"]
+    assert scale["value"] == 1.0
+    assert scale["low"] < 0 < scale["high"], "two raters alone"
+    assert power(World("pairwise", 0.45), 2, 2, draws=60).power < 0.2, "nor does `power` take that for a proof"
+
+
+def test_what_is_simulated_has_the_effect_that_was_asked_for(rng):
+    for world, true in (
+        (World("pairwise", 0.2, ties=0.5), 0.7),
+        (World("likert", 2.0), 2.0),
+        (World("likert", 0.4), 0.4),
+    ):
+        assert ratings(world, 400, 400, rng).mean() == pytest.approx(true, abs=0.06)
+
+
+def test_arms_that_were_not_rated_and_single_raters():
+    rows = [judging.Rating(f"r{r}", "a" if r else "b", f"i{i}", ("before", "traced"), float(r == 0))
+            for r in range(8) for i in range(6)]  # fmt: skip
+    found = judging.judge(Design(arms=("before", "traced", "random"), groups=("a", "b")), rows, {})
+    assert found["effects"]["random"]["says"] == "not told"
+    assert "from_others" not in found["groups"]["b"]["effects"]["traced"], "of one rater nothing is said of others"
+
+
+def test_a_question_that_asks_for_the_worse_is_turned_round():
+    rows = [judging.Rating(f"r{r}", "", f"i{i}", ("before", "traced"), 1.0) for r in range(6) for i in range(9)]
+    usual, turned = (judging.judge(Design(asks_worse=worse, question="?"), rows, {}) for worse in (False, True))
+    assert usual["effects"]["traced"]["says"] == "worse"
+    assert turned["effects"]["traced"]["says"] == "better"
+    assert turned["strengths"]["traced"] > 0
+
+
+@pytest.mark.parametrize("checks", [(6, 9), (10, 15), (2, 3), (20, 30)])
+def test_two_in_three_checks_are_enough(checks):
+    rows = [judging.Rating(f"r{r}", "", "i", ("before", "traced"), 1.0) for r in range(2)]
+    assert judging.judge(Design(), rows, {"r0": checks})["left_out"] == []
+    assert judging.judge(Design(), rows, {"r0": (checks[0] - 1, checks[1])})["left_out"] == ["r0"]

@@ -67,7 +67,7 @@ def test_nothing_on_a_sheet_tells_the_arms(source, tmp_path):
     write_outputs(source / "outputs.jsonl", [one._replace(texts={"before": "yes", "traced": "no"}) for one in some()])
     studying.export(source, out, Design(raters=4))
     words = ("before", "traced", "q1", "q19")
-    for path in (out / "sheets").iterdir():
+    for path in (out / "sheets").glob("rater-*"):
         text = path.read_text(encoding="utf-8-sig").split("</header>")[-1].split("<script>")[0]
         assert not any(word in text for word in words), path
     assert not any(word in (out / "study.json").read_text() for word in ("q19", "seed", "run/outputs"))
@@ -198,6 +198,98 @@ def test_the_effect_of_simulated_raters_is_recovered(tmp_path):
         errors.append(its["value"] - true)
     assert hits >= (93 if NIGHTLY else 5), f"{hits} of {studies}"
     assert abs(np.mean(errors)) < 4 * 0.08 / studies**0.5, "no bias"
+
+
+def test_a_table_can_be_filled_by_itself(source, tmp_path):
+    out = tmp_path / "study"
+    studying.export(source, out, Design(raters=1, groups=("expert",)))
+    path = answered(out, "rater-01", lambda _: "Neither", "EXPERT")
+    with path.open(newline="") as file:
+        (first, *_) = csv.DictReader(file)
+    assert first["question"] == "Which of the two answers is better?"
+    assert first["choices"] == "A / B / neither"
+    assert "whom to write to" in (out / "sheets" / "READ-FIRST.txt").read_text()
+    text = path.read_text().replace(",", ";")  # as spreadsheets save it where a comma is a decimal point
+    path.write_text(text)
+    found = studying.collect(out, [path])
+    assert found["effects"]["traced"]["value"] == 0.5
+    assert list(found["groups"]) == ["expert"]
+    answered(out, "rater-01", lambda _: "A", "hacker")
+    with pytest.raises(UnknownNameError, match=r"group in .*'hacker'"):
+        studying.collect(out, [path])
+
+
+def test_who_skips_the_checks_is_left_out(source, tmp_path):
+    out = tmp_path / "study"
+    studying.export(source, out, Design(raters=2))
+    paths = [answered(out, f"rater-0{k}", lambda sides: side_of(sides, "traced")) for k in (1, 2)]
+    with paths[1].open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        row["answer"] = "" if row["A"].startswith("Please") else row["answer"]
+    with paths[1].open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    assert studying.collect(out, paths)["left_out"] == ["rater-02"]
+
+
+def test_remarks_stay_with_what_they_are_about(source, tmp_path):
+    out = tmp_path / "study"
+    studying.export(source, out, Design("likert", raters=2, checks=0))
+    paths = []
+    for k in (1, 2):
+        path = answered(out, f"rater-0{k}", lambda _: "3")
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        for row in rows:
+            row["comment"] = f"about {row['output'].split()[0]}"
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+        paths.append(path)
+    studying.collect(out, paths)
+    table = pq.read_table(out / "ratings.parquet").to_pylist()
+    assert all(row["comment"] == f"about {row['arms']}" for row in table)
+
+
+def test_no_token_is_a_number_to_a_spreadsheet():
+    made = sheets.make(Design(raters=40), some(), seed=0)
+    assert all(token.startswith("t") for token in made.key)
+
+
+def test_consent_is_asked_for(source, tmp_path):
+    bad = tmp_path / "c.txt"
+    bad.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DataError, match="is no text in UTF-8"):
+        studying.export(source, tmp_path / "s", Design(), consent=str(bad))
+    bad.write_text(" ")
+    with pytest.raises(DataError, match="is empty; the text that raters agree to"):
+        studying.export(source, tmp_path / "s", Design(), consent=str(bad))
+    studying.export(source, tmp_path / "s", Design(raters=1))
+    sheet = tmp_path / "rater-01.json"
+    sheet.write_text(json.dumps({"rater": "rater-01", "answers": {}, "consent": False}))
+    with pytest.raises(DataError, match="rater-01 did not agree to the text of consent"):
+        studying.collect(tmp_path / "s", [sheet])
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["export", "run", "--kind", "likert", "--no-ties"], "--no-ties is of pairs"),
+        (["export", "run", "--scale", "7"], "--scale is of a Likert study"),
+        (["export", "run", "--asks-worse"], "goes with a --question of your own"),
+        (["power", "--effect", "0.1", "--noise", "2"], "--noise is of the other kind of study"),
+        (["power", "--effect", "1", "--kind", "likert", "--ties", "0.1"], "--ties is of the other kind"),
+        (["import", "v.csv", "--votes", "a", "--no-attach"], "--votes is of a table alone"),
+    ],
+)
+def test_what_would_change_nothing_is_refused(source, monkeypatch, capsys, words, says):
+    monkeypatch.chdir(source.parent)
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["study", *words])
+    assert says in capsys.readouterr().err
 
 
 def test_secrets_are_masked(source, tmp_path):

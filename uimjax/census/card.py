@@ -17,7 +17,8 @@ CANNOT = {
     "together": "people who are named by other words than the lists', what is said of them (denied, quoted, ironic), "
     "and whether a difference is the world's or the corpus's; the lists are of English",
     "personal": "names, addresses, birthdays and all that has no pattern; a number that passes may be nobody's",
-    "toxicity": "what the labelled file does not hold; texts of another kind than its own are judged worse, and words "
+    "toxicity": "what the labelled file does not hold, or stands behind the first 2,000 characters of a document; "
+    "texts of another kind than its own are judged worse, and words "
     "that name a group may be taken for an insult",
     "labels": "wrong labels that the words themselves suggest, and right ones of rare cases look wrong",
     "contamination": "items in other words, translated, or shorter than eight words",

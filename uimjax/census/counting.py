@@ -56,7 +56,8 @@ class Counted(NamedTuple):
 def nothing(look: Looked) -> Counted:
     """Of no document."""
     groups, attributes = len(look.terms.groups), len(look.terms.attributes)
-    near = Near(np.zeros(groups, np.int64), np.zeros(attributes, np.int64), np.zeros((attributes, groups), np.int64))
+    zeros = lambda *shape: np.zeros(shape, np.int64)  # noqa: E731  # counts
+    near = Near(zeros(groups), zeros(attributes), zeros(attributes, groups), zeros(attributes, len(look.terms.axes)))
     return Counted({}, np.zeros(STEPS * OCTAVES, np.int64), 0, np.zeros(1 << TABLE, np.int64), near,
                    contamination.nothing(look.asked), {})  # fmt: skip
 

@@ -22,6 +22,7 @@ def count_all(todo: Iterable[tuple[Sequence[Text], Path]], look: Looked, workers
         for held, path in todo:
             counting.stretch(held, look, path)
         return
+    before = set(multiprocessing.active_children())
     context = multiprocessing.get_context("spawn")  # threads of JAX do not survive a fork
     with ProcessPoolExecutor(workers, context, _begin, (look,)) as pool:
         waiting: deque[Future[None]] = deque()
@@ -34,7 +35,7 @@ def count_all(todo: Iterable[tuple[Sequence[Text], Path]], look: Looked, workers
                 waiting.popleft().result()
         except BaseException as error:
             pool.shutdown(wait=False, cancel_futures=True)
-            for child in multiprocessing.active_children():
+            for child in set(multiprocessing.active_children()) - before:
                 child.terminate()
             if isinstance(error, BrokenProcessPool):
                 raise UsageError("a process that counts ended by itself: the memory may be full, or the script that "

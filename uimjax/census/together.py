@@ -1,10 +1,11 @@
 """Which groups of people a corpus writes about near which attributes: counts of documents, shares with intervals.
 
-In each document an attribute counts for a group once, where a term of either stands within `window` words of the other
-(Garg et al. 2018 and Rudinger et al. 2017 count alike). Of attribute a and an axis of groups, n_ag documents of n_a
-have group g near a. Its share n_ag / n_a is held against the share over all other attributes of the set, (N_g - n_ag) /
-(N - n_a): two-sided by Fisher's exact test, all tests of a card together at a false discovery rate of 5% (Benjamini &
-Hochberg 1995), and said where the difference is at least .1 as well.
+In each document an attribute counts for a group, and for an axis, once, where a term of either stands within `window`
+words of the other (Garg et al. 2018 and Rudinger et al. 2017 count alike). Of attribute a and an axis of groups, n_a
+documents have any group of the axis near a, and n_ag of them group g. Its share n_ag / n_a is held against the share
+over all other attributes of the set, (N_g - n_ag) / (N - n_a): two-sided by Fisher's exact test, all tests of a card
+together at a false discovery rate of 5% (Benjamini & Hochberg 1995), and said where the difference is at least .1 as
+well.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,14 +36,21 @@ class Terms:
     groups: tuple[tuple[str, str], ...]
     attributes: tuple[tuple[str, str], ...]
     tables: tuple[tuple[np.ndarray, np.ndarray], ...]  # of terms of 1, 2, 3 words: hashes in order, and whose they are
+    whole: tuple[str, ...] = ()  # axes whose terms do not count as a part of a longer term
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(axis for axis, _ in self.groups))
 
 
 class Near(NamedTuple):
-    """Counts of documents: `of_groups` `[G]`, `of_attributes` `[A]`, `pairs` `[A, G]` near each other."""
+    """Counts of documents: `of_groups` `[G]`, `of_attributes` `[A]`; near each other `pairs` `[A, G]`, and `on_axes`
+    `[A, X]` with any group of an axis."""
 
     of_groups: np.ndarray
     of_attributes: np.ndarray
     pairs: np.ndarray
+    on_axes: np.ndarray
 
 
 def read_terms(path: Path = SHIPPED) -> Terms:
@@ -58,14 +66,18 @@ def read_terms(path: Path = SHIPPED) -> Terms:
         held = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not YAML: {error}") from error
-    if not isinstance(held, dict) or set(held) - {"window", "groups", "attributes"} or not held.get("groups"):
-        raise ConfigError(f"{path}: a mapping of window, groups and attributes was wanted")
+    if not isinstance(held, dict) or set(held) - {"window", "whole", "groups", "attributes"} or not held.get("groups"):
+        raise ConfigError(f"{path}: a mapping of window, whole, groups and attributes was wanted")
     window = held.get("window", 10)
     if not isinstance(window, int) or window < 1:
         raise ConfigError(f"{path}: window: {window!r} words; a whole number from 1 was wanted")
     groups = _named(path, held, "groups")
     attributes = _named(path, held, "attributes")
-    return Terms(window, tuple(groups), tuple(attributes), _tables(path, [*groups.values(), *attributes.values()]))
+    whole, axes = tuple(held.get("whole") or ()), {axis for axis, _ in groups}
+    if not set(whole) <= axes:
+        raise ConfigError(f"{path}: whole: {', '.join(map(str, whole))}; axes of the groups were wanted")
+    tables = _tables(path, [*groups.values(), *attributes.values()])
+    return Terms(window, tuple(groups), tuple(attributes), tables, whole)
 
 
 def _named(path: Path, held: Mapping[str, Any], key: str) -> dict[tuple[str, str], list[str]]:
@@ -116,9 +128,13 @@ def count(words: Words, terms: Terms) -> Near:
     source, each = source[same], each[same]
     met = np.unique(np.stack([document[source], attribute[source], whose[each]]), axis=1)
     np.add.at(pairs, (met[1], met[2]), 1)
+    axis = np.array([terms.axes.index(name) for name, _ in terms.groups])
+    on_axes = np.zeros((len(terms.attributes), len(terms.axes)), np.int64)
+    met = np.unique(np.stack([document[source], attribute[source], axis[whose[each]]]), axis=1)
+    np.add.at(on_axes, (met[1], met[2]), 1)
     alone = np.unique(np.stack([text, owner]), axis=1)[1]
     every = np.bincount(alone, minlength=many + len(terms.attributes))
-    return Near(every[:many], every[many:], pairs)
+    return Near(every[:many], every[many:], pairs, on_axes)
 
 
 def _met(words: Words, terms: Terms) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -126,27 +142,37 @@ def _met(words: Words, terms: Terms) -> tuple[np.ndarray, np.ndarray, np.ndarray
     part of its place alone."""
     many = np.diff(words.starts)
     text = np.repeat(np.arange(len(many)), many)
-    places, owners = [], []
+    inside = np.zeros(len(text), bool)  # a longer term
+    found = [(np.zeros(0, np.int64),) * 3]  # places, owners, words
     for length, (hashes, whose) in enumerate(terms.tables, start=1):
-        if not len(hashes):
-            continue
-        if length == 1:
-            values, at = words.hashes, np.arange(len(text))
-        else:
+        values, at = words.hashes, np.arange(len(text))
+        if length > 1:
             runs = runs_of(words, length)
             values, counts = runs.hashes, np.diff(runs.starts)
             at = np.arange(len(values)) + np.repeat(words.starts[:-1] - runs.starts[:-1], counts)
-        passes = np.zeros(1 << FILTER, bool)
-        passes[hashes & np.uint64((1 << FILTER) - 1)] = True
-        some = np.flatnonzero(passes[values & np.uint64((1 << FILTER) - 1)])
-        found = np.searchsorted(hashes, values[some])
-        found = np.minimum(found, len(hashes) - 1)
-        hit = hashes[found] == values[some]
-        places.append(at[some[hit]])
-        owners.append(whose[found[hit]])
-    place, owner = np.concatenate([np.zeros(0, np.int64), *places]), np.concatenate([np.zeros(0, np.int64), *owners])
-    order = np.argsort(place, kind="stable")
+        place, owner = _looked_up(values, at, hashes, whose)
+        found.append((place, owner, np.full(len(place), length)))
+        for k in range(length if length > 1 else 0):
+            inside[place + k] = True
+    place, owner, length = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    part = np.array([axis in terms.whole for axis, _ in terms.groups] + [False] * len(terms.attributes))
+    kept = ~(part[owner] & inside[place] & (length == 1))
+    order = np.flatnonzero(kept)[np.argsort(place[kept], kind="stable")]
     return place[order], owner[order], text[place[order]]
+
+
+def _looked_up(
+    values: np.ndarray, at: np.ndarray, hashes: np.ndarray, whose: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """(places, owners) of the values that are among the hashes."""
+    if not len(hashes):
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    passes = np.zeros(1 << FILTER, bool)
+    passes[hashes & np.uint64((1 << FILTER) - 1)] = True
+    some = np.flatnonzero(passes[values & np.uint64((1 << FILTER) - 1)])
+    found = np.minimum(np.searchsorted(hashes, values[some]), len(hashes) - 1)
+    hit = hashes[found] == values[some]
+    return at[some[hit]], whose[found[hit]]
 
 
 def added(one: Near, two: Near) -> Near:
@@ -162,10 +188,10 @@ def findings(near: Near, terms: Terms) -> list[dict[str, Any]]:
     rows = []
     for axis, members in _by_first(terms.groups).items():
         for name, its in _by_first(terms.attributes).items():
-            table = near.pairs[np.ix_(its, members)]
-            total, columns = table.sum(), table.sum(0)
+            table, on_axis = near.pairs[np.ix_(its, members)], near.on_axes[its, terms.axes.index(axis)]
+            total, columns = on_axis.sum(), table.sum(0)
             for k, a in enumerate(its):
-                n = int(table[k].sum())
+                n = int(on_axis[k])
                 for j, g in enumerate(members) if n else ():
                     x, others, of = int(table[k, j]), int(columns[j] - table[k, j]), int(total - n)
                     p = _fisher(x, n, others, of) if n >= LEAST and of else None

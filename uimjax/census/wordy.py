@@ -40,8 +40,8 @@ def learn(texts: Sequence[str], labels: Sequence[str], seed: int, balanced: bool
     classes, y = np.unique(np.asarray(labels), return_inverse=True)
     counts = np.bincount(y)
     if len(classes) < 2 or counts.min() < FOLDS:
-        raise DataError(f"labels {dict(zip(classes.tolist(), counts.tolist(), strict=True))}: two classes of {FOLDS} "
-                        "texts and more were wanted")  # fmt: skip
+        few = dict(zip(classes.tolist()[:5], counts.tolist(), strict=False))
+        raise DataError(f"{len(classes)} classes, as {few}: two of {FOLDS} texts and more were wanted")  # fmt: skip
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
     held_out = cross_val_predict(_made(balanced), list(texts), y, cv=folds, method="predict_proba")
     return Learned(_made(balanced).fit(list(texts), y), np.asarray(held_out), classes.tolist())
@@ -70,7 +70,8 @@ def unlike(labelled: Sequence[str], sample: Sequence[str], seed: int) -> float:
         drawn = rng.permutation(len(its))[:COMPARED]
         texts += [its[k] for k in drawn]
         truth += [str(side)] * len(drawn)
-    return float(roc_auc_score(np.array(truth) == "1", learn(texts, truth, seed).held_out[:, 1]))
+    auc = float(roc_auc_score(np.array(truth) == "1", learn(texts, truth, seed).held_out[:, 1]))
+    return max(auc, 1 - auc)
 
 
 class Rate(NamedTuple):

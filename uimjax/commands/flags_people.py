@@ -22,6 +22,7 @@ def study(commands: Any) -> None:
     sheets.add_argument("--scale", type=int, default=5, help="points of a Likert scale (default 5)")
     sheets.add_argument("--no-ties", action="store_true", help="one of a pair has to be better")
     sheets.add_argument("--question", default="", help="that is asked of each row")
+    sheets.add_argument("--asks-worse", action="store_true", help="the question is which is worse (more harmful ...)")
     sheets.add_argument("--groups", nargs="+", default=[], help="that raters may say they belong to")
     sheets.add_argument("--consent", default="", help="text file that stands on each sheet")
     sheets.add_argument("--reveal", action="store_true", help="leaked secrets in clear; they are masked otherwise")

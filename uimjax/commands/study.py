@@ -16,7 +16,7 @@ def _export(args: argparse.Namespace) -> int:
     from uimjax.workflow import studying
 
     design = Design(args.kind, tuple(args.arms), args.raters, args.per_rater, args.checks, args.scale, not args.no_ties,
-                    args.question, tuple(args.groups))  # fmt: skip
+                    args.question, tuple(args.groups), args.asks_worse)  # fmt: skip
     made = studying.export(Path(args.target), Path(args.out), design, args.consent, args.reveal)
     if args.json:
         print(as_json(made))
@@ -24,9 +24,7 @@ def _export(args: argparse.Namespace) -> int:
     print(f"{len(made['rows'])} sheets of {made['outputs']} outputs in {args.out}/sheets; the key is in {args.out}/key:"
           " keep it apart.")  # fmt: skip
     if made["placeholder"]:
-        print(
-            f"The consent text is a placeholder: write your own and export with --consent FILE ({args.out}/consent.txt)"
-        )
+        print("The text of consent is a placeholder: write your own, and export with --consent FILE")
     print(f"When they come back: uimjax study import {args.out} --sheets FOLDER")
     return 0
 
@@ -34,6 +32,10 @@ def _export(args: argparse.Namespace) -> int:
 def _power(args: argparse.Namespace) -> int:
     from uimjax.study.power import World, designs
 
+    idle = {"pairwise": ("noise", "scale"), "likert": ("ties",)}[args.kind]
+    for name in idle:
+        if getattr(args, name) != getattr(World, name):
+            raise UsageError(f"--{name} is of the other kind of study; {args.kind} does not look at it: leave it out")
     if args.draws < 20:
         raise UsageError(f"--draws {args.draws}: 20 studies at least")
     world = World(args.kind, args.effect, args.rater_sd, args.item_sd, args.noise, args.scale, args.ties)
@@ -55,8 +57,8 @@ def _import(args: argparse.Namespace) -> int:
     from uimjax.workflow import studying
 
     if args.votes:
-        if args.sheets or args.key:
-            raise UsageError("--votes is of a table alone; leave --sheets and --key out")
+        if args.sheets or args.key or args.no_attach:
+            raise UsageError("--votes is of a table alone; leave --sheets, --key and --no-attach out")
         its = studying.votes(Path(args.target), args.votes, args.ordinal)
         print(as_json(its) if args.json else "\n".join(studied.agreement({"agreement": its})))
         return 0

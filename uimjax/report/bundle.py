@@ -14,6 +14,9 @@ def write_all(run: Path, path: Path, reveal: bool = False) -> Path:
     """
     if (run / "suite.json").exists():
         suite.write_page(read_json(run / "suite.json"), path)
+    elif any((run / name).exists() for name in findings.KNOWN):  # audits, traces and cards have a page already
+        if not path.exists():
+            explained.write_page(run, path)
     else:
         page.write_page(run, path, reveal, beside=True)
     for lang in PHRASES:

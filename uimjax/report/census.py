@@ -59,7 +59,7 @@ def facts(document: dict[str, Any]) -> list[str]:
         if toxic["estimate"] is not None:
             guess = f"an estimated {percent(toxic['estimate'])} ({percent(toxic['low'])} to {percent(toxic['high'])})"
         lines.append(f"toxic passages: {guess}")
-    if labels := document["labels"]:
+    if (labels := document["labels"]) and not labels["why"]:
         lines.append(
             f"labels that look wrong: {labels['wrong']:,} of {labels['looked_at']:,} ({percent(labels['share'])})"
         )

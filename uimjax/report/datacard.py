@@ -107,7 +107,7 @@ def _contamination(document: dict[str, Any]) -> str:
 
 
 def _annotations(document: dict[str, Any]) -> str:
-    if not (labels := document["labels"]):
+    if not (labels := document["labels"]) or labels["why"]:
         return f"No column of labels was looked at. {NEEDED}"
     return (f"{len(labels['classes'])} classes; of {labels['looked_at']:,} labelled documents an estimated "
             f"{labels['wrong']:,} ({percent(labels['share'])}) bear a wrong label (confident learning).")  # fmt: skip

@@ -23,11 +23,12 @@ def write_page(run: Path, path: Path, lang: str = "en") -> Path:
     if lang not in PHRASES:
         raise UnknownNameError("language", lang, PHRASES)
     words = PHRASES[lang]
-    found = findings.of_folder(run)
+    every = findings.of_folder(run)
+    found = [one for one in every if one.alarm]
     rows = register.rows(found, lang)
     return rendering.write(
         path, "explained.html.j2", name=markup.visible(run.name or run.absolute().name), lang=words["lang"],
-        page=words["page"], lead=lead(found, words), words=words["register"], register=table(rows),
+        page=words["page"], lead=lead(every, words), words=words["register"], register=table(rows),
         parts=[{"title": row["risk"], "note": markup.visible(row["title"]), "sections": sections(one, row, words)}
                for one, row in zip(found, rows, strict=True)],
     )  # fmt: skip
@@ -48,20 +49,23 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def lead(found: Sequence[Finding], words: Mapping[str, Any]) -> list[str]:
     """How many failures, and what became of them."""
     page = words["page"]
+    quiet, found = [one for one in found if not one.alarm], [one for one in found if one.alarm]
     fixed = [judged(one.verdict, one.fixed, one.human, words)[2] for one in found]
     counts = {"fixed": fixed.count(True), "not_fixed": fixed.count(False), "untreated": fixed.count(None)}
     many = page["count"]["one"] if len(found) == 1 else page["count"]["many"].format(n=len(found))
-    return [many, page["tally"].format(**counts)]
+    said = [many, page["tally"].format(**counts)] if found else [page["count"]["none"]]
+    tests = ", ".join(words["titles"].get(one.title, one.title) for one in quiet)
+    return [markup.visible(line) for line in (*said, *([page["quiet"].format(tests=tests)] if quiet else []))]
 
 
 def sections(one: Finding, row: Mapping[str, Any], words: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
     """(question, sentences) of one failure."""
-    page, its = words["page"], words["weaknesses"][one.weakness]
+    page, its = words["page"], register.described(one, words)
     return [
         (page["failed"], [its["event"], *_failed(one, page)]),
         (page["whom"], [_sentence(its["affected"], words)]),
         (page["cause"], _cause(one, page)),
-        (page["done"], [page["fix"].format(fix=one.fix)] if one.fixed is not None else [page["untreated"]]),
+        (page["done"], _done(one, page)),
         *([(page["now"], _now(one, page))] if one.after else []),
         (page["open"], _open(one, row, words)),
     ]
@@ -73,14 +77,22 @@ def _failed(one: Finding, page: Mapping[str, Any]) -> list[str]:
         said = page[key].format(before=one.before, good=one.good)
     else:
         said = page["measured"].format(before=one.before)
-    return [markup.visible(said), *([] if one.alarm else [page["quiet"]])]
+    return [markup.visible(said)]
+
+
+def _done(one: Finding, page: Mapping[str, Any]) -> list[str]:
+    if one.fixed is None:
+        return [page["untreated"]]
+    return [page["fix" if one.rows is not None else "tuned"].format(fix=one.fix)]
 
 
 def _cause(one: Finding, page: Mapping[str, Any]) -> list[str]:
+    if one.corpus:
+        return [page["of_corpus"]]
     if one.rows is None:
         return [page["untraced"]]
     if one.of is None:
-        said = [page["rows_alone"].format(rows=f"{one.rows:,}")]
+        said = [page["rows_alone" if one.fixed is not None else "documents"].format(rows=f"{one.rows:,}")]
     else:
         share = f"{one.rows / one.of:.1%}"
         said = [page["rows"].format(rows=f"{one.rows:,}", of=f"{one.of:,}", share=share, method=one.method)]
@@ -104,7 +116,9 @@ def _open(one: Finding, row: Mapping[str, Any], words: Mapping[str, Any]) -> lis
     """The verdict, what it rests on, the risk that is left, and what the run itself remarks."""
     page, verdict = words["page"], judged(one.verdict, one.fixed, one.human, words)[0]
     said = []
-    if row["fixed"]:
+    if one.corpus:
+        said.append(page["verdict"]["corpus"])
+    elif row["fixed"]:
         said.append(page["verdict"]["fixed"])
     elif row["fixed"] is False:
         head, _, why = verdict.replace("：", ": ").partition(": ")

@@ -2,23 +2,35 @@
 
 Everything is read from the files of the run. `p` is a chance, 0 to 1, that the failure comes about where it is asked
 for: a rate as it was measured; of a secret's exposure 2^(bits - most), the chance that it is named first; of a loss
-what is left of the gap to the clean twin. None: not measured.
+what is left of the gap to the clean twin. None: not measured, as what a corpus holds says nothing of how often a model
+fails.
 """
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from uimjax.config import LOCK, read_yaml
+from uimjax.corpora.text_suite import Sizes
 from uimjax.errors import MissingFileError
 from uimjax.mitigate.proof import ACCURACY
 from uimjax.report.summary import PROBES
 from uimjax.store import read_json
-from uimjax.study.outputs import human_of
+from uimjax.study.outputs import AFTER, human_of
 
 WEAKNESSES = ("bias", "generalization", "deterioration", "security", "privacy", "values", "dynamics", "memorization")
 OF_CASES = {"vision": "security", "secret": "privacy", "behaviour": "security"}
-RATES = ("dynamics",)  # weaknesses whose probe is no rate
+NO_RATES = ("dynamics",)  # weaknesses whose probe is none
+GAPS = ("parity", "odds", "membership")  # probes of audits that say how far apart, and not how often
 KNOWN = ("suite.json", "mended.json", "audit.json", "answers.json", "card.json")
+
+
+CORPUS = {
+    "privacy": "Personal data in the corpus", "memorization": "Near copies in the corpus",
+    "bias": "Groups that stand out near attributes", "generalization": "Evaluation items in the corpus",
+    "deterioration": "Wrong labels in the corpus",
+}  # fmt: skip
 
 
 class Finding(NamedTuple):
@@ -27,7 +39,8 @@ class Finding(NamedTuple):
     reference), after the fix, and after the fix of random rows; "" where there is none. `unit`: rate, bits or other.
     `cost` elsewhere, a share, of `cost_in`: accuracy (lost) or loss (more of it). `rows` of `of` training rows
     are in the edit. `verdict`: as the run says it; `fixed`: None where nothing was done. `open`: remarks that it came
-    with. `human`: what raters said of it."""
+    with. `human`: what raters said of it. `corpus`: it was found in the data,
+    and no model was looked at."""
 
     weakness: str
     title: str
@@ -50,6 +63,7 @@ class Finding(NamedTuple):
     fixed: bool | None = None
     open: tuple[str, ...] = ()
     human: Mapping[str, Any] | None = None
+    corpus: bool = False
 
 
 def of_folder(folder: Path) -> list[Finding]:
@@ -82,8 +96,7 @@ def of_case(name: str, result: Mapping[str, Any], places: list[Path]) -> Finding
     """`places`: folders of its draws."""
     probe, edit = PROBES[name], read_json(places[0] / "edit-traced.json")
     at = lambda key: result[f"probe_{key}"]  # noqa: E731  # of the model as trained, and so on
-    most = max(at("before"), at("clean_twin"))
-    chance = (lambda x: 2.0 ** (x - most)) if probe.unit.startswith("bits") else (lambda x: x)
+    chance = (lambda x: 2.0 ** (x - _most(places[0].parent))) if probe.unit.startswith("bits") else (lambda x: x)
     rows = read_json(places[0] / "trace.json")["rows"]
     share = result["utility"] == ACCURACY.name
     gap = at("before") - at("clean_twin")
@@ -98,6 +111,11 @@ def of_case(name: str, result: Mapping[str, Any], places: list[Path]) -> Finding
     )  # fmt: skip
 
 
+def _most(run: Path) -> float:
+    """The largest exposure that the run's secret can have, bits."""
+    return math.log2(read_yaml(run / LOCK)["config"]["secret"]["candidates"] + 1)
+
+
 def of_suite(document: Mapping[str, Any]) -> list[Finding]:
     """Of language and of pictures."""
     parts = {"text": document, "pictures": document["vision"]}
@@ -109,10 +127,10 @@ def _of_suite(kind: str, name: str, its: Mapping[str, Any], rows: int) -> Findin
     mean = lambda key: its[key]["mean"]  # noqa: E731  # over seeds
     told = lambda key: f"{mean(key):.2f} ({its[key]['low']:.2f} to {its[key]['high']:.2f})"  # noqa: E731
     before, left = mean("planted"), 1 - its["closed_traced"]
-    chances = (1.0, max(left, 0.0)) if name in RATES or not 0 <= before <= 1 else (before, max(mean("traced"), 0.0))
+    chances = (1.0, max(left, 0.0)) if name in NO_RATES or not 0 <= before <= 1 else (before, max(mean("traced"), 0.0))
     if its["unit"].startswith("bits"):
-        most = max(mean("planted"), mean("clean"))
-        chances = (2.0 ** (before - most), min(2.0 ** (mean("traced") - most), 1.0))
+        most = math.log2(Sizes().candidates + 1)
+        chances = (2.0 ** (before - most), 2.0 ** (mean("traced") - most))
     verdict, *remarks = its["verdict"].split("; ")
     return Finding(
         name, f"{its['title']} ({kind})", min(chances[0], 1.0), told("planted"), told("clean"), told("traced"),
@@ -133,7 +151,8 @@ def of_mended(folder: Path) -> list[Finding]:
     verdict, *remarks = its["says"].split("; ")
     return [Finding(
         "failure", "The failures that were traced", None, f"{mean(its['before']):.2f}", "", f"{after[own]:.2f}",
-        f"{after[control]:.2f}" if control else "", None, "", its["method"], its["edit"]["rows"], None,
+        f"{after[control]:.2f}" if control else "", None, "", its["method"],
+        its["edit"]["rows"] if own == AFTER else None, None,  # else rows were chosen or made, and are no culprits
         "other", its["cost"], "loss", None, True, verdict, verdict.startswith("mended"), tuple(remarks),
         human_of(folder),
     )]  # fmt: skip
@@ -144,7 +163,7 @@ def of_audit(document: Mapping[str, Any]) -> list[Finding]:
     return [
         Finding(
             name if name in WEAKNESSES else "privacy" if name == "membership" else "bias" if " by " in name
-            else "failure", name, its["value"] if 0 <= its["value"] <= 1 else None,
+            else "failure", name, _rate(name, its),
             f"{its['value']:.2f} ({its['low']:.2f} to {its['high']:.2f})", f"{its['reference']:.2f}",
             alarm=its["says"] == "alarm", verdict=its["says"], open=(its["cannot"],),
         )
@@ -152,36 +171,43 @@ def of_audit(document: Mapping[str, Any]) -> list[Finding]:
     ]  # fmt: skip
 
 
+def _rate(name: str, its: Mapping[str, Any]) -> float | None:
+    """How often it fails, where the probe says so: an accuracy is turned round, a gap or an area is none."""
+    if any(name.startswith(gap) for gap in GAPS) or not 0 <= its["value"] <= 1:
+        return None
+    return 1 - its["value"] if its.get("worse") == "low" else its["value"]
+
+
 def of_answers(document: Mapping[str, Any]) -> list[Finding]:
     """Of a trace: failures that the reader brought; how often they happen was not measured."""
-    many = len(document["failures"])
-    return [Finding("failure", f"{many} failure{'s' if many != 1 else ''} of the reader's own", None, str(many),
-                    verdict="traced, and nothing was done about it yet")]  # fmt: skip
+    failures, method = document["failures"], str(document.get("method", ""))
+    named = {str(hit.get("id", hit.get("document"))) for one in failures for hit in one.get("proponents", [])}
+    return [Finding("failure", "Failures of the reader's own", None, str(len(failures)), rows=len(named) or None,
+                    method=method, verdict="traced, and nothing was done about it yet")]  # fmt: skip
 
 
 def of_card(document: Mapping[str, Any]) -> list[Finding]:
     """Of a corpus, before any model: what may come of what it holds."""
-    documents = max(document["documents"], 1)
-    found = []
-    if rows := document["personal"]:
-        held = sum(row["documents"] for row in rows)
-        found.append(
-            Finding("privacy", "Personal data in the corpus", min(held / documents, 1.0), f"{held:,} documents")
-        )
-    if (copies := document["copies"]) and copies["repeat"]:
-        found.append(Finding("memorization", "Near copies in the corpus", copies["repeat"] / documents,
-                             f"{copies['repeat']:,} documents"))  # fmt: skip
+    documents = document["documents"]
     skewed = [row for row in document["people"]["findings"] if row["skewed"] and row["share"] > row["others"]]
-    if skewed:
-        found.append(Finding("bias", "Groups that stand out near attributes", None, f"{len(skewed)} pairs"))
-    seen = sum(row["contaminated"] for row in document["contamination"] or [])
-    if seen:
-        items = sum(row["items"] for row in document["contamination"])
-        found.append(
-            Finding("generalization", "Evaluation items in the corpus", seen / items, f"{seen} of {items} items")
+    seen = [row["contaminated"] for row in document["contamination"] or []], document["contamination"] or []
+    labels, copies = document["labels"] or {"wrong": 0}, document["copies"] or {"repeat": 0}
+    found = {
+        "privacy": (sum(row["documents"] for row in document["personal"]), documents),
+        "memorization": (copies["repeat"], documents),
+        "bias": (len(skewed), len(document["people"]["findings"])),
+        "generalization": (sum(seen[0]), sum(row["items"] for row in seen[1])),
+        "deterioration": (labels["wrong"], labels.get("looked_at", 0)),
+    }
+    return [
+        Finding(
+            name,
+            CORPUS[name],
+            None,
+            f"{n:,} / {of:,}",
+            verdict="found in the data; no model was looked at",
+            corpus=True,
         )
-    if (labels := document["labels"]) and labels["wrong"]:
-        found.append(
-            Finding("deterioration", "Wrong labels in the corpus", labels["share"], f"{labels['wrong']:,} labels")
-        )
-    return [one._replace(verdict="found in the data; no model was looked at") for one in found]
+        for name, (n, of) in found.items()
+        if n
+    ]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from uimjax.report import markup, rendering
 from uimjax.store.base import atomic
-from uimjax.study.sheets import Design, Row
+from uimjax.study.sheets import TIE, Design, Row
 
 FORMULAS = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet would compute
 COLUMNS = ("rater", "group", "number", "token", "prompt")
@@ -18,10 +18,11 @@ def write_table(path: Path, rater: str, rows: Sequence[Row], design: Design) -> 
     shown = ("A", "B") if design.kind == "pairwise" else ("output",)
     out = io.StringIO()
     made = csv.writer(out)
-    made.writerow([*COLUMNS, *shown, f"answer ({' '.join(design.answers())})".split(" ")[0], "comment"])
+    made.writerow([*COLUMNS, *shown, "question", "choices", "answer", "comment"])
+    choices = " / ".join("neither" if answer == TIE else answer for answer in design.answers())
     for number, row in enumerate(rows, start=1):
         prompt = row.prompt or ("[a picture, see the page]" if row.image else "")
-        cells = [rater, "", str(number), row.token, prompt, *row.shown, "", ""]
+        cells = [rater, "", str(number), row.token, prompt, *row.shown, design.asked(), choices, "", ""]
         made.writerow([harmless(markup.visible(cell)) for cell in cells])
     with atomic(path) as temporary:
         temporary.write_text(

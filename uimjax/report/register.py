@@ -35,17 +35,17 @@ def level(severity: int, likely: int | None) -> int | None:
 
 
 def rows(findings: Sequence[Finding], lang: str = "en") -> list[dict[str, Any]]:
-    """One row a failure, in words of `lang`; numbers beside them."""
-    return [_row(one, PHRASES[lang]) for one in findings]
+    """One row a failure, in words of `lang`; numbers beside them. Probes that found none are no risk."""
+    return [_row(one, PHRASES[lang]) for one in findings if one.alarm]
 
 
 def _row(one: Finding, words: Mapping[str, Any]) -> dict[str, Any]:
-    its, severity = words["weaknesses"][one.weakness], SEVERITY[one.weakness]
+    its, severity = described(one, words), SEVERITY[one.weakness]
     verdict, evidence, fixed = judged(one.verdict, one.fixed, one.human, words)
     before, after = likelihood(one.p), likelihood(one.p_after)
     name = lambda kind, k: words["unknown"] if k is None else words[kind][k]  # noqa: E731  # of a step of a scale
     treated = one.fixed is not None
-    done = words["treatment"].format(fix=one.fix, rows=one.rows, method=one.method or "-") if treated else words["none"]
+    done = _done(one, words) if treated else words["none"]
     left = after if treated and after is not None else before
     return {
         "risk": its["name"], "title": words["titles"].get(one.title, one.title),
@@ -63,13 +63,28 @@ def _row(one: Finding, words: Mapping[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def described(one: Finding, words: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Name, event, who is affected, consequence: of a model, or of what a corpus holds."""
+    return words["weaknesses"][one.weakness] | (words["corpus"][one.weakness] if one.corpus else {})
+
+
 def _said(verdict: str, words: Mapping[str, Any]) -> str:
     """What it begins with in words of the language; the reason stays as the run gives it."""
     head, colon, why = verdict.partition(":")
     return f"{words['verdicts'].get(head, head)}{colon}{why}"
 
 
+def _done(one: Finding, words: Mapping[str, Any]) -> str:
+    if one.rows is None:
+        return words["treatment_alone"].format(fix=one.fix)
+    if not one.method:
+        return words["treatment_rows"].format(fix=one.fix, rows=one.rows)
+    return words["treatment"].format(fix=one.fix, rows=one.rows, method=one.method)
+
+
 def _source(one: Finding, words: Mapping[str, Any]) -> str:
     if one.rows is None:
         return words["source_unknown"]
+    if one.of is None and one.fixed is None:
+        return words["source_documents"].format(rows=f"{one.rows:,}")
     return words["source"].format(rows=f"{one.rows:,}", of="" if one.of is None else f" / {one.of:,}")

@@ -34,8 +34,7 @@ def lines(document: dict[str, Any]) -> list[str]:
         found.append(f"left out, as they fail the checks of attention: {', '.join(document['left_out'])}")
     for group, its in document["groups"].items():
         for arm, own in its["effects"].items():
-            far = "" if "from_others" not in own or not own["from_others_low"] * own["from_others_high"] > 0 else (
-                ", unlike the others")  # fmt: skip
+            far = ", unlike the others" if unlike(own) else ""
             found.append(f"{group} ({its['raters']} raters), {arm}: {value(document, own['value'])}{far}")
     return [markup.visible(line) for line in found]
 
@@ -74,7 +73,11 @@ def _effect(document: dict[str, Any], arm: str, its: dict[str, Any]) -> dict[str
     }  # fmt: skip
 
 
+def unlike(own: dict[str, Any]) -> bool:
+    """A group's distance from the others leaves no room for none."""
+    return (own.get("from_others_low") or 0) * (own.get("from_others_high") or 0) > 0
+
+
 def _group(group: str, its: dict[str, Any]) -> dict[str, Any]:
-    unlike = lambda own: (own.get("from_others_low") or 0) * (own.get("from_others_high") or 0) > 0  # noqa: E731  # no 0 between
     rows = [own | {"arm": markup.visible(arm), "unlike": unlike(own)} for arm, own in its["effects"].items()]
     return {"name": markup.visible(group), "raters": its["raters"], "rows": rows}

@@ -50,6 +50,19 @@ def mean_effect(values: Any, seed: int = 0, draws: int = DRAWS) -> Effect:
     return Effect(value, value - half, value + half, raters, items, int(told.sum()))
 
 
+def judged_mean(values: Any, ends: tuple[float, float], seed: int = 0, draws: int = DRAWS) -> Effect:
+    """`mean_effect` of values that lie between two `ends`, which its interval does not leave. Where all say the same
+    nothing varies and nothing is known of those who would not: Wilson's share of them, for as many as there are raters
+    or outputs (whichever are fewer), may be at either end."""
+    its = mean_effect(values, seed, draws)
+    clusters = min(its.raters, its.items)
+    if its.high == its.low and clusters > 1:
+        others = 1 - clusters / (clusters + 1.959964**2)
+        low, high = (its.value + others * (end - its.value) for end in ends)
+        return its._replace(low=low, high=high)
+    return its._replace(low=max(its.low, ends[0]), high=min(its.high, ends[1]))
+
+
 def _drawn(sums: np.ndarray, counts: np.ndarray, rng: np.random.Generator, draws: int) -> float:
     """The variance of sum(sums) / sum(counts) where clusters are drawn anew, those that are there as a sample."""
     many = len(sums)

@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from uimjax.errors import DataError, MalformedRowError, MissingFileError
+from uimjax.errors import DataError, MalformedRowError, MissingFileError, UnknownNameError
 from uimjax.study import effect
 from uimjax.study.agreement import agreement
-from uimjax.study.effect import Effect, Mixed
+from uimjax.study.effect import Mixed
 from uimjax.study.sheets import SIDES, TIE, Design
 
-FAILED = 1 / 3  # of the attention checks, beyond which a rater is left out (fixed before any sheet is filled)
+MET = 2, 3  # of three attention checks of a sheet, below which a rater is left out (fixed before any sheet is filled)
 SPLIT = 10  # outputs shown on which raters disagree most
 
 
@@ -51,7 +51,11 @@ def read_sheet(path: Path, design: Design) -> Filled:
     if path.suffix == ".json":
         return _from_form(path, design)
     try:
-        lines = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig"))))
+        text = path.read_text(encoding="utf-8-sig")
+        head = text.partition("\n")[0]
+        lines = list(
+            csv.DictReader(io.StringIO(text), delimiter=max(",;\t", key=head.count))
+        )  # as spreadsheets save it
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} cannot be read as CSV: {error}") from error
     if not lines or not {"token", "answer"} <= set(lines[0]):
@@ -64,23 +68,35 @@ def read_sheet(path: Path, design: Design) -> Filled:
         answers[token] = _answer(path, number, given, design)
         if (line.get("comment") or "").strip():
             comments[token] = line["comment"].strip()
-    first = lines[0]
-    return Filled((first.get("rater") or path.stem).strip(), (first.get("group") or "").strip(), answers, comments)
+    named = lambda key: next(filter(None, ((line.get(key) or "").strip() for line in lines)), "")  # noqa: E731  # first
+    return Filled(named("rater") or path.stem, _group_of(path, named("group"), design), answers, comments)
 
 
 def _from_form(path: Path, design: Design) -> Filled:
     try:
         held = json.loads(path.read_text(encoding="utf-8"))
         answers, comments = dict(held["answers"]), dict(held.get("comments", {}))
-        rater, group = str(held["rater"]), str(held.get("group", ""))
+        rater, group, agreed = str(held["rater"]), str(held.get("group", "")), held["consent"] is True
     except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is no sheet that the form saved: {error!r}") from error
+    if not agreed:
+        raise DataError(f"{path}: {rater} did not agree to the text of consent; leave the sheet out")
     made = {str(token): _answer(path, k, str(given), design) for k, (token, given) in enumerate(answers.items(), 1)}
-    return Filled(rater, group, made, {str(k): str(v) for k, v in comments.items()})
+    return Filled(rater, _group_of(path, group, design), made, {str(k): str(v) for k, v in comments.items()})
+
+
+def _group_of(path: Path, group: str, design: Design) -> str:
+    """As the design spells it."""
+    known = {name.lower(): name for name in ("", *design.groups)}
+    if group.lower() not in known:
+        raise UnknownNameError(f"group in {path}", group, design.groups or ["(none: the study asks for no group)"])
+    return known[group.lower()]
 
 
 def _answer(path: Path, number: int, given: str, design: Design) -> str:
-    known = {answer.lower(): answer for answer in design.answers()}
+    known = {answer.lower(): answer for answer in design.answers()} | (
+        {"neither": TIE} if TIE in design.answers() else {}
+    )
     if given.lower() not in known:
         raise MalformedRowError(path, number, f"answer {given!r}; one of {', '.join(design.answers())} was wanted")
     return known[given.lower()]
@@ -89,7 +105,7 @@ def _answer(path: Path, number: int, given: str, design: Design) -> str:
 def unblinded(
     sheets: Sequence[Filled], key: Mapping[str, Mapping[str, Any]]
 ) -> tuple[list[Rating], dict[str, list[int]]]:
-    """(ratings, rater -> [attention checks met, answered]).
+    """(ratings, rater -> [attention checks met, on the sheet]).
 
     Raises:
         DataError: tokens of another study, a sheet twice, or a row of another rater's sheet.
@@ -99,7 +115,8 @@ def unblinded(
     for sheet in sheets:
         if sheet.rater in checks:
             raise DataError(f"two sheets of {sheet.rater} arrived; one of each was wanted")
-        met = checks.setdefault(sheet.rater, [0, 0])
+        asked = sum(what["rater"] == sheet.rater and "check" in what for what in key.values())
+        met = checks.setdefault(sheet.rater, [0, asked])
         for token, answer in sheet.answers.items():
             if token not in key:
                 raise DataError(
@@ -109,7 +126,7 @@ def unblinded(
             if what["rater"] != sheet.rater:
                 raise DataError(f"the sheet of {sheet.rater} has a row of {what['rater']}'s")
             if "check" in what:
-                met[:] = met[0] + (answer == what["check"]), met[1] + 1
+                met[0] += answer == what["check"]
             else:
                 found.append(_rating(sheet, what, answer))
     return found, checks
@@ -132,7 +149,7 @@ def judge(
     Raises:
         DataError: no rating is left. UsageError: an extra is missing.
     """
-    careless = sorted(r for r, (met, of) in checks.items() if of and met < (1 - FAILED) * of)
+    careless = sorted(r for r, (met, of) in checks.items() if MET[1] * met < MET[0] * of)
     kept = [one for one in ratings if one.rater not in careless]
     if not kept:
         raise DataError(
@@ -161,33 +178,26 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
-def _of(design: Design, ratings: Sequence[Rating], base: str, arm: str, seed: int) -> dict[str, Any]:
-    """Of an arm against the first: a share of preferences (none: .5), or points of a scale (none: 0)."""
-    values = leads(design, ratings, base, arm)
-    its = _careful(effect.mean_effect(values, seed), design)
-    none = 0.5 if design.kind == "pairwise" else 0.0
+def _of(
+    design: Design, ratings: Sequence[Rating], base: str, arm: str, seed: int, whole: bool = True
+) -> dict[str, Any]:
+    """Of an arm against the first: a share of preferences (none: .5), or points of a scale (none: 0). `whole`: with the
+    mixed model."""
+    none, values = 0.5 if design.kind == "pairwise" else 0.0, leads(design, ratings, base, arm)
+    if np.isnan(values).all():
+        return {"value": None, "low": None, "high": None, "raters": 0, "items": 0, "ratings": 0, "none": none,
+                "says": "not told"}  # fmt: skip
+    its = effect.judged_mean(values, design.ends(), seed)
     says = "better" if its.low > none else "worse" if its.high < none else "no difference is shown"
     made: dict[str, Any] = its._asdict() | {"none": none, "says": says}
-    if design.kind == "likert":
+    if design.kind == "likert" and whole:
         mixed = effect.mixed_model(values)
         made["mixed_model"] = mixed._asdict() if isinstance(mixed, Mixed) else mixed
     return made
 
 
-def _careful(its: Effect, design: Design) -> Effect:
-    """Where all say the same nothing varies: the interval of a share is then Wilson's, of as many as there are raters
-    or outputs, whichever are fewer. No share lies beyond 0 or 1."""
-    if design.kind != "pairwise":
-        return its
-    if its.value in (0.0, 1.0):
-        n = min(its.raters, its.items)
-        edge = n / (n + 1.959964**2)
-        return its._replace(low=edge if its.value else 0.0, high=1.0 if its.value else 1 - edge)
-    return its._replace(low=max(its.low, 0.0), high=min(its.high, 1.0))
-
-
 def leads(design: Design, ratings: Sequence[Rating], base: str, arm: str) -> np.ndarray:
-    """`[R, I]`: how far `arm` leads over `base`, by rater and output; NaN where that was not asked."""
+    """`[R, I]`: how far `arm` is better than `base`, by rater and output; NaN where that was not asked."""
     raters, ids = sorted({one.rater for one in ratings}), sorted({one.id for one in ratings})
     row, column = {r: k for k, r in enumerate(raters)}, {i: k for k, i in enumerate(ids)}
     if design.kind == "pairwise":
@@ -195,12 +205,12 @@ def leads(design: Design, ratings: Sequence[Rating], base: str, arm: str) -> np.
         for one in ratings:
             if set(one.arms) == {base, arm}:
                 values[row[one.rater], column[one.id]] = one.value if one.arms[0] == arm else 1 - one.value
-        return values
+        return 1 - values if design.asks_worse else values
     sides = np.full((2, len(raters), len(ids)), np.nan)
     for one in ratings:
         if one.arms[0] in (base, arm):
             sides[int(one.arms[0] == arm), row[one.rater], column[one.id]] = one.value
-    return sides[1] - sides[0]
+    return sides[0] - sides[1] if design.asks_worse else sides[1] - sides[0]
 
 
 def counts(design: Design, ratings: Sequence[Rating]) -> np.ndarray:
@@ -229,23 +239,26 @@ def _strengths(design: Design, ratings: Sequence[Rating]) -> dict[str, float] | 
     wins = np.zeros((len(design.arms), len(design.arms)))
     for one in ratings:
         i, j = (design.arms.index(arm) for arm in one.arms)
-        wins[i, j] += one.value
-        wins[j, i] += 1 - one.value
+        value = 1 - one.value if design.asks_worse else one.value
+        wins[i, j] += value
+        wins[j, i] += 1 - value
     return dict(zip(design.arms, effect.strengths(wins).tolist(), strict=True))
 
 
 def _group(design: Design, ratings: Sequence[Rating], group: str, seed: int) -> dict[str, Any]:
-    """What raters of a group say, and how far the others are from it."""
+    """What raters of a group say, and how far the others are from it: by intervals that are not cut at an end, and only
+    of two raters at least on either side."""
     mine, rest = ([one for one in ratings if (one.group == group) == yes] for yes in (True, False))
     base = design.arms[0]
     made: dict[str, Any] = {"raters": len({one.rater for one in mine}), "effects": {}}
     for arm in design.arms[1:]:
-        own = _of(design, mine, base, arm, seed)
+        own = _of(design, mine, base, arm, seed, whole=False)
         found = {"value": own["value"], "low": own["low"], "high": own["high"]}
-        if rest:
-            far = _of(design, rest, base, arm, seed)
-            half = float(np.hypot(own["high"] - own["low"], far["high"] - far["low"])) / 2
-            gap = own["value"] - far["value"]
+        sides = [leads(design, its, base, arm) if its else np.full((1, 1), np.nan) for its in (mine, rest)]
+        if all((~np.isnan(side)).any(1).sum() > 1 for side in sides):
+            a, b = (effect.mean_effect(side, seed) for side in sides)
+            half = float(np.hypot(a.high - a.low, b.high - b.low)) / 2
+            gap = a.value - b.value
             found |= {"from_others": gap, "from_others_low": gap - half, "from_others_high": gap + half}
         made["effects"][arm] = found
     return made

@@ -71,15 +71,6 @@ def _output(path: Path, number: int, line: dict[str, Any]) -> Output:
     return Output(clean(str(line.get("id", number))), clean(prompt)[:LONGEST], image, names)
 
 
-def outputs_of(source: Path, arms: Sequence[str]) -> list[Output]:
-    """Of a file of outputs, of the folder of a failure or of a mitigation, or of a run that holds one such folder.
-
-    Raises:
-        UsageError: several hold some. As `read_outputs`.
-    """
-    return read_outputs(file_of(source), arms)
-
-
 def file_of(source: Path) -> Path:
     """Raises UsageError: several folders of the run hold outputs; MissingFileError: none does."""
     if source.is_file() or (source / FILE).is_file():

@@ -24,7 +24,8 @@ TIE = "tie"
 @dataclass(frozen=True)
 class Design:
     """`raters` sheets of `kind`, `per_rater` outputs each (0: all), `checks` attention checks among them; `scale`:
-    points of a Likert scale; `ties`: whether neither may be better; `groups`: what raters may say they belong to."""
+    points of a Likert scale; `ties`: whether neither may be better; `groups`: what raters may say they belong to;
+    `asks_worse`: the question is which is worse, or more points are worse."""
 
     kind: str = "pairwise"
     arms: tuple[str, ...] = (BEFORE, "traced")
@@ -35,6 +36,11 @@ class Design:
     ties: bool = True
     question: str = ""
     groups: tuple[str, ...] = ()
+    asks_worse: bool = False
+
+    def ends(self) -> tuple[float, float]:
+        """Between which what is measured lies: a share of preferences, or a difference of points."""
+        return (0.0, 1.0) if self.kind == "pairwise" else (1.0 - self.scale, self.scale - 1.0)
 
     def asked(self) -> str:
         return self.question or QUESTIONS[self.kind].format(scale=self.scale)
@@ -68,6 +74,12 @@ def check_design(design: Design, outputs: int) -> None:
         raise UsageError(f"--kind {design.kind}: one of {', '.join(KINDS)} was wanted")
     if len(design.arms) < 2 or len(set(design.arms)) < len(design.arms):
         raise UsageError(f"--arms {' '.join(design.arms)}: two different ones at least were wanted")
+    if design.kind == "likert" and not design.ties:
+        raise UsageError("--no-ties is of pairs; a Likert scale has none")
+    if design.kind == "pairwise" and design.scale != Design.scale:
+        raise UsageError("--scale is of a Likert study (--kind likert); pairs have none")
+    if design.asks_worse and not design.question:
+        raise UsageError("--asks-worse goes with a --question of your own; the usual one asks what is better")
     for name, value, least in (("raters", design.raters, 1), ("checks", design.checks, 0), ("scale", design.scale, 2)):
         if value < least:
             raise UsageError(f"--{name} {value}: {least} at least")
@@ -122,5 +134,5 @@ def _check(design: Design, rng: np.random.Generator) -> tuple[Row, dict[str, Any
 
 
 def _token(rng: np.random.Generator) -> str:
-    """That tells nothing of what it stands for."""
-    return rng.bytes(6).hex()
+    """That tells nothing of what it stands for, and is no number to a spreadsheet."""
+    return f"t{rng.bytes(6).hex()}"

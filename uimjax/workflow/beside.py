@@ -1,12 +1,13 @@
 """A corpus held against files of the reader's own: evaluation sets, labelled texts, and its own labels."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from uimjax.census import contamination, counting, together, wordy
-from uimjax.census.sampling import Drawn, margin
+from uimjax.census.sampling import Drawn
 from uimjax.config import CensusConfig
 from uimjax.corpora import texts
 from uimjax.corpora.texts import Columns, Text
@@ -47,6 +48,17 @@ def contaminated(out: Path, sets: Evaluation, total: counting.Counted) -> list[d
     return contamination.told(total.seen, asked, sets.files)
 
 
+def label_of(value: Any) -> str | None:
+    """A class as text, whole numbers without a point; None where there is none.
+
+    >>> label_of(1.0), label_of(True), label_of(" "), label_of(float("nan")), label_of("bad")
+    ('1', '1', None, None, 'bad')
+    """
+    if isinstance(value, bool) or (isinstance(value, float) and value.is_integer()):
+        value = int(value)
+    return None if value is None or value != value or not str(value).strip() else str(value).strip()
+
+
 class Toxic(NamedTuple):
     learned: wordy.Learned
     toxic: np.ndarray  # [N] bool
@@ -60,7 +72,7 @@ def toxicity(config: CensusConfig) -> Toxic:
     for path in texts.files_of([config.toxicity]):
         for block in texts.read_blocks(path, columns, lambda _row: None):
             pairs = [(row.get(columns.text), row.get(columns.label)) for _, row in block]
-            rows += [(t, str(int(y)) if isinstance(y, bool) else str(y)) for t, y in pairs if t and y is not None]
+            rows += [(t, label) for t, y in pairs if t and (label := label_of(y)) is not None]
     labels = {label for _, label in rows}
     toxic = set(config.toxic) or ({"1"} if labels == {"0", "1"} else set())
     if not toxic or not toxic < labels:
@@ -99,7 +111,12 @@ def mislabelled(sample: list[Drawn], of: int, config: CensusConfig, out: Path) -
     """Write `labels.parquet`: documents whose label looks wrong, the likeliest first."""
     from uimjax.understand.dynamics import labels
 
-    some = [one for one in sample if one.label is not None]
+    given_all = Counter(one.label for one in sample if one.label is not None)
+    rare = sorted(label for label, n in given_all.items() if n < wordy.FOLDS)
+    some = [one for one in sample if one.label is not None and one.label not in rare]
+    if len(given_all) - len(rare) < 2:
+        return {"why": f"{len(given_all) - len(rare)} classes of {wordy.FOLDS} documents and more in "
+                       f"{config.label_column!r}; two at least were wanted", "wrong": 0}  # fmt: skip
     learned = wordy.learn([one.text for one in some], [str(one.label) for one in some], config.seed)
     given = np.array([learned.classes.index(str(one.label)) for one in some])
     issues = labels.label_issues(given, learned.held_out)
@@ -109,9 +126,10 @@ def mislabelled(sample: list[Drawn], of: int, config: CensusConfig, out: Path) -
         for k in issues.ids.tolist()
     ], ("id", "given", "suggested", "probability_of_given"))  # fmt: skip
     share = issues.wrong / len(some)
-    low, high = margin(share, *together.wilson(issues.wrong, len(some)), len(some), of)
+    low, high = together.wilson(issues.wrong, len(some))
     return {
-        "looked_at": len(some), "classes": dict(zip(learned.classes, np.bincount(given).tolist(), strict=True)),
+        "why": "", "rare": rare[:20], "of": of, "looked_at": len(some), 
+        "classes": dict(zip(learned.classes, np.bincount(given).tolist(), strict=True)),
         "accuracy": float((learned.held_out.argmax(1) == given).mean()), "wrong": int(issues.wrong), "share": share,
         "low": low, "high": high, "flagged": len(issues.ids),
     }  # fmt: skip

@@ -46,9 +46,9 @@ def of_pictures(task: Task, rows: Any) -> Voice:
     return Voice(asked, says)
 
 
-def of_texts(task: Task, rows: Any, tokenizer: Tokenizer) -> Voice:
-    """How a decoder goes on after the first prompts of `rows`."""
-    some = row.take(rows, np.arange(min(MOST, row.count(rows))))
+def of_texts(task: Task, rows: Any, tokenizer: Tokenizer, most: int = MOST) -> Voice:
+    """How a decoder goes on after the first prompts of `rows`, so many at most."""
+    some = row.take(rows, np.arange(min(most, row.count(rows))))
     decode = lambda ids: tokenizer.engine.decode([int(k) for k in ids if k < tokenizer.mark])  # noqa: E731  # no marks
     return _spoken(task, some, decode, TOKENS)
 

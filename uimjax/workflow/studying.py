@@ -28,7 +28,8 @@ HOW = """Sheets of a blinded study.
 sheets/     one page (.html) and one table (.csv) a rater; either is filled, the page works without a network
 key/        which side was what: keep it away from the raters, and from whoever talks to them
 study.json  the design, without the key
-consent.txt the text on every sheet; write your own and export again (--consent FILE) before anything is handed out
+sheets/READ-FIRST.txt   the text of consent, which goes with the tables (it stands on the pages); while it is the
+            placeholder, export again with your own (--consent FILE) before anything is handed out
 
 Put what comes back (rater-01.json from the page, or the filled rater-01.csv) into one folder, then
   uimjax study import {out} --sheets FOLDER
@@ -39,7 +40,7 @@ def export(source: Path, out: Path, design: Design, consent: str = "", reveal: b
     """Sheets of the outputs of a run or a file, in `out`. Secrets of the run are masked unless `reveal`.
 
     Raises:
-        OutputError: a study is there already. As `outputs_of`, `check_design`, `read_text`.
+        OutputError: a study is there already. As `file_of`, `read_outputs`, `check_design`.
     """
     path = outputs.file_of(source)
     found = outputs.read_outputs(path, design.arms)
@@ -59,7 +60,10 @@ def export(source: Path, out: Path, design: Design, consent: str = "", reveal: b
     key = {"study": name, "seed": seed, "rows": made.key, "outputs": str(path.absolute()),
            "digest": store.digest_file(store.place(path))}  # fmt: skip
     store.write_json(out / "key" / KEY, key)
-    for file, said in (("README.txt", HOW.format(out=out)), ("consent.txt", text + "\n")):
+    first = f"{text}\n\n{design.asked()}\n"
+    if design.groups:
+        first += f"Write into the column group one of: {', '.join(design.groups)}.\n"
+    for file, said in (("README.txt", HOW.format(out=out)), ("sheets/READ-FIRST.txt", first)):
         with atomic(out / file) as temporary:
             temporary.write_text(said)
     document = {"study": name, "design": dataclasses.asdict(design), "outputs": len(found),
@@ -74,7 +78,13 @@ def _consent(path: str) -> str:
         return CONSENT
     if not Path(path).is_file():
         raise MissingFileError(f"{path} is not there; --consent takes a text file")
-    return Path(path).read_text(encoding="utf-8").strip()
+    try:
+        text = Path(path).read_text(encoding="utf-8").strip()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is no text in UTF-8: {error}") from error
+    if not text:
+        raise DataError(f"{path} is empty; the text that raters agree to was wanted")
+    return text
 
 
 def _sensitive(path: Path) -> list[str]:
@@ -130,10 +140,13 @@ def _sheets(filled: Sequence[Path]) -> list[Path]:
 
 
 def _ratings(path: Path, ratings: Sequence[judging.Rating], read: Sequence[judging.Filled], key: Any) -> None:
-    said = {(one.rater, key[token]["id"]): text for one in read for token, text in one.comments.items()
-            if token in key and "id" in key[token]}  # fmt: skip
+    said = {(one.rater, key[token]["id"], tuple(sorted(key[token]["arms"]))): text
+            for one in read for token, text in one.comments.items() if "id" in key.get(token, {})}  # fmt: skip
     names = ("rater", "group", "output", "arms", "value", "comment")
-    rows = [(r.rater, r.group, r.id, " > ".join(r.arms), r.value, said.get((r.rater, r.id), "")) for r in ratings]
+    rows = [
+        (r.rater, r.group, r.id, " > ".join(r.arms), r.value, said.get((r.rater, r.id, tuple(sorted(r.arms))), ""))
+        for r in ratings
+    ]
     with atomic(path) as temporary:
         columns = list(zip(*rows, strict=True)) or [()] * len(names)
         parquet.write_table(pa.table(dict(zip(names, map(list, columns), strict=True))), temporary)
@@ -142,6 +155,8 @@ def _ratings(path: Path, ratings: Sequence[judging.Rating], read: Sequence[judgi
 def _attach(document: dict[str, Any], secret: dict[str, Any]) -> str:
     """Beside the outputs, where they are still those that were judged; what was done, in words."""
     path = Path(secret["outputs"])
+    if path.name != outputs.FILE:
+        return ""  # of a file that is no run's there is no verdict to enter
     if not path.is_file() or store.digest_file(store.place(path)) != secret["digest"]:
         return f"not put beside {path}: the outputs there are not the ones that were judged"
     kept = ("study", "kind", "arms", "question", "raters", "ratings", "agreement", "effects", "groups", "left_out")

@@ -21,12 +21,13 @@ from uimjax.census.sampling import Sample
 from uimjax.config import CensusConfig
 from uimjax.corpora import duplicates, texts
 from uimjax.corpora.texts import Columns, Skipped, Text
-from uimjax.errors import DataError
+from uimjax.errors import DataError, OutputError
 from uimjax.progress import Progress, quiet
 from uimjax.report import census, datacard, tables
 from uimjax.store.base import atomic, make_folder
 from uimjax.workflow import beside
 
+CARD, README, PARTS = "card.json", "README.md", ".uimjax-stretches"
 STRETCH = 8 << 20  # characters counted and kept together
 PACKED = (".gz", ".zst", ".parquet")  # hold about three times their size
 
@@ -47,46 +48,53 @@ def survey(config: CensusConfig, out: Path, progress: Progress = quiet) -> dict[
     evaluation = beside.evaluation(config)
     toxic = beside.toxicity(config) if config.toxicity else None
     key = _key(config, files)
+    _check_ours(out, files)
     make_folder(out)
-    if (out / "card.json").exists() and (held := store.read_json(out / "card.json"))["key"] == key:
+    if (out / CARD).exists() and (held := store.read_json(out / CARD)).get("key") == key:
         return held
     parts = _parts(out, key)
     reader = _Reader(config, files)
     look = Looked(terms, evaluation.asked, config.near > 0)
-    paths = _count(reader, look, parts, config.workers or len(os.sched_getaffinity(0)), progress)
+    paths = _count(reader, look, parts, config.workers or os.cpu_count() or 1, progress)
     if not paths:
         raise DataError(f"{', '.join(config.data)}: no document; {reader.told() or 'the files are empty'}")
-    document: dict[str, Any] = {"key": key, "name": config.name or Path(config.data[0]).name} | _card(
-        config, reader, look, paths, out
-    )
-    document |= {
-        "contamination": beside.contaminated(out, evaluation, _sum(paths, look)),
-        "toxicity": None,
-        "labels": None,
-    }
+    total = _sum(paths, look)
+    document: dict[str, Any] = {"key": key, "name": config.name or Path(config.data[0]).name}
+    document |= _card(config, reader, look, total, paths, out)
+    document |= {"contamination": beside.contaminated(out, evaluation, total), "toxicity": None, "labels": None}
     if toxic is not None:
         document["toxicity"] = beside.judged(toxic, reader.sample.drawn(), document["documents"], config)
     if config.label_column:
         document["labels"] = beside.mislabelled(reader.sample.drawn(), document["documents"], config, out)
     document |= {"cannot": card.CANNOT, "config": config.model_dump(mode="json"), "made_with": __version__}
-    store.write_json(out / "card.json", document)
     census.write_page(document, out / "report.html")
-    datacard.write(document, out / "README.md")
+    datacard.write(document, out / README)
+    store.write_json(out / CARD, document)  # the last: where it is, the others are
     shutil.rmtree(parts)
     return document
 
 
 def _key(config: CensusConfig, files: list[Path]) -> str:
     """Of the settings, and of every file by its size and time."""
-    named = [*files, *map(Path, config.evaluation), *(Path(p) for p in (config.terms, config.toxicity) if p)]
-    stats = [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in named if p.exists()]
+    others = [texts.files_of(names) for names in (config.evaluation, [config.toxicity]) if any(names)]
+    named = [*files, *(path for paths in others for path in paths), *([Path(config.terms)] if config.terms else [])]
+    stats = [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in named]
     choices = config.model_dump(mode="json", exclude={"workers"})
     return store.digest_text(repr([choices, stats, __version__]))
 
 
+def _check_ours(out: Path, files: list[Path]) -> None:
+    """Raises OutputError: the folder holds what is read, or a README that is not ours."""
+    inside = [path for path in files if out.resolve() in path.resolve().parents]
+    if inside:
+        raise OutputError(f"{out} holds {inside[0]}, which is read; choose another folder with --out")
+    if (out / README).exists() and not (out / CARD).exists():
+        raise OutputError(f"{out} holds a {README} that is not a card's; choose another folder with --out")
+
+
 def _parts(out: Path, key: str) -> Path:
     """The folder of finished stretches; those of other data or settings are removed."""
-    parts = out / "parts"
+    parts = out / PARTS
     if (parts / "key").exists() and (parts / "key").read_text() != key:
         shutil.rmtree(parts)
     make_folder(parts)
@@ -133,8 +141,7 @@ class _Reader:
             for block in texts.read_blocks(path, self.columns, self.note):
                 for row in block:
                     for one in texts.documents(path, [row], self.columns, self.note, names[path]):
-                        given = row[1].get(label) if label else None
-                        self.sample.offer(*one, None if given is None else str(given))
+                        self.sample.offer(*one, beside.label_of(row[1].get(label)) if label else None)
                         yield one
 
 
@@ -159,9 +166,10 @@ def _sum(paths: list[Path], look: Looked) -> counting.Counted:
     return total
 
 
-def _card(config: CensusConfig, reader: _Reader, look: Looked, paths: list[Path], out: Path) -> dict[str, Any]:
+def _card(
+    config: CensusConfig, reader: _Reader, look: Looked, total: counting.Counted, paths: list[Path], out: Path
+) -> dict[str, Any]:
     """All that is counted of every document, and the languages of the sample."""
-    total = _sum(paths, look)
     rows = card.sources(total)
     documents, words = (sum(row[name] for row in rows) for name in ("documents", "words"))
     people = card.people(total, look.terms)

@@ -84,13 +84,9 @@ class Loop:
         seeds = tuple(config.seed + k for k in range(config.mitigate.seeds))
         choices = (config.trace, config.mitigate, config.train)
         at, data = self.folder / name, self.planted.train
-        return Failure(
-            at, self.task, data, *choices, seeds, lambda params: self.outcome(name, params), self.voice(name)
-        )
-
-    def voice(self, name: str) -> saying.Voice:
-        rows = self.planted.cases[name].probe  # of the secret, those that follow are other secrets
-        return saying.of_texts(self.task, take(rows, np.arange(1)) if name == "secret" else rows, self.corpus.tokenizer)
+        most = 1 if name == "secret" else saying.MOST  # the secrets that follow are other ones
+        voice = saying.of_texts(self.task, self.planted.cases[name].probe, self.corpus.tokenizer, most)
+        return Failure(at, self.task, data, *choices, seeds, lambda params: self.outcome(name, params), voice)
 
     def measurement(self, name: str) -> Measurement:
         return (leak if name == "secret" else behaviour).measurement(self.task)
