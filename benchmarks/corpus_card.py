@@ -3,9 +3,9 @@
 Set-up, on 2,522 documents of seven sources (`lm_srcmix`, UIMJAX_DATA): 2% of the documents get an e-mail address or a
 payment card whose digits sum up, or both; copies of 3% stand at the end, one word in a hundred changed; ten professions
 stand in 60 sentences each, 95% of one gender, ten others as the corpus is. The card knows nothing of it.
-Claims: of each finding precision and recall against the truth (personal data by place; copies by pair; professions but
-for those that are skewed in the untouched corpus); of real personal data (`priv_synth_pii`) likewise; and the most
-memory of all its processes at 1 GB is at most 15% above that at 100 MB (100 and 10 MB with --quick).
+Claims: of each finding precision and recall against the truth (personal data by place; copies by pair; the twenty
+professions, the others being what the corpus makes them); of real personal data (`priv_synth_pii`) likewise; and the
+most memory of all its processes at 1 GB is at most 15% above that at 100 MB (100 and 10 MB with --quick).
 Run: UIMJAX_DATA=... python -m benchmarks.corpus_card --json
 """
 
@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from benchmarks import timing
-from uimjax.census import personal, together
+from uimjax.census import personal
 from uimjax.config import CensusConfig, parse
 from uimjax.workflow.surveying import survey
 
@@ -109,11 +109,6 @@ def skewed(card: dict[str, Any]) -> set[tuple[str, str]]:
     return {(r["attribute"], r["group"]) for r in near(card) if r["skewed"] and r["share"] > r["others"]}
 
 
-def differ(card: dict[str, Any]) -> set[tuple[str, str]]:
-    """Pairs that are skewed by themselves, whether or not the corpus alone is enough to be sure of it."""
-    return {(r["attribute"], r["group"]) for r in near(card) if r["share"] >= r["others"] + together.DIFFERENCE}
-
-
 def near(card: dict[str, Any]) -> list[dict[str, Any]]:
     return [r for r in card["people"]["findings"] if r["set"] == "professions" and r["axis"] == "gender"]
 
@@ -129,10 +124,12 @@ def findings(data: Path, folder: Path, seed: int) -> dict[str, Any]:
     found = {(s["id"], s["kind"], s["start"], s["stop"]) for s in spans if s["kind"] in ("email", "card")}
     old_pairs, new_pairs = (pairs(folder / f"card-{name}-{seed}") for name in ("plain", "planted"))
     words = {(word, gender) for gender, its in SKEWED.items() for word in its}
+    known = {*USUAL, *(word for word, _ in words)}
     return {
         "email and card": rates({s for s in found if s[0] not in old}, set(truth["spans"])),
         "copies": rates(new_pairs - old_pairs, set(truth["copies"])),
-        "professions": rates(skewed(after) - differ(before), words),
+        "professions": rates({pair for pair in skewed(after) if pair[0] in known}, words),
+        "other professions that stand out": sorted(word for word, _ in skewed(after) if word not in known),
     }  # fmt: skip
 
 
