@@ -20,6 +20,7 @@ from uimjax.errors import UnknownNameError, UsageError
 from uimjax.mitigate import proof
 from uimjax.models.decoder import language_task
 from uimjax.report import suite as report
+from uimjax.study.outputs import read_outputs
 from uimjax.workflow import suite, suite_text
 from uimjax.workflow.seeded import STAGES
 
@@ -258,6 +259,9 @@ def test_one_seed_from_training_to_edits_and_a_second_time_nothing(corpus, tmp_p
         assert not any("unchanged" in finding for finding in stage(loop, lambda items, *_, **__: items))
     found = store.read_json(tmp_path / "seed-0" / "audit.json")
     assert set(found["before"]["probes"]) == set(found["twins"]) == set(plants.WEAKNESSES)
+    for name in ("bias", "security", "privacy"):
+        said = read_outputs(tmp_path / "seed-0" / name / "outputs.jsonl", ("before", "traced", "oracle", "random"))
+        assert all(one.prompt and one.texts["before"] for one in said), name
     outcomes = store.read_json(tmp_path / "seed-0" / "dynamics" / "outcomes.json")
     assert set(outcomes) == {"traced", "oracle", "random"}
     assert set(outcomes["traced"]["probes"]) == set(plants.WEAKNESSES)

@@ -13,6 +13,7 @@ from uimjax.config import SuiteConfig, parse
 from uimjax.corpora import picture_suite as pictures_of
 from uimjax.corpora.truth import read_truth
 from uimjax.errors import UsageError
+from uimjax.study.outputs import read_outputs
 from uimjax.task import Task
 from uimjax.workflow import suite, suite_vision, vision
 from uimjax.workflow.seeded import STAGES
@@ -38,6 +39,9 @@ def test_one_seed_of_pictures_from_training_to_edits_and_a_second_time_nothing(t
     json.dumps(document, allow_nan=False)
     assert set(document["weaknesses"]) == set(document["matrix"]) == set(pictures_of.WEAKNESSES)
     assert {"aum", "spectral"} < set(document["weaknesses"]["security"]["ap"])
+    said = read_outputs(tmp_path / "seed-0" / "security" / "outputs.jsonl", ("before", "traced", "oracle", "random"))
+    assert len(said) == 12
+    assert all(one.image and one.texts["traced"].startswith("class ") for one in said)
     again = suite_vision.prepare(config, images, tmp_path / "seed-0", 0)
     for name in ("audit", "trace", "mitigate"):
         assert all("unchanged" in finding for finding in STAGES[name](again, lambda items, *_, **__: items))

@@ -1,6 +1,6 @@
 """What a model says to what it failed on, before and after a fix: the outputs that people judge and pages show."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -51,6 +51,17 @@ def of_texts(task: Task, rows: Any, tokenizer: Tokenizer, most: int = MOST) -> V
     some = row.take(rows, np.arange(min(most, row.count(rows))))
     decode = lambda ids: tokenizer.engine.decode([int(k) for k in ids if k < tokenizer.mark])  # noqa: E731  # no marks
     return _spoken(task, some, decode, TOKENS)
+
+
+def of_probe(task: Task, probe: Any, corpus: Any) -> Voice | None:
+    """Of a probe's rows, or of the bad side of its pairs; None where it is of the course of a training."""
+    while isinstance(probe, (Mapping, tuple)) and not (isinstance(probe, Mapping) and {"tokens", "image"} & {*probe}):
+        if not probe:
+            return None
+        probe = next(iter(probe.values())) if isinstance(probe, Mapping) else probe[0]
+    if not isinstance(probe, Mapping):
+        return None
+    return of_pictures(task, probe) if "image" in probe else of_texts(task, probe, corpus.tokenizer)
 
 
 def of_failures(task: Task, failures: Failures, tokenizer: tokenizers.Tokenizer) -> Voice:

@@ -29,8 +29,10 @@ from uimjax.mitigate.edit import Edit
 from uimjax.mitigate.relearning import Relearning, relearn
 from uimjax.progress import Progress, quiet
 from uimjax.report import tables
+from uimjax.study.outputs import BEFORE, write_outputs
+from uimjax.study.outputs import FILE as OUTPUTS
 from uimjax.task import Measurement, Task
-from uimjax.workflow import base, text
+from uimjax.workflow import base, saying, text
 
 ARMS = ("traced", "oracle", "random")
 OTHER_EVIDENCE = (*methods.BASELINES, *detectors.NAMES)
@@ -213,9 +215,13 @@ def mitigate(loop: Seeded, progress: Progress):
             planted = oracle.oracle_edit(base.truth_of(folder), folder / "edit-traced.json")
             blind = edit.random_edit(loop.count, len(traced.rows), loop.recipe.seed)
             outcomes: dict[str, Any] = {}
+            voice = saying.of_probe(loop.task, loop.suite.cases[name].probe, loop.corpus)
+            voice = voice if loop.recipe.seed == loop.config.seed else None  # people need not read every seed
+            said = {BEFORE: voice.says(loop.fitted("train").params)} if voice else {}
             for made in (traced, planted, blind):
                 params, course = _carried_out(loop, name, made)
                 outcomes[made.arm] = loop.outcome_of(params, course)
+                said |= {made.arm: voice.says(params)} if voice else {}
                 if made.arm == "traced":
                     again = {
                         "relearned": relearned(loop, name, params, planted),
@@ -223,6 +229,8 @@ def mitigate(loop: Seeded, progress: Progress):
                     }
                     store.write_json(folder / "again.json", again)
             store.write_json(folder / "outcomes.json", outcomes)
+            if voice:
+                write_outputs(folder / OUTPUTS, voice.outputs(said))
             scores = tables.read_scores(folder / "scores.parquet")
             rate, found = scorecard.scorecard(base.truth_of(folder), folder / "edit-traced.json", scores)
             document = {"base_rate": rate, "methods": {method: f._asdict() for method, f in found.items()}}
