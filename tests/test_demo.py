@@ -177,7 +177,7 @@ def test_the_table_is_for_people(demo, tmp_path):
         "A leaked secret",
         "bits of exposure",
         "uimjax report",
-        "Verdict: fixed.",
+        "Verdict: fixed (automatic evidence only).",
         "random rows (control)",
         "positive = proponent",
         "replays it",

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 import time
 
 import pytest
@@ -14,6 +15,14 @@ from uimjax.study.outputs import Output, write_outputs
 from uimjax.study.sheets import Design
 from uimjax.workflow import studying
 
+MOVED = """
+import fcntl, os, sys
+there, answers = (fcntl.fcntl(int(number), fcntl.F_DUPFD, 10) for number in sys.argv[1:3])
+os.dup2(there, 3)
+os.dup2(answers, 4)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
+
 
 class Browser:
     """Chromium by its debugging pipe: commands in on one, answers out on another, JSON ended by a zero."""
@@ -22,12 +31,9 @@ class Browser:
         there, self.out = os.pipe()
         self.back, answers = os.pipe()
         command = [BROWSER, *QUIET, f"--user-data-dir={folder / 'profile'}", "--remote-debugging-pipe", "about:blank"]
-
-        def hand_over():
-            os.dup2(there, 3)
-            os.dup2(answers, 4)
-
-        self.process = subprocess.Popen(command, preexec_fn=hand_over, close_fds=False, stderr=subprocess.DEVNULL)
+        # by a process in between: this one holds threads of JAX, and must not fork to move its descriptors
+        start = [sys.executable, "-c", MOVED, str(there), str(answers), *command]
+        self.process = subprocess.Popen(start, pass_fds=(there, answers), stderr=subprocess.DEVNULL)
         os.close(there)
         os.close(answers)
         self.number, self.held, self.asked = 0, b"", []
