@@ -140,6 +140,8 @@ def test_of_the_whole_suite_each_weakness_is_told(tmp_path, lang):
     for one, row in zip(found, rows, strict=True):
         text = " ".join(s for _, said in explained.sections(one, row, PHRASES[lang]) for s in said)
         assert not re.search(r"[{}]", text), text
+        anew = PHRASES[lang]["page"]["retrained"]
+        assert (anew in text) == (one.weakness == "dynamics"), "of all other fixes it is said that nothing began anew"
         assert one.before in text
     bundle.write_all(tmp_path, tmp_path / "report.html")
     assert "Risk register" in (tmp_path / "report.html").read_text()
@@ -148,7 +150,8 @@ def test_of_the_whole_suite_each_weakness_is_told(tmp_path, lang):
 CARD = {"value": 0.7, "low": 0.6, "high": 0.8, "reference": 0.5, "says": "alarm", "cannot": "why"}
 FOLDERS = {
     "audit.json": {
-        "model": "m", "failures": 1, "weaknesses": {"bias": CARD, "parity by sex": CARD | {"says": "no alarm"}},
+        "model": "m", "failures": 1, "weaknesses": {"bias": CARD, "parity by sex": CARD | {"says": "no alarm"},
+                                                "adversary": CARD | {"says": "told, not judged"}},
     },
     "mended.json": {
         "method": "npo", "edit": {"rows": 4}, "before": {"failures": [3.0, 1.0]}, "cost": 0.01, "says": "mended: x",
@@ -159,12 +162,12 @@ FOLDERS = {
         "failures": [{"proponents": [{"id": "a"}, {"id": "b"}]}, {"proponents": [{"id": "a"}]}],
     },
     "card.json": {
-        "documents": 10, "personal": [{"documents": 2}], "copies": {"repeat": 1}, "people": {"findings": []},
+        "documents": 10, "personal_documents": 2, "copies": {"repeat": 1}, "people": {"findings": []},
         "contamination": [{"contaminated": 3, "items": 4}], "labels": None,
     },
 }  # fmt: skip
 TITLES = {
-    "audit.json": ["bias", "parity by sex"],
+    "audit.json": ["bias", "parity by sex", "adversary"],
     "mended.json": ["The failures that were traced"],
     "answers.json": ["Failures of the reader's own"],
     "card.json": ["Personal data in the corpus", "Near copies in the corpus", "Evaluation items in the corpus"],
@@ -181,12 +184,14 @@ def test_of_other_folders(tmp_path):
         for lang in PHRASES:
             text = explained.write_page(at, at / "e.html", lang).read_text()
             assert "{" not in Parsed(text).text[-1]
-    (bias, parity) = findings.of_folder(tmp_path / "audi")
+    (bias, parity, _) = findings.of_folder(tmp_path / "audi")
     assert (bias.weakness, bias.alarm, parity.weakness, parity.alarm) == ("bias", True, "bias", False)
     assert (bias.p, parity.p) == (0.7, None), "a gap is no rate"
     assert len(register.rows([bias, parity])) == 1, "what found nothing is no risk"
-    text = (tmp_path / "audi" / "e.html").read_text()
-    assert "parity by sex" in text
+    explained.write_page(tmp_path / "audi", tmp_path / "a.html")
+    text = (tmp_path / "a.html").read_text()
+    assert "Tests that found nothing beyond chance: parity by sex." in text
+    assert "Tests without a verdict: adversary." in text
     (trace,) = findings.of_folder(tmp_path / "answ")
     assert (trace.rows, trace.method) == (2, "ekfac")
     explained.write_page(tmp_path / "card", tmp_path / "c.html")

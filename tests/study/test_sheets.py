@@ -293,7 +293,10 @@ def test_what_would_change_nothing_is_refused(source, monkeypatch, capsys, words
 
 
 def test_secrets_are_masked(source, tmp_path):
-    (source / "trace.json").write_text(json.dumps({"sensitive": ["says 3"]}))
+    (source / "trace.json").write_text(json.dumps({"sensitive": []}))
+    other = source.parent / "secret"  # another failure of the same run, and of the same model
+    other.mkdir()
+    (other / "trace.json").write_text(json.dumps({"sensitive": ["says 3"]}))
     studying.export(source, tmp_path / "a", Design(raters=1))
     studying.export(source, tmp_path / "b", Design(raters=1), reveal=True)
     hidden, clear = ((tmp_path / name / "sheets" / "rater-01.csv").read_text(encoding="utf-8-sig") for name in "ab")

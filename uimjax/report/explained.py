@@ -13,6 +13,9 @@ from uimjax.report.findings import Finding
 from uimjax.report.phrases import PHRASES
 from uimjax.report.verdicts import judged
 
+NOTHING = ("no alarm", "no failure")  # verdicts of tests that found none
+RETRAINED = "retrain"  # a fix of the suite that begins anew
+
 
 def write_page(run: Path, path: Path, lang: str = "en") -> Path:
     """One offline HTML page of a finished run, mitigation, audit, trace, suite or corpus card.
@@ -54,8 +57,11 @@ def lead(found: Sequence[Finding], words: Mapping[str, Any]) -> list[str]:
     counts = {"fixed": fixed.count(True), "not_fixed": fixed.count(False), "untreated": fixed.count(None)}
     many = page["count"]["one"] if len(found) == 1 else page["count"]["many"].format(n=len(found))
     said = [many, page["tally"].format(**counts)] if found else [page["count"]["none"]]
-    tests = ", ".join(words["titles"].get(one.title, one.title) for one in quiet)
-    return [markup.visible(line) for line in (*said, *([page["quiet"].format(tests=tests)] if quiet else []))]
+    nothing = [one for one in quiet if one.verdict.startswith(NOTHING)]
+    for key, some in (("quiet", nothing), ("unjudged", [one for one in quiet if one not in nothing])):
+        tests = ", ".join(words["titles"].get(one.title, one.title) for one in some)
+        said += [page[key].format(tests=tests)] if some else []
+    return [markup.visible(line) for line in said]
 
 
 def sections(one: Finding, row: Mapping[str, Any], words: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
@@ -83,7 +89,8 @@ def _failed(one: Finding, page: Mapping[str, Any]) -> list[str]:
 def _done(one: Finding, page: Mapping[str, Any]) -> list[str]:
     if one.fixed is None:
         return [page["untreated"]]
-    return [page["fix" if one.rows is not None else "tuned"].format(fix=one.fix)]
+    key = "retrained" if one.fix == RETRAINED else "fix" if one.rows is not None else "tuned"
+    return [page[key].format(fix=one.fix)]
 
 
 def _cause(one: Finding, page: Mapping[str, Any]) -> list[str]:

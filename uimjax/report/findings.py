@@ -24,8 +24,7 @@ OF_CASES = {"vision": "security", "secret": "privacy", "behaviour": "security"}
 NO_RATES = ("dynamics",)  # weaknesses whose probe is none
 GAPS = ("parity", "odds", "membership")  # probes of audits that say how far apart, and not how often
 KNOWN = ("suite.json", "mended.json", "audit.json", "answers.json", "card.json")
-
-
+IN_DATA = "found in the data; no model was looked at"
 CORPUS = {
     "privacy": "Personal data in the corpus", "memorization": "Near copies in the corpus",
     "bias": "Groups that stand out near attributes", "generalization": "Evaluation items in the corpus",
@@ -39,8 +38,7 @@ class Finding(NamedTuple):
     reference), after the fix, and after the fix of random rows; "" where there is none. `unit`: rate, bits or other.
     `cost` elsewhere, a share, of `cost_in`: accuracy (lost) or loss (more of it). `rows` of `of` training rows
     are in the edit. `verdict`: as the run says it; `fixed`: None where nothing was done. `open`: remarks that it came
-    with. `human`: what raters said of it. `corpus`: it was found in the data,
-    and no model was looked at."""
+    with. `human`: what raters said of it. `corpus`: it was found in the data, and no model was looked at."""
 
     weakness: str
     title: str
@@ -180,8 +178,8 @@ def _rate(name: str, its: Mapping[str, Any]) -> float | None:
 
 def of_answers(document: Mapping[str, Any]) -> list[Finding]:
     """Of a trace: failures that the reader brought; how often they happen was not measured."""
-    failures, method = document["failures"], str(document.get("method", ""))
-    named = {str(hit.get("id", hit.get("document"))) for one in failures for hit in one.get("proponents", [])}
+    failures, method = document["failures"], document["method"]
+    named = {str(hit["id"]) for one in failures for hit in one["proponents"]}
     return [Finding("failure", "Failures of the reader's own", None, str(len(failures)), rows=len(named) or None,
                     method=method, verdict="traced, and nothing was done about it yet")]  # fmt: skip
 
@@ -193,21 +191,14 @@ def of_card(document: Mapping[str, Any]) -> list[Finding]:
     seen = [row["contaminated"] for row in document["contamination"] or []], document["contamination"] or []
     labels, copies = document["labels"] or {"wrong": 0}, document["copies"] or {"repeat": 0}
     found = {
-        "privacy": (sum(row["documents"] for row in document["personal"]), documents),
+        "privacy": (document["personal_documents"], documents),
         "memorization": (copies["repeat"], documents),
-        "bias": (len(skewed), len(document["people"]["findings"])),
+        "bias": (len(skewed), sum(row["p"] is not None for row in document["people"]["findings"])),
         "generalization": (sum(seen[0]), sum(row["items"] for row in seen[1])),
         "deterioration": (labels["wrong"], labels.get("looked_at", 0)),
     }
     return [
-        Finding(
-            name,
-            CORPUS[name],
-            None,
-            f"{n:,} / {of:,}",
-            verdict="found in the data; no model was looked at",
-            corpus=True,
-        )
+        Finding(name, CORPUS[name], None, f"{n:,} / {of:,}", verdict=IN_DATA, corpus=True)
         for name, (n, of) in found.items()
         if n
     ]

@@ -128,7 +128,7 @@ def mislabelled(sample: list[Drawn], of: int, config: CensusConfig, out: Path) -
     share = issues.wrong / len(some)
     low, high = together.wilson(issues.wrong, len(some))
     return {
-        "why": "", "rare": rare[:20], "of": of, "looked_at": len(some), 
+        "why": "", "rare": rare[:20], "of": of, "looked_at": len(some),
         "classes": dict(zip(learned.classes, np.bincount(given).tolist(), strict=True)),
         "accuracy": float((learned.held_out.argmax(1) == given).mean()), "wrong": int(issues.wrong), "share": share,
         "low": low, "high": high, "flagged": len(issues.ids),

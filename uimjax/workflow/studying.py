@@ -88,9 +88,11 @@ def _consent(path: str) -> str:
 
 
 def _sensitive(path: Path) -> list[str]:
-    """What pages of that run must not show."""
-    trace = path.parent / "trace.json"
-    return store.read_json(trace).get("sensitive", []) if trace.is_file() else []
+    """What pages of that run must not show: the secrets of all its failures, as they share a model."""
+    if not (path.parent / "trace.json").is_file():
+        return []
+    traces = path.parent.parent.glob("*/trace.json")
+    return [secret for trace in traces for secret in store.read_json(trace).get("sensitive", [])]
 
 
 def _masked(one: Output, hidden: Sequence[str]) -> Output:

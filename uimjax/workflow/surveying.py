@@ -38,8 +38,10 @@ def survey(config: CensusConfig, out: Path, progress: Progress = quiet) -> dict[
     Raises:
         MissingFileError, DataError, UnknownNameError: as `read_texts`. ConfigError: of the lists of terms.
         UsageError: what needs an extra that is not installed, or labels that do not tell which of them are toxic.
+        OutputError: `out` holds what is read, or a README that is not ours.
     """
     files = texts.files_of(config.data)
+    _check_ours(out, files)
     if config.near:
         duplicates.check_installed()
     if config.languages:
@@ -48,7 +50,6 @@ def survey(config: CensusConfig, out: Path, progress: Progress = quiet) -> dict[
     evaluation = beside.evaluation(config)
     toxic = beside.toxicity(config) if config.toxicity else None
     key = _key(config, files)
-    _check_ours(out, files)
     make_folder(out)
     if (out / CARD).exists() and (held := store.read_json(out / CARD)).get("key") == key:
         return held
@@ -175,7 +176,7 @@ def _card(
     people = card.people(total, look.terms)
     tables.write_rows(out / "together.parquet", people["findings"], together.COLUMNS)
     first = duplicates.joined([p.with_suffix(".marks") for p in paths], config.near) if config.near else None
-    digests = _documents(paths, first, out)
+    digests, held = _documents(paths, first, out)
     _spans(paths, out)
     sample = reader.sample.drawn()
     return {
@@ -185,18 +186,21 @@ def _card(
         "copies": None if first is None else card.copies(first, digests, config.near),
         "languages": tongues.languages(sample, documents) if config.languages else None,
         "people": people, "personal": card.personal(total, documents, words),
+        "personal_documents": held,
     }  # fmt: skip
 
 
-def _documents(paths: list[Path], first: np.ndarray | None, out: Path) -> np.ndarray:
-    """Write `documents.parquet`: a row a document, and which earlier one it repeats. Digests of all texts `[N]`."""
+def _documents(paths: list[Path], first: np.ndarray | None, out: Path) -> tuple[np.ndarray, int]:
+    """Write `documents.parquet`: a row a document, and which earlier one it repeats. (Digests of all texts `[N]`, how
+    many of them hold personal data of any kind.)"""
     parts = lambda: (parquet.read_table(path.with_suffix(".parquet")) for path in paths)  # noqa: E731  # one by one
     wanted = np.unique(first[first != np.arange(len(first))]) if first is not None else np.zeros(0, np.int64)
-    names, at, digests = {}, 0, []
+    names, at, digests, held = {}, 0, [], 0
     for table in parts():
         mine = wanted[(wanted >= at) & (wanted < at + table.num_rows)]
         names |= dict(zip(mine.tolist(), table["id"].take(pa.array(mine - at)).to_pylist(), strict=True))
         digests.append(table["digest"].to_numpy())
+        held += int((table["personal"].to_numpy() > 0).sum())
         at += table.num_rows
     with atomic(out / "documents.parquet") as temporary:
         at, writer = 0, None
@@ -209,7 +213,7 @@ def _documents(paths: list[Path], first: np.ndarray | None, out: Path) -> np.nda
             at += table.num_rows
         assert writer is not None  # a corpus without documents was refused
         writer.close()
-    return np.concatenate(digests)
+    return np.concatenate(digests), held
 
 
 def _spans(paths: list[Path], out: Path) -> None:
