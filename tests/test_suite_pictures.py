@@ -39,6 +39,9 @@ def test_one_seed_of_pictures_from_training_to_edits_and_a_second_time_nothing(t
     json.dumps(document, allow_nan=False)
     assert set(document["weaknesses"]) == set(document["matrix"]) == set(pictures_of.WEAKNESSES)
     assert {"aum", "spectral"} < set(document["weaknesses"]["security"]["ap"])
+    for asked in (lambda: loop.others("bias", None), lambda: loop.strongest("bias", "grad_cos", 3, [])):
+        with pytest.raises(UsageError, match="bias: .*these rows have none"):
+            asked()
     said = read_outputs(tmp_path / "seed-0" / "security" / "outputs.jsonl", ("before", "traced", "oracle", "random"))
     assert len(said) == 12
     assert all(one.image and one.texts["traced"].startswith("class ") for one in said)

@@ -5,6 +5,7 @@ the causal check at once. Each edit is measured by all probes, so that what a fi
 Every stage leaves files and is skipped while these and their causes are unchanged.
 """
 
+import abc
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from uimjax.audit.weaknesses import Weakness
 from uimjax.config import SuiteConfig, VisionSuiteChoice, parse
 from uimjax.corpora.picture_suite import PlantedPictures
 from uimjax.corpora.text_suite import PlantedSuite, left_out
+from uimjax.errors import UsageError
 from uimjax.interpret import detectors, methods
 from uimjax.mitigate import edit, oracle
 from uimjax.mitigate.edit import Edit
@@ -39,7 +41,7 @@ OTHER_EVIDENCE = (*methods.BASELINES, *detectors.NAMES)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seeded(text.Loop):
+class Seeded(text.Loop, abc.ABC):
     """One seed of the suite in one modality: its plants, its model, and everything that follows from the config.
     `known`: the weaknesses that it plants, with their probes; `choices`: the part of the config that says how each is
     traced and mended."""
@@ -76,20 +78,23 @@ class Seeded(text.Loop):
         ends = text.snapshots(self.config)
         return [self.suite.present[start:end].mean(0) for start, end in zip((0, *ends), ends, strict=False)]
 
+    @abc.abstractmethod
     def area(self, moments: list[Any]) -> Probed:
         """The probe of a training's course, from the parameters at each epoch's end."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def utility(self, params: Any) -> float:
-        raise NotImplementedError
+        """What the model can do on clean held-out rows."""
 
     def others(self, name: str, made: Edit) -> Any:
-        """Counterfactuals of an edit's rows, for the fix that tunes on both; texts have them."""
-        raise NotImplementedError
+        """Counterfactuals of an edit's rows, for the fix that tunes on both. Raises UsageError: texts alone have any."""
+        del made
+        raise UsageError(f"{name}: fix cda tunes on texts in other words, and these rows have none; choose another fix")
 
     def strongest(self, name: str, method: str, tokens: int, moments: list[text.Moment]) -> np.ndarray:
-        """`[N]`: the scores of each row's strongest tokens, where rows have tokens."""
-        raise NotImplementedError
+        """`[N]`: the scores of each row's strongest tokens. Raises UsageError: the rows have no tokens."""
+        del method, moments
+        raise UsageError(f"{name}: the {tokens} strongest tokens of a row were asked for, and these rows have none")
 
     def detected(self) -> dict[str, np.ndarray]:
         """Scores of detectors that need no question, high = suspicious."""
