@@ -87,7 +87,7 @@ class Seeded(text.Loop, abc.ABC):
         """What the model can do on clean held-out rows."""
 
     def others(self, name: str, made: Edit) -> Any:
-        """Counterfactuals of an edit's rows, for the fix that tunes on both. Raises UsageError: texts alone have any."""
+        """Counterfactuals of an edit's rows, for the fix that tunes on both. Raises UsageError: not of texts."""
         del made
         raise UsageError(f"{name}: fix cda tunes on texts in other words, and these rows have none; choose another fix")
 
